@@ -1,0 +1,170 @@
+"""The frozen records that travel between the stages of training.
+
+Data flows one way: record -> prompt -> rollout -> answer -> match -> reward terms -> advantage -> loss. What passes
+along each arrow is one of the dataclasses below; none of them computes anything.
+
+Boxes are numpy arrays, since they never leave the host: a handful of boxes costs a tenth of what the same small
+operations cost as torch tensors. Tokens, rewards and everything after them are torch tensors.
+
+Shape letters: M ground-truth boxes, N predicted boxes, K matched pairs.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+Boxes = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class DetectionRecord:
+    """One image, the question asked about it, and the boxes that answer the question.
+
+    Attributes:
+        image: decoded RGB image, upright (EXIF orientation applied).
+        boxes_xyxy: ``[M, 4]`` float64, corners in pixels of ``image``.
+        labels: M label texts, each one of ``categories``.
+        categories: what is asked for, in the order in which the prompt names it.
+        image_id: unique within its source, stable between runs.
+        origin: where the record comes from (file or generator and index), for error messages and galleries.
+        areas: ``[M]`` float64 object areas in square pixels, as COCO's size ranges use them.
+        crowd: ``[M]`` bool, COCO's ``iscrowd``: such a region is no target and no prediction in it is an error.
+    """
+
+    image: Image.Image
+    boxes_xyxy: Boxes
+    labels: tuple[str, ...]
+    categories: tuple[str, ...]
+    image_id: int
+    origin: str
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the image in pixels."""
+        return self.image.size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Targets:
+    """Ground truth of one image: ``boxes_xyxy`` ``[M, 4]`` in image pixels and its M ``labels``."""
+
+    boxes_xyxy: Boxes
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Answer:
+    """What could be read from one completion, still in the model's own coordinate frame.
+
+    Attributes:
+        boxes: ``[N, 4]`` float64 corners in the frame of the model family, as written: ordered or not, in bounds or not.
+        labels: N label texts as written.
+        follows_template: the completion has the form that the family's instruction asks for, and nothing else.
+        problems: one short text for each item that was written but cannot be used as a box (for logs and the gallery).
+    """
+
+    boxes: Boxes
+    labels: tuple[str, ...]
+    follows_template: bool
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Detections:
+    """The boxes of one answer in image pixels.
+
+    Attributes:
+        boxes_xyxy: ``[N, 4]`` float64, ordered corners in pixels of the image.
+        labels: N label texts.
+        scores: ``[N]`` float64.
+        well_formed: the template is followed.
+        valid: well formed, and every item has a label and four finite, ordered, in-bounds coordinates.
+    """
+
+    boxes_xyxy: Boxes
+    labels: tuple[str, ...]
+    scores: NDArray[np.float64]
+    well_formed: bool
+    valid: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Match:
+    """A one-to-one assignment between the predicted and the true boxes of one completion.
+
+    Attributes:
+        predicted: ``[K]`` int64 rows of the detections.
+        target: ``[K]`` int64 rows of the ground truth.
+        overlap: ``[K]`` float64 overlap (IoU or GIoU) that the rewards read, after the label rule.
+        num_predicted: N.
+        num_targets: M.
+        detections: the matched detections, for terms that need more than the overlap.
+    """
+
+    predicted: NDArray[np.int64]
+    target: NDArray[np.int64]
+    overlap: NDArray[np.float64]
+    num_predicted: int
+    num_targets: int
+    detections: Detections
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Rollout:
+    """G sampled completions for each of B prompts (shape letters: B prompts, G group size, C completion tokens).
+
+    Attributes:
+        tokens: ``[B, G, C]`` int64, padded on the right.
+        mask: ``[B, G, C]`` bool, true on the sampled tokens, the closing end token included.
+        finished: ``[B, G]`` bool, false where the completion was cut off at the token limit.
+        texts: B lists of G decoded completions.
+        seconds: wall time by part (``prefill``, ``decode``).
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    finished: Tensor
+    texts: list[list[str]]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.tokens.shape == self.mask.shape, (self.tokens.shape, self.mask.shape)
+        assert self.finished.shape == self.tokens.shape[:2], (self.finished.shape, self.tokens.shape)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Finding:
+    """All that is known of one completion for one record: what galleries, tables and prediction files are made from.
+
+    Attributes:
+        record: the image and its ground truth (no boxes where there is none).
+        instruction: the question as the model got it.
+        completion: the answer as the model wrote it.
+        detections: what was read from it, in image pixels.
+        match: the assignment to the ground truth.
+        rewards: reward by term, ``total`` included.
+    """
+
+    record: DetectionRecord
+    instruction: str
+    completion: str
+    detections: Detections
+    match: Match
+    rewards: dict[str, float]
+
+
+def as_boxes(boxes: Any) -> Boxes:
+    """Nested lists (or nothing at all) as the ``[N, 4]`` float64 array that every function here expects."""
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
