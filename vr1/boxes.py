@@ -26,3 +26,57 @@ def rescale(boxes: Boxes, from_size: tuple[float, float], to_size: tuple[float, 
     """
     x, y = to_size[0] / from_size[0], to_size[1] / from_size[1]
     return boxes * np.array([x, y, x, y])
+
+
+def pairwise_iou(boxes: Boxes, others: Boxes) -> Boxes:
+    """Intersection over union of every box with every other box.
+
+    Args:
+        boxes: ``[N, 4]`` corners, any frame.
+        others: ``[M, 4]`` corners in the same frame.
+
+    Returns:
+        ``[N, M]`` float64 in 0..1; 0 where both boxes have no area.
+
+    Example:
+        >>> from vr1.records import as_boxes
+        >>> pairwise_iou(as_boxes([0, 0, 2, 2]), as_boxes([[0, 0, 2, 2], [1, 0, 3, 2]])).round(3)
+        array([[1.   , 0.333]])
+    """
+    intersection, union = _intersection_and_union(boxes.T[:, :, None], others.T[:, None])
+    return intersection / np.where(union > 0, union, 1.0)
+
+
+def pairwise_giou(boxes: Boxes, others: Boxes) -> Boxes:
+    """Generalised intersection over union: IoU less the share of the common hull that neither box covers.
+
+    Args:
+        boxes: ``[N, 4]`` corners, any frame.
+        others: ``[M, 4]`` corners in the same frame.
+
+    Returns:
+        ``[N, M]`` float64 in -1..1; 0 where the common hull has no area.
+
+    Source: Rezatofighi et al., Generalized Intersection over Union, arXiv 1902.09630, algorithm 1.
+
+    Example:
+        >>> from vr1.records import as_boxes
+        >>> pairwise_giou(as_boxes([0, 0, 1, 1]), as_boxes([[0, 0, 1, 1], [2, 0, 3, 1]])).round(3)
+        array([[ 1.   , -0.333]])
+    """
+    first, second = boxes.T[:, :, None], others.T[:, None]
+    intersection, union = _intersection_and_union(first, second)
+    width = np.maximum(first[2], second[2]) - np.minimum(first[0], second[0])
+    height = np.maximum(first[3], second[3]) - np.minimum(first[1], second[1])
+    hull = width * height
+    iou = intersection / np.where(union > 0, union, 1.0)
+    return iou - (hull - union) / np.where(hull > 0, hull, 1.0)
+
+
+def _intersection_and_union(first: Boxes, second: Boxes) -> tuple[Boxes, Boxes]:
+    """Areas ``[N, M]`` shared and covered by boxes ``[4, N, 1]`` and ``[4, 1, M]``."""
+    width = np.minimum(first[2], second[2]) - np.maximum(first[0], second[0])
+    height = np.minimum(first[3], second[3]) - np.maximum(first[1], second[1])
+    intersection = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    areas = (first[2] - first[0]) * (first[3] - first[1]) + (second[2] - second[0]) * (second[3] - second[1])
+    return intersection, areas - intersection

@@ -1,0 +1,126 @@
+"""Before and after.
+
+Say at the end of training what it was good for: the validation results of the untrained model beside those of the end.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+from callbacks.comparison import Comparison, Measurement
+from callbacks.run_outputs import run_folder
+
+
+class BeforeAfter(Callback):
+    """Print a table of the validation metrics before and after training, and write it into the run's folder.
+
+    "Before" is Lightning's sanity check over the whole validation set (``num_sanity_val_steps: -1``); its results,
+    which Lightning throws away, are also sent to the loggers as step 0. "After" is the last validation. Where a
+    ``ModelCheckpoint`` monitors one of the metrics, the validation that was best by it has a column too.
+
+    The files are ``before_after.md`` for people and ``before_after.json`` for programs.
+
+    Args:
+        prefix: which logged metrics are compared: those whose names begin so.
+
+    Note:
+        A sanity check over part of the data measures something else than validation does, so it does not count as
+        "before"; the table then says why the column is empty. All of it is saved in the checkpoint and survives resume.
+
+    Raises:
+        ValueError: if ``prefix`` is empty.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from callbacks import BeforeAfter
+        >>> trainer = Trainer(callbacks=[BeforeAfter()], num_sanity_val_steps=-1, logger=False)
+
+    """
+
+    def __init__(self, prefix: str = "val/") -> None:
+        if not prefix:
+            raise ValueError("BeforeAfter: prefix is empty: give the beginning of the metrics' names, such as 'val/'")
+        self.prefix = prefix
+        self.before: Measurement | None = None
+        self.validations: list[Measurement] = []
+        self._folder = Path()
+        self._note = ""
+
+    @override
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        self._folder = run_folder(trainer)
+        if stage == "fit" and trainer.global_step == 0:
+            self.before, self.validations = None, []
+            self._note = (
+                "There is no evaluation of the untrained model: set the trainer's num_sanity_val_steps to -1 (a resumed"
+                " training keeps the one that its checkpoint holds)."
+            )
+
+    @override
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        # Reading may make the processes exchange results, so every one of them reads.
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(self.prefix)}
+        if not trainer.sanity_checking:
+            self.validations.append(Measurement(trainer.global_step, metrics))
+        elif trainer.num_sanity_val_batches == trainer.num_val_batches:
+            self.before = Measurement(0, metrics)
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=0)
+        else:
+            self._note = (
+                f"The sanity check covered {trainer.num_sanity_val_batches} of {trainer.num_val_batches} validation"
+                " batches, too little to compare with: set the trainer's num_sanity_val_steps to -1."
+            )
+
+    @override
+    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if not trainer.is_global_zero or not (self.validations or self.before):
+            return
+        after = self.validations[-1] if self.validations else None
+        comparison = Comparison(self.before, after, *self._best(trainer), notes=self._notes(trainer))
+        comparison.show()
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / "before_after.md").write_text(comparison.markdown(), encoding="utf-8")
+            text = json.dumps(comparison.as_dict(), indent=2) + "\n"
+            (self._folder / "before_after.json").write_text(text, encoding="utf-8")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        before = None if self.before is None else self.before.state_dict()
+        return {"before": before, "validations": [item.state_dict() for item in self.validations]}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before = state_dict["before"]
+        self.before = None if before is None else Measurement(**before)
+        self.validations = [Measurement(**item) for item in state_dict["validations"]]
+
+    def _best(self, trainer: "pl.Trainer") -> tuple[Measurement | None, str]:
+        """The validation that was best by what a checkpoint callback monitors, and the name of that metric."""
+        for callback in trainer.checkpoint_callbacks:
+            monitor = getattr(callback, "monitor", None)
+            measured = [item for item in self.validations if monitor in item.metrics]
+            if isinstance(callback, ModelCheckpoint) and monitor and measured:
+                choose = max if callback.mode == "max" else min
+                return choose(measured, key=lambda item: item.metrics[monitor]), monitor
+        return None, ""
+
+    def _notes(self, trainer: "pl.Trainer") -> list[str]:
+        notes = [] if self.before else [self._note]
+        if not self.validations:
+            notes.append("Training ended before the first validation: see the trainer's val_check_interval.")
+        elif self.validations[-1].step != trainer.global_step:
+            notes.append(
+                f"The last validation was at step {self.validations[-1].step} of {trainer.global_step}; the steps after"
+                " it were not measured."
+            )
+        return notes

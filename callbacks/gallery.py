@@ -1,0 +1,132 @@
+"""Gallery.
+
+Watch the same few images at every validation: what is there, what the model says is there, and what it earns for it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+from callbacks.rule_refinement import RuleRefinement
+from callbacks.run_outputs import run_folder, write_picture
+from vr1.drawing import draw_grid, draw_tile
+from vr1.records import Finding
+
+
+class Gallery(Callback):
+    """Draw the first images of the validation set with their true and predicted boxes, at every validation.
+
+    The pictures are ``gallery/step_000050.png`` and so on in the run's folder (step 0 being the untrained model, from
+    Lightning's sanity check), ``gallery/validate.png`` and ``gallery/test.png`` outside of training. TensorBoard and
+    Weights & Biases get the same pictures.
+
+    Args:
+        num_images: how many images, from the first one on; the data's order must not change between validations.
+        tile_size: side of one image's place in pixels.
+        columns: images per row; None chooses.
+
+    Note:
+        Wants ``validation_step`` and ``test_step`` to return lists of :class:`~vr1.records.Finding`. With several
+        processes the images are the first ones of rank zero's share.
+
+    Raises:
+        ValueError: if a size or count is not positive.
+        TypeError: if a step returns something else.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from callbacks import Gallery
+        >>> trainer = Trainer(callbacks=[Gallery(num_images=4)], num_sanity_val_steps=-1, logger=False)
+
+    """
+
+    def __init__(self, num_images: int = 8, tile_size: int = 360, columns: int | None = None) -> None:
+        for name, value, least in (("num_images", num_images, 1), ("tile_size", tile_size, 64)):
+            if value < least:
+                raise ValueError(f"Gallery: {name} is {value}: give at least {least}")
+        if columns is not None and columns < 1:
+            raise ValueError(f"Gallery: columns is {columns}: give at least 1, or None to let the gallery choose")
+        self.num_images = num_images
+        self.tile_size = tile_size
+        self.columns = columns
+        self._findings: list[Finding] = []
+        self._folder = Path()
+
+    @override
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        self._folder = run_folder(trainer)
+
+    @override
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._findings = []
+
+    @override
+    def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._findings = []
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: "pl.Trainer",
+        pl_module: "pl.LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._collect(trainer, outputs)
+
+    @override
+    def on_test_batch_end(
+        self,
+        trainer: "pl.Trainer",
+        pl_module: "pl.LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._collect(trainer, outputs)
+
+    @override
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        self._write(trainer, f"step_{trainer.global_step:06d}" if fitting else "validate")
+
+    @override
+    def on_test_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._write(trainer, "test")
+
+    def _collect(self, trainer: "pl.Trainer", outputs: Any) -> None:
+        if not trainer.is_global_zero or len(self._findings) >= self.num_images:
+            return
+        if not isinstance(outputs, list) or not all(isinstance(output, Finding) for output in outputs):
+            raise TypeError(
+                f"Gallery draws vr1.records.Finding, but the evaluation step returned {type(outputs).__name__}: let it"
+                " return a list of findings, or leave the callback out"
+            )
+        self._findings += outputs[: self.num_images - len(self._findings)]
+
+    def _write(self, trainer: "pl.Trainer", name: str) -> None:
+        if not trainer.is_global_zero or not self._findings:
+            return
+        tiles = [draw_tile(finding, self.tile_size) for finding in self._findings]
+        sheet = draw_grid(tiles, _title(trainer, name, self._findings), columns=self.columns)
+        key = "gallery/test" if name == "test" else "gallery/val"
+        write_picture(trainer, self._folder, f"gallery/{name}.png", sheet, key=key)
+        self._findings = []
+
+
+def _title(trainer: "pl.Trainer", name: str, findings: list[Finding]) -> str:
+    parts = [name]
+    if name.startswith("step_"):
+        parts = ["before training"] if trainer.sanity_checking else [f"step {trainer.global_step}"]
+        refinements = (callback for callback in trainer.callbacks if isinstance(callback, RuleRefinement))  # type: ignore[attr-defined]
+        parts += [f"stage {refinement.stage.name}" for refinement in refinements if refinement.stage]
+    mean = sum(finding.rewards.get("total", 0.0) for finding in findings) / len(findings)
+    return " · ".join([*parts, f"mean reward {mean:.2f}"])

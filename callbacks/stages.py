@@ -1,0 +1,122 @@
+"""The stages of a rule schedule and the optimizer steps at which they begin."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from callbacks.plateau import Plateau
+from vr1.rewards.criterion import STAGES, Criterion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage: a criterion and the moment from which on it holds.
+
+    Args:
+        name: unique within a schedule; shown in the progress bar and in pictures.
+        criterion: thresholds that the reward terms read while the stage is in force.
+        at_fraction: begin at this share of all optimizer steps, between 0 and 1.
+        at_step: begin at this optimizer step.
+        on_plateau: begin when a logged metric has stopped improving.
+
+    Note:
+        The first stage begins with training and needs none of the three; every later stage needs exactly one.
+
+    Raises:
+        ValueError: if the name is empty, several moments are given, or one is out of its range.
+
+    Example:
+        >>> Stage(name="advanced", criterion=Criterion(0.75, 0.75, 0.9), at_fraction=0.5).at_fraction
+        0.5
+    """
+
+    name: str
+    criterion: Criterion
+    at_fraction: float | None = None
+    at_step: int | None = None
+    on_plateau: Plateau | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("stage name is empty: give each stage a name")
+        moments = {"at_fraction": self.at_fraction, "at_step": self.at_step, "on_plateau": self.on_plateau}
+        given = [name for name, value in moments.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"stage {self.name!r} sets {' and '.join(given)}: keep one of them")
+        if self.at_fraction is not None and not 0 <= self.at_fraction <= 1:
+            raise ValueError(f"stage {self.name!r}: at_fraction is {self.at_fraction}: give a share from 0 to 1")
+        if self.at_step is not None and self.at_step < 0:
+            raise ValueError(f"stage {self.name!r}: at_step is {self.at_step}: give an optimizer step from 0 on")
+
+
+def paper_stages() -> list[Stage]:
+    """The paper's schedule: stricter rules for the second half of training.
+
+    Source: section 3.3 (progressive rule refinement).
+
+    Example:
+        >>> [(stage.name, stage.at_fraction) for stage in paper_stages()]
+        [('beginner', None), ('advanced', 0.5)]
+    """
+    return [
+        Stage(name="beginner", criterion=STAGES["beginner"]),
+        Stage(name="advanced", criterion=STAGES["advanced"], at_fraction=0.5),
+    ]
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Refuse a schedule that has no beginning, repeats a name or runs backwards.
+
+    Raises:
+        ValueError: naming the stage and the mend.
+    """
+    for index, stage in enumerate(stages):
+        if stage.name in [earlier.name for earlier in stages[:index]]:
+            raise ValueError(f"two stages are named {stage.name!r}: give each its own name")
+        fixed = stage.at_fraction if stage.at_fraction is not None else stage.at_step
+        if index == 0 and (stage.on_plateau is not None or fixed):
+            raise ValueError(f"the first stage, {stage.name!r}, begins late: let it begin at 0 (set no moment)")
+        if index > 0 and fixed is None and stage.on_plateau is None:
+            raise ValueError(f"stage {stage.name!r} never begins: set at_fraction, at_step or on_plateau")
+    for kind in ("at_fraction", "at_step"):
+        moments = [getattr(stage, kind) for stage in stages if getattr(stage, kind) is not None]
+        if any(later <= earlier for earlier, later in pairwise(moments)):
+            raise ValueError(f"{kind} of the stages is {moments}: order the stages so that it increases")
+
+
+def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
+    """The optimizer step before which each stage begins; None for a stage that waits for a plateau.
+
+    Args:
+        stages: a checked schedule.
+        total: optimizer steps of the whole training, None where nothing bounds them.
+
+    Raises:
+        ValueError: if a fraction has no total to refer to, or fractions and steps together run backwards.
+
+    Example:
+        >>> first_steps(paper_stages(), 101)
+        [0, 51]
+    """
+    steps: list[int | None] = []
+    for index, stage in enumerate(stages):
+        if index == 0:
+            steps.append(0)
+        elif stage.at_fraction is not None:
+            if total is None:
+                raise ValueError(
+                    f"stage {stage.name!r} begins at a fraction of training, but nothing bounds the training: set the"
+                    " trainer's max_steps (or max_epochs, with data of known length), or give the stage at_step"
+                )
+            # Rounding noise such as 0.1 * 30 = 3.0000000000000004 must not delay a stage.
+            steps.append(math.ceil(stage.at_fraction * total - 1e-9))
+        else:
+            steps.append(stage.at_step)
+    known = [step for step in steps if step is not None]
+    if known != sorted(known):
+        raise ValueError(
+            f"the stages {[stage.name for stage in stages]} begin at steps {steps} of {total}: they must be in order;"
+            " move a stage, or give all of them in the same unit"
+        )
+    return steps

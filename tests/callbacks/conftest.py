@@ -1,0 +1,20 @@
+"""Notices of Lightning that say nothing about the callbacks."""
+
+import pytest
+
+IGNORED = (
+    "ignore:.*isinstance.treespec, LeafSpec",
+    "ignore:You're resuming from a checkpoint that ended before the epoch ended",
+    "ignore:Be aware that when using `ckpt_path`",
+    "ignore:The '.*_dataloader' does not have many workers",
+    "ignore:The number of training batches",
+    "ignore:Checkpoint directory .* exists and is not empty",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/callbacks" in item.path.as_posix():
+            for notice in IGNORED:
+                # In front, so that a test's own filter outranks these.
+                item.add_marker(pytest.mark.filterwarnings(notice), append=False)

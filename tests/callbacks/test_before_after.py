@@ -1,0 +1,98 @@
+"""Before and after: where the numbers come from, and where they go."""
+
+import csv
+import json
+import re
+
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from tiny import TinyDetector, trainer
+
+from callbacks import BeforeAfter
+from callbacks.comparison import Comparison, Measurement
+
+FIT = {"max_steps": 4, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 2}
+
+
+def written(folder):
+    return json.loads((folder / "before_after.json").read_text())
+
+
+def test_table_of_a_training(tmp_path, capsys):
+    trainer(tmp_path, [BeforeAfter()], **FIT).fit(TinyDetector())
+    result = written(tmp_path)
+    assert result["before"] == {"step": 0, "metrics": pytest.approx({"val/map": 0.1, "val/valid_rate": 0.5})}
+    assert result["after"] == {"step": 4, "metrics": pytest.approx({"val/map": 0.14, "val/valid_rate": 0.5})}
+    assert result["best"] is None
+    assert result["notes"] == []
+    assert "| val/map | 0.1000 | 0.1400 | +0.0400 |" in (tmp_path / "before_after.md").read_text()
+    assert "+0.0400" in capsys.readouterr().out
+
+
+def test_before_is_logged_as_step_0(tmp_path):
+    logger = CSVLogger(tmp_path, name="run")
+    trainer(tmp_path, [BeforeAfter()], logger=logger, **FIT).fit(TinyDetector())
+    with (tmp_path / "run" / "version_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val/map"]]
+    # Lightning counts a validation as belonging to the step before it, hence 1 and 3.
+    assert [int(row["step"]) for row in rows] == [0, 1, 3]
+    assert float(rows[0]["val/map"]) == pytest.approx(0.1)
+    assert (tmp_path / "run" / "version_0" / "before_after.md").exists()
+
+
+def test_best_by_what_the_checkpoint_monitors(tmp_path):
+    saving = ModelCheckpoint(tmp_path, monitor="val/map", mode="min")
+    trainer(tmp_path, [BeforeAfter(), saving], enable_checkpointing=True, **FIT).fit(TinyDetector())
+    assert written(tmp_path)["best"]["step"] == 2
+    assert "best by val/map (step 2)" in (tmp_path / "before_after.md").read_text()
+
+
+def test_resume_keeps_before(tmp_path):
+    saving = ModelCheckpoint(tmp_path, filename="half", every_n_train_steps=2, save_top_k=-1)
+    trainer(tmp_path, [BeforeAfter(), saving], enable_checkpointing=True, **(FIT | {"max_steps": 2})).fit(
+        TinyDetector()
+    )
+    folder = tmp_path / "resumed"
+    trainer(folder, [BeforeAfter()], **FIT).fit(TinyDetector(), ckpt_path=tmp_path / "half.ckpt")
+    assert written(folder)["before"]["metrics"]["val/map"] == pytest.approx(0.1)
+    assert written(folder)["after"]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"num_sanity_val_steps": 0}, "no evaluation of the untrained model"),
+        ({"num_sanity_val_steps": 1}, r"covered \[1\] of \[3\] validation batches"),
+        ({"max_steps": 5}, "last validation was at step 4 of 5"),
+        ({"max_steps": 1}, "ended before the first validation"),
+    ],
+)
+def test_notes(tmp_path, settings, note, capsys):
+    trainer(tmp_path, [BeforeAfter()], **(FIT | settings)).fit(TinyDetector())
+    (said,) = written(tmp_path)["notes"]
+    assert re.search(note, said)
+    assert said in (tmp_path / "before_after.md").read_text()
+
+
+def test_without_any_validation_there_is_nothing(tmp_path):
+    trainer(tmp_path, [BeforeAfter()], max_steps=1).fit(TinyDetector())
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_missing_on_one_side():
+    table = Comparison(Measurement(0, {"val/old": 1.0}), Measurement(9, {"val/new": 2.0}), notes=["note"])
+    assert table.rows == [["val/new", "-", "2.0000", "-"], ["val/old", "1.0000", "-", "-"]]
+    assert table.markdown().endswith("\n\nnote\n")
+
+
+def test_plain_table_without_rich(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    table = Comparison(Measurement(0, {"val/map": 0.1}), Measurement(9, {"val/map": 0.2}))
+    table.show()
+    assert capsys.readouterr().out.strip() == table.markdown().strip()
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="prefix is empty"):
+        BeforeAfter(prefix="")

@@ -1,0 +1,105 @@
+"""Curves: what is kept, what survives resume, what is drawn."""
+
+import numpy as np
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+from tiny import TinyDetector, trainer
+
+from callbacks import Curves, RuleRefinement
+from callbacks.curves_figure import COLOURS, draw_curves
+from callbacks.history import History
+
+FIT = {"max_steps": 6, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 3}
+REWARDS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+
+
+def rgb(colour):
+    return tuple(int(colour[index : index + 2], 16) for index in (1, 3, 5))
+
+
+def test_history_of_a_training(tmp_path):
+    curves = Curves()
+    trainer(tmp_path, [RuleRefinement(), curves], **FIT).fit(TinyDetector(REWARDS))
+    series = curves.history.series
+    assert [step for step, _ in series["reward/total"]] == list(range(1, 7))
+    assert [value for _, value in series["reward/total"]] == pytest.approx(REWARDS)
+    assert [step for step, _ in series["val/map"]] == [0, 3, 6]
+    assert series["val/map"][0][1] == pytest.approx(0.1)
+    assert curves.switches == [(3, "advanced")]
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_every_n_steps(tmp_path):
+    curves = Curves(every_n_steps=2)
+    trainer(tmp_path, [curves], max_steps=6).fit(TinyDetector())
+    assert [step for step, _ in curves.history.series["grpo/kl"]] == [2, 4, 6]
+
+
+def test_accumulated_batches_are_one_step(tmp_path):
+    curves = Curves()
+    trainer(tmp_path, [curves], max_steps=2, accumulate_grad_batches=2).fit(TinyDetector())
+    assert [step for step, _ in curves.history.series["grpo/kl"]] == [1, 2]
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_resume_keeps_the_curves(tmp_path, stop):
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
+    whole, resumed = Curves(), Curves()
+    first = trainer(tmp_path, [RuleRefinement(), whole, saving], enable_checkpointing=True, **FIT)
+    first.fit(TinyDetector(REWARDS))
+    second = trainer(tmp_path, [RuleRefinement(), resumed], **FIT)
+    second.fit(TinyDetector(REWARDS), ckpt_path=tmp_path / f"step={stop}.ckpt")
+    assert resumed.history.series.keys() == whole.history.series.keys()
+    assert resumed.history.series["reward/total"] == whole.history.series["reward/total"]
+    assert resumed.switches == whole.switches
+
+
+def test_a_partial_sanity_check_is_not_on_the_curve(tmp_path):
+    curves = Curves()
+    trainer(tmp_path, [curves], **(FIT | {"num_sanity_val_steps": 1})).fit(TinyDetector())
+    assert [step for step, _ in curves.history.series["val/map"]] == [3, 6]
+
+
+def test_long_series_are_thinned_evenly():
+    history = History(max_points=10)
+    for step in range(1, 1001):
+        history.add("loss", step, float(step))
+    steps = [step for step, _ in history.series["loss"]]
+    assert 10 <= len(steps) <= 20
+    assert set(np.diff(steps)) == {64}
+    copy = History(max_points=10)
+    copy.load_state_dict(history.state_dict())
+    for both in (history, copy):
+        for step in range(1001, 3000):
+            both.add("loss", step, float(step))
+    assert copy.series == history.series
+
+
+def test_only_panels_with_data_are_drawn():
+    one = draw_curves({"grpo/kl": [(1, 0.0), (2, 0.5)]})
+    two = draw_curves({"grpo/kl": [(1, 0.0), (2, 0.5)], "sft/loss": [(1, 2.0), (2, 1.0)]})
+    assert one.size == (700, 400)
+    assert two.size == (1040, 400)
+    assert draw_curves({}) is None
+    assert draw_curves({"grpo/kl": [(1, float("nan"))], "other": [(1, 1.0)]}) is None
+
+
+def test_lines_and_switches_are_there():
+    series = {"grpo/kl": [(step, 0.1 * step) for step in range(30)]}
+    plain, marked = (np.asarray(draw_curves(series, switches)) for switches in ((), [(10, "advanced")]))
+    assert (plain == rgb(COLOURS[0])).all(axis=-1).sum() > 300
+    assert not (plain == rgb("#495057")).all(axis=-1).any()
+    assert (marked == rgb("#495057")).all(axis=-1).any(axis=1).sum() > 100
+
+
+def test_picture_of_one_point_and_of_infinities(tmp_path):
+    picture = draw_curves({"val/map": [(0, 0.0)], "reward/total": [(1, float("inf")), (2, 1.0)]})
+    picture.save(tmp_path / "one.png")
+    assert Image.open(tmp_path / "one.png").size == picture.size
+
+
+@pytest.mark.parametrize("setting", [{"every_n_steps": 0}, {"max_points": 0}])
+def test_bad_settings(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is 0"):
+        Curves(**setting)

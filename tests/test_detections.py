@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vr1.detections import SCORE, read_detections
+from vr1.families import Qwen25VL
+from vr1.records import Answer, as_boxes
+
+FAMILY = Qwen25VL()
+
+
+def read(box, label='"cat"', tolerance=0.0):
+    text = f'[{{"bbox_2d": {box}, "label": {label}}}]'
+    return read_detections(text, FAMILY, image_size=(200, 400), input_size=(100, 200), tolerance=tolerance)
+
+
+def test_converts_to_image_pixels():
+    found = read([10, 20, 30, 40])
+    assert found.boxes_xyxy.tolist() == [[20, 40, 60, 80]]
+    assert found.labels == ("cat",)
+    assert found.scores.tolist() == [SCORE]
+    assert found.well_formed
+    assert found.valid
+
+
+@pytest.mark.parametrize(
+    ("box", "kept"),
+    [
+        ([30, 20, 10, 40], [20, 40, 60, 80]),
+        ([10, 20, 30, 201], [20, 40, 60, 400]),
+        ([-5, 20, 30, 40], [0, 40, 60, 80]),
+        ([10, 20, 10, 40], [20, 40, 20, 80]),
+        ([500, 500, 600, 600], [200, 400, 200, 400]),
+        ([10, 20, 1e308, 40], [20, 40, 200, 80]),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_usable_boxes_are_kept_but_not_valid(box, kept):
+    found = read(box)
+    assert found.boxes_xyxy.tolist() == [kept]
+    assert found.well_formed
+    assert not found.valid
+
+
+@pytest.mark.parametrize("box", ["[NaN, 1, 2, 3]", "[1, 2, 3, 1e999]"])
+def test_boxes_that_are_not_finite_are_dropped(box):
+    found = read(box)
+    assert len(found) == 0
+    assert found.well_formed
+    assert not found.valid
+
+
+@pytest.mark.parametrize("label", ['""', '" "'])
+def test_an_item_without_a_label_is_not_valid(label):
+    assert not read([10, 20, 30, 40], label).valid
+
+
+def test_the_border_is_inside_and_tolerance_moves_it():
+    assert read([0, 0, 100, 200]).valid
+    assert not read([0, 0, 100.5, 200]).valid
+    tolerated = read([-0.5, 0, 100.5, 200], tolerance=0.5)
+    assert tolerated.valid
+    assert tolerated.boxes_xyxy.tolist() == [[0, 0, 200, 400]]
+
+
+def test_an_empty_list_is_valid_and_no_answer_is_not():
+    assert read_detections("[]", FAMILY, (9, 9), (9, 9)).valid
+    assert not read_detections("", FAMILY, (9, 9), (9, 9)).valid
+
+
+def test_a_family_may_hand_over_boxes_that_are_not_finite():
+    class Careless(Qwen25VL):
+        def read(self, completion):
+            return Answer(boxes=as_boxes([[np.nan] * 4, [1, 2, 3, 4]]), labels=("a", "b"), follows_template=True)
+
+    found = read_detections("", Careless(), (9, 9), (9, 9))
+    assert found.labels == ("b",)
+    assert found.boxes_xyxy.tolist() == [[1, 2, 3, 4]]
+    assert not found.valid
+
+
+@given(st.text(st.sampled_from('[]{}",:0123456789.-e bx_2dlabel\n'), max_size=120))
+@settings(deadline=None, max_examples=200)
+def test_boxes_lie_in_the_image_whatever_is_read(completion):
+    found = read_detections(completion, FAMILY, (640, 480), (644, 476))
+    assert (found.boxes_xyxy[:, :2] <= found.boxes_xyxy[:, 2:]).all()
+    assert ((found.boxes_xyxy >= 0) & (found.boxes_xyxy <= [640, 480, 640, 480])).all()

@@ -1,0 +1,138 @@
+import itertools
+import time
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import generalized_box_iou
+
+from vr1.boxes import pairwise_iou
+from vr1.matching import BoxMatcher
+from vr1.records import Detections, Targets, as_boxes
+
+RELEASED = BoxMatcher(l1=1, iou=0, giou=1, label=1, overlap="giou", label_rule="ignore")
+
+
+def detections(boxes, labels):
+    boxes = as_boxes(boxes)
+    return Detections(
+        boxes_xyxy=boxes, labels=tuple(labels), scores=np.ones(len(boxes)), well_formed=True, valid=True
+    )
+
+
+def targets(boxes, labels):
+    return Targets(boxes_xyxy=as_boxes(boxes), labels=tuple(labels))
+
+
+def random_case(seed, count, others):
+    generator = np.random.default_rng(seed)
+
+    def draw(number):
+        boxes = np.sort(generator.uniform(0, 50, (number, 2, 2)), axis=1).reshape(number, 4)
+        return boxes, generator.choice(["cat", "dog"], number).tolist()
+
+    return detections(*draw(count)), targets(*draw(others))
+
+
+def least_cost(cost):
+    """The least sum over all one-to-one assignments, by trying them all."""
+    if cost.shape[0] > cost.shape[1]:
+        cost = cost.T
+    rows = range(cost.shape[0])
+    return min(cost[rows, list(columns)].sum() for columns in itertools.permutations(range(cost.shape[1]), len(rows)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (3, 5), (5, 3), (5, 5)])
+@pytest.mark.parametrize("seed", range(5))
+def test_box_only_is_the_best_of_all_assignments(shape, seed):
+    found, true = random_case(seed, *shape)
+    match = BoxMatcher(label_rule="ignore")(found, true)
+    assert len(match.overlap) == min(shape)
+    assert len({*match.predicted.tolist()}) == len({*match.target.tolist()}) == min(shape)
+    assert match.overlap.sum() == pytest.approx(-least_cost(-pairwise_iou(found.boxes_xyxy, true.boxes_xyxy)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (3, 5), (5, 3)])
+@pytest.mark.parametrize("seed", range(5))
+def test_released_cost_is_the_best_of_all_assignments(shape, seed):
+    found, true = random_case(seed, *shape)
+    match = RELEASED(found, true)
+    boxes, others = torch.from_numpy(found.boxes_xyxy), torch.from_numpy(true.boxes_xyxy)
+    giou = generalized_box_iou(boxes, others)
+    agree = torch.tensor([[a == b for b in true.labels] for a in found.labels])
+    cost = (torch.cdist(boxes, others, p=1) - agree.double() - giou).numpy()
+    assert cost[match.predicted, match.target].sum() == pytest.approx(least_cost(cost))
+    np.testing.assert_allclose(match.overlap, giou.numpy()[match.predicted, match.target])
+
+
+@pytest.mark.parametrize("matcher", [BoxMatcher(), RELEASED])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_order_of_boxes_does_not_matter(matcher, seed):
+    found, true = random_case(seed, 6, 4)
+    generator = np.random.default_rng(seed)
+    rows, columns = generator.permutation(6), generator.permutation(4)
+    shuffled = matcher(
+        detections(found.boxes_xyxy[rows], [found.labels[row] for row in rows]),
+        targets(true.boxes_xyxy[columns], [true.labels[column] for column in columns]),
+    )
+    match = matcher(found, true)
+    np.testing.assert_allclose(sorted(shuffled.overlap), sorted(match.overlap))
+    pairs = {*zip(rows[shuffled.predicted].tolist(), columns[shuffled.target].tolist(), strict=True)}
+    if matcher is RELEASED:
+        assert pairs == {*zip(match.predicted.tolist(), match.target.tolist(), strict=True)}
+
+
+@pytest.mark.parametrize("labels", [("cat", "dog"), ("dog", "cat")])
+def test_of_equal_boxes_the_one_with_the_right_label_is_matched(labels):
+    box = [0, 0, 10, 10]
+    match = BoxMatcher()(detections([box, box], labels), targets([box], ["dog"]))
+    assert match.overlap.tolist() == [1.0]
+    both = BoxMatcher()(detections([box, box], labels), targets([box, box], ["cat", "dog"]))
+    assert both.overlap.tolist() == [1.0, 1.0]
+
+
+def test_label_rule():
+    box = [0, 0, 10, 10]
+    found, true = detections([box], ["cat"]), targets([box], ["dog"])
+    zeroed = BoxMatcher()(found, true)
+    assert zeroed.overlap.tolist() == [0.0]
+    assert zeroed.predicted.tolist() == zeroed.target.tolist() == [0]
+    assert BoxMatcher(label_rule="ignore")(found, true).overlap.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("label", ["Traffic Light", " traffic light ", "traffic light.", "TRAFFIC LIGHT. "])
+def test_labels_agree_in_all_but_form(label):
+    box = [0, 0, 10, 10]
+    assert BoxMatcher()(detections([box], [label]), targets([box], ["traffic light"])).overlap.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
+@pytest.mark.parametrize("matcher", [BoxMatcher(), RELEASED])
+def test_nothing_to_match(matcher, shape):
+    found, true = random_case(0, *shape)
+    match = matcher(found, true)
+    assert (len(match.predicted), len(match.target), len(match.overlap)) == (0, 0, 0)
+    assert (match.num_predicted, match.num_targets) == shape
+
+
+@pytest.mark.parametrize("matcher", [BoxMatcher(), RELEASED])
+def test_ten_thousand_boxes_do_not_stall(matcher):
+    found, true = random_case(0, 10_000, 30)
+    began = time.process_time()
+    assert len(matcher(found, true).overlap) == 30
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"iou": -1.0}, r"iou=-1\.0.*>= 0"),
+        ({"l1": float("nan")}, "l1=nan"),
+        ({"iou": 0.0}, "at least one"),
+        ({"overlap": "dice"}, "overlap='dice'"),
+        ({"label_rule": "x"}, "label_rule='x'"),
+    ],
+)
+def test_refuses_wrong_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        BoxMatcher(**arguments)

@@ -1,0 +1,64 @@
+"""Rewards -> advantages: how much better a completion is than the others of its group.
+
+Shape letters: B prompts, G group size.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advantage:
+    """Centre rewards on their group's mean, and scale them.
+
+    ``A = (r - mean_group) / (std + epsilon)``. A group whose rewards are all equal has the advantage 0 throughout and
+    so contributes nothing to the loss.
+
+    Args:
+        scale: the standard deviation divided by: of the ``group`` (GRPO), of the whole ``batch``, or ``none`` at all
+            (Dr. GRPO, which shows that dividing by the group's weighs easy and hopeless prompts up).
+        epsilon: added to the standard deviation.
+
+    Raises:
+        ValueError: negative ``epsilon``.
+
+    Example:
+        >>> Advantage()(torch.tensor([[1.0, 3.0], [2.0, 2.0]]))
+        tensor([[-0.7071,  0.7071],
+                [ 0.0000,  0.0000]])
+        >>> Advantage(scale="none")(torch.tensor([[1.0, 3.0]]))
+        tensor([[-1.,  1.]])
+
+    Source: Vision-R1, arXiv 2503.18013, Eq. 1 (its released code adds 1e-4 to the standard deviation);
+    Dr. GRPO, arXiv 2503.20783.
+    """
+
+    scale: Literal["group", "batch", "none"] = "group"
+    epsilon: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.epsilon < 0:
+            raise ValueError(f"advantage: epsilon={self.epsilon} must not be negative")
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Advantages ``[B, G]`` of rewards ``[B, G]``."""
+        centred = rewards - rewards.mean(dim=1, keepdim=True)
+        # Rounding of the mean must not become an advantage when it is divided by a deviation of nearly nothing.
+        centred = centred.masked_fill(equal_groups(rewards)[:, None], 0.0)
+        if self.scale == "none":
+            return centred
+        deviation = rewards.std(dim=1, keepdim=True) if self.scale == "group" else rewards.std()
+        return centred / (deviation + self.epsilon).clamp(min=torch.finfo(rewards.dtype).tiny)
+
+
+def equal_groups(rewards: Tensor) -> Tensor:
+    """Which groups ``[B]`` of the rewards ``[B, G]`` have nothing to compare: all G are equal.
+
+    Example:
+        >>> equal_groups(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist()
+        [False, True]
+    """
+    return rewards.amax(dim=1) == rewards.amin(dim=1)

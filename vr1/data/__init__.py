@@ -1,0 +1,1 @@
+"""Where records come from: made scenes, COCO files, folders of images."""

@@ -1,0 +1,130 @@
+"""Reads one COCO annotation file and checks everything in it that can be known without its images.
+
+Faults of the file as a whole (no JSON, no ``images``, unusable categories) raise at once. Faults of single images and
+annotations are collected in `Problems`, and those records are left out of the table: the caller decides whether that
+is an error.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vr1.data.coco_objects import CocoObject, ObjectReader
+from vr1.data.coco_table import CocoTable
+from vr1.data.json_fields import field_fault, has_id, is_int, is_side, is_text
+from vr1.data.problems import SHOWN, Problems
+from vr1.records import as_boxes
+
+_IMAGE_FIELDS = {"id": is_int, "file_name": is_text, "width": is_side, "height": is_side}
+
+
+def read_coco(path: Path) -> tuple[CocoTable, Problems, list[str]]:
+    """Read and check a COCO annotation file.
+
+    Two categories of the same name (case and spaces aside) are merged under the spelling that comes first: in a
+    question asked in words they are one. Boxes that stick out of their image are cut to it. Images that share an id
+    are all left out, since nobody can tell whose the annotations are. An image whose every annotation is faulty is
+    left out too: without objects it would teach that there is nothing to see.
+
+    Args:
+        path: the json file.
+
+    Returns:
+        The table of the sound records, the problems of the others, and notes on what was put right.
+
+    Raises:
+        ValueError: if the file is missing, not COCO JSON, or its list of categories cannot be used.
+
+    Source: https://cocodataset.org/#format-data
+    """
+    document = _load(path)
+    problems = Problems(str(path))
+    category_rows, categories, notes = _read_categories(path, document["categories"])
+    images = _read_images(document["images"], problems)
+    faulty_images = {item["id"] for item in document["images"] if has_id(item)} - images.keys()
+    reader = ObjectReader(images, faulty_images, category_rows, problems)
+    reader.read(document["annotations"])
+    spoilt = [key for key in images if key in reader.spoilt and key not in reader.objects]
+    if spoilt:
+        names = ", ".join(images[key]["file_name"] for key in spoilt[:SHOWN])
+        notes.append(f"{len(spoilt)} images whose every annotation is faulty are left out ({names})")
+    images = {key: image for key, image in images.items() if key not in set(spoilt)}
+    return _table(images, categories, reader.objects), problems, notes + reader.notes()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"annotations={path}: no such file; check the path")
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"annotations={path}: not JSON ({error}); export or download the file again") from error
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"annotations={path}: holds a {type(document).__name__} at the top, not an object with images, annotations "
+            "and categories; a list is usually a file of detection results: give the file of the ground truth"
+        )
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document.get(key), list):
+            raise ValueError(
+                f"annotations={path}: has no list {key!r}, only {sorted(document)}; a COCO annotation file needs the "
+                "lists images, annotations and categories"
+            )
+    return document
+
+
+def _read_categories(path: Path, items: list[Any]) -> tuple[dict[int, int], tuple[str, ...], list[str]]:
+    rows: dict[int, int] = {}
+    spellings: dict[str, str] = {}
+    notes = []
+    for position, item in enumerate(items):
+        fault = field_fault(item, "category", {"id": is_int, "name": is_text})
+        if fault is None and item["id"] in rows:
+            fault = f"category id {item['id']} used twice"
+        if fault is not None:
+            raise ValueError(f"annotations={path}: categories[{position}] = {item}: {fault}; mend the list")
+        name = " ".join(item["name"].split())
+        folded = name.casefold()
+        if folded in spellings:
+            notes.append(f"category {item['id']} ({name}) is merged with {spellings[folded]}: the same name")
+        spellings.setdefault(folded, name)
+        rows[item["id"]] = list(spellings).index(folded)
+    return rows, tuple(spellings.values()), notes
+
+
+def _read_images(items: list[Any], problems: Problems) -> dict[int, dict[str, Any]]:
+    images: dict[int, dict[str, Any]] = {}
+    twice = set()
+    for position, item in enumerate(items):
+        fault = field_fault(item, "image", _IMAGE_FIELDS)
+        if fault is None and item["id"] in images:
+            fault = "image id used twice"
+            twice.add(item["id"])
+        if fault is None:
+            images[item["id"]] = item
+            continue
+        shown = item.get("file_name", item) if isinstance(item, dict) else item
+        other = f", also {images[item['id']]['file_name']}" if has_id(item) and item["id"] in twice else ""
+        problems.add(fault, f"images[{position}] {shown}" + (f": id {item['id']}{other}" if has_id(item) else ""))
+    return {key: image for key, image in images.items() if key not in twice}
+
+
+def _table(
+    images: Mapping[int, dict[str, Any]], categories: tuple[str, ...], objects: Mapping[int, list[CocoObject]]
+) -> CocoTable:
+    rows = [row for row, key in enumerate(images) for _ in objects.get(key, [])]
+    entries = [entry for key in images for entry in objects.get(key, [])]
+    return CocoTable(
+        image_ids=list(images),
+        file_names=[image["file_name"] for image in images.values()],
+        sizes=np.array([(image["width"], image["height"]) for image in images.values()], np.int64).reshape(-1, 2),
+        categories=categories,
+        image_rows=np.array(rows, np.int64),
+        category_rows=np.array([entry.category_row for entry in entries], np.int64),
+        boxes_xyxy=as_boxes([entry.box for entry in entries]),
+        areas=np.array([entry.area for entry in entries], np.float64),
+        crowd=np.array([entry.crowd for entry in entries], np.bool_),
+    )

@@ -1,0 +1,229 @@
+"""Opens image files the one way the rest of the package relies on: decoded, RGB, upright.
+
+Everything an image file can do wrong ends in one exception, `ImageError`, that names the file and what to do about it.
+Boxes drawn on the pixels as stored are carried over to the upright picture by `turn_boxes`.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from vr1.records import Boxes
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+WHITE = (255, 255, 255)
+
+# What Pillow's decoders let through, depending on the format, when a file is damaged.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class ImageError(ValueError):
+    """An image file that cannot be used; the message names the file and the mend."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageHeader:
+    """What a file says about its picture before any pixel is decoded.
+
+    Attributes:
+        stored_size: width and height of the pixels as stored.
+        orientation: EXIF orientation 1..8; 5 to 8 exchange width and height.
+    """
+
+    stored_size: tuple[int, int]
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright picture."""
+        width, height = self.stored_size
+        return (height, width) if self.sideways else (width, height)
+
+    @property
+    def sideways(self) -> bool:
+        """Whether the picture is stored lying on its side."""
+        return self.orientation in _SIDEWAYS
+
+
+def open_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Image.Image:
+    """Decode an image file as upright RGB.
+
+    Grayscale, palette and CMYK are converted; 16-bit samples are scaled from their full range to 8 bits (a plain
+    conversion would clip nearly all of them to white); transparency is laid over ``background``. Of a file with several
+    frames the first is taken.
+
+    Args:
+        path: the file.
+        background: RGB colour seen through transparent pixels.
+
+    Returns:
+        A fully decoded RGB image, EXIF orientation applied.
+
+    Raises:
+        ImageError: if the file is missing, empty, no image, truncated, of zero size, too large or of a pixel type
+            without a defined white.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (4, 2), 128).save(f"{folder}/gray.png")
+        ...     image = open_image(f"{folder}/gray.png")
+        >>> image.mode, image.size, image.getpixel((0, 0))
+        ('RGB', (4, 2), (128, 128, 128))
+    """
+    path = Path(path)
+    with _open(path) as stored:
+        try:
+            stored.load()
+            # Read after decoding: by then Pillow has turned a TIFF itself, and has seen EXIF that follows the pixels.
+            orientation = _orientation(stored)
+            image = _as_rgb(stored, path, background)
+        except ImageError:
+            raise
+        except _DAMAGE as error:
+            raise ImageError(
+                f"{path}: the image is damaged or cut short ({error}); fetch the file again or leave it out"
+            ) from error
+    image = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    image.info.clear()  # a reader further on that honours EXIF would turn the picture a second time
+    return image
+
+
+def read_header(path: str | Path) -> ImageHeader:
+    """Read the size and orientation of an image file without decoding it.
+
+    EXIF data that follows the pixels, which PNG allows, is not seen here.
+
+    Raises:
+        ImageError: if the file is missing, empty, no image, of zero size or too large.
+    """
+    path = Path(path)
+    with _open(path) as image:
+        if image.format == "TIFF":  # Pillow reports, and later decodes, a TIFF upright
+            return ImageHeader(stored_size=image.size)
+        return ImageHeader(stored_size=image.size, orientation=_orientation(image))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of the upright picture, from the header alone.
+
+    Raises:
+        ImageError: as `read_header`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (30, 20)).save(f"{folder}/a.jpg", exif=Image.Exif())
+        ...     image_size(f"{folder}/a.jpg")
+        (30, 20)
+    """
+    return read_header(path).size
+
+
+def turn_boxes(boxes: Boxes, header: ImageHeader) -> Boxes:
+    """Carry boxes drawn on the pixels as stored over to the upright picture.
+
+    Args:
+        boxes: ``[N, 4]`` corners in pixels of the stored picture.
+        header: its stored size and orientation.
+
+    Returns:
+        ``[N, 4]`` ordered corners in pixels of the upright picture.
+
+    Source: EXIF 2.32, tag 0x0112.
+
+    Example:
+        >>> header = ImageHeader(stored_size=(40, 30), orientation=6)  # to be turned by 90 degrees clockwise
+        >>> turn_boxes(np.array([[0.0, 0.0, 10.0, 5.0]]), header).tolist()
+        [[25.0, 0.0, 30.0, 10.0]]
+    """
+    (width, height), turn = header.stored_size, header.orientation
+    x, y = boxes[:, [0, 2]], boxes[:, [1, 3]]
+    if turn in (2, 3, 7, 8):
+        x = width - x[:, ::-1]
+    if turn in (3, 4, 6, 7):
+        y = height - y[:, ::-1]
+    if header.sideways:
+        x, y = y, x
+    return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files directly in a folder, sorted by name.
+
+    Raises:
+        ImageError: if the folder is missing or holds no image file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("b 2.PNG", "a.jpg", "notes.txt"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in list_images(folder)]
+        ['a.jpg', 'b 2.PNG']
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: no such folder of images; check the path")
+    paths = [path for path in folder.iterdir() if path.is_file()]
+    images = sorted((path for path in paths if path.suffix.lower() in SUFFIXES), key=lambda path: path.name)
+    if not images:
+        raise ImageError(
+            f"{folder}: no image among its {len(paths)} files; expected names ending in {', '.join(SUFFIXES)}, "
+            "directly in this folder"
+        )
+    return images
+
+
+def _open(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise ImageError(f"{path}: no such image file; check the path or leave the record out")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path}: the image file is empty (0 bytes); fetch it again or leave it out")
+    try:
+        image = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path}: the image is too large to decode safely ({error}); make it smaller") from error
+    except _DAMAGE as error:
+        raise ImageError(f"{path}: not an image that can be read ({error}); fetch it again or leave it out") from error
+    if 0 in image.size:
+        image.close()
+        raise ImageError(f"{path}: the image has no pixels (size {image.size}); leave it out")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        # The base method, since that of PNG decodes the whole picture to look for EXIF behind the pixels.
+        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except (*_DAMAGE, TypeError):
+        return 1  # damaged metadata does not make the picture unusable
+
+
+def _as_rgb(image: Image.Image, path: Path, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        samples = np.asarray(image, dtype=np.int64)
+        if samples.min() < 0 or samples.max() > 65535:
+            raise ImageError(f"{path}: samples of 32 bits ({image.mode}) have no defined white; convert it to 8 bits")
+        return Image.fromarray((samples // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ImageError(f"{path}: floating-point samples have no defined white; convert the image to 8 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,154 @@
+"""What every module has in common: a policy, its prompts, and the evaluation of what it finds."""
+
+from abc import ABC
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from vr1.detections import read_detections
+from vr1.families import Family, Qwen25VL
+from vr1.metrics import AnswerStatistics, CocoMetrics
+from vr1.policy.loading import PolicySource
+from vr1.policy.model import Policy
+from vr1.prompts import PromptBatch, PromptEncoder
+from vr1.records import Detections, Finding, Targets
+from vr1.rewards import Reward
+from vr1.rollout.generate import generate
+from vr1.rollout.settings import Sampling
+
+
+class Detector(L.LightningModule, ABC):
+    """A vision-language model that answers with boxes, evaluated greedily in ``validate``, ``test`` and ``predict``.
+
+    Subclasses add ``training_step``.
+
+    Args:
+        policy: which model, and how to load it.
+        family: how the model is asked and how it answers.
+        reward: reward terms; evaluation reports them too.
+        evaluation: how completions are drawn in evaluation; greedy.
+        max_prompt_tokens: longest prompt, image tokens included; longer ones are refused, never cut.
+        optimizer: optimizer over the trainable parameters.
+        lr_scheduler: learning-rate schedule per optimizer step; None keeps the rate.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySource,
+        family: Family | None,
+        reward: Reward | None,
+        evaluation: Sampling,
+        max_prompt_tokens: int,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        super().__init__()
+        policy.check()
+        self.source, self.family, self.evaluation = policy, family or Qwen25VL(), evaluation
+        self.reward = reward or Reward()
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.processor = policy.processor()
+        self.encoder = PromptEncoder(self.processor, self.family, max_prompt_tokens)
+        self.policy: Policy
+        self.answers = AnswerStatistics()
+        self.coco = CocoMetrics()
+
+    def configure_model(self) -> None:
+        """Load the weights; Lightning calls this once the strategy knows where they belong."""
+        if not hasattr(self, "policy"):
+            self.policy = self.source.load()
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what is trainable, and its schedule by optimizer step."""
+        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def findings(self, prompts: PromptBatch, texts: list[str]) -> list[Finding]:
+        """Read, match and reward one completion per prompt."""
+        detections = self.read(prompts, texts)
+        outcome = self.reward(detections, targets(prompts))
+        rewards = {**outcome.terms, "total": outcome.total}
+        return [
+            Finding(
+                record=record,
+                instruction=instruction,
+                completion=text,
+                detections=found,
+                match=match,
+                rewards={name: float(values[row]) for name, values in rewards.items()},
+            )
+            for row, (record, instruction, text, found, match) in enumerate(
+                zip(prompts.records, prompts.instructions, texts, detections, outcome.matches, strict=True)
+            )
+        ]
+
+    def read(self, prompts: PromptBatch, texts: list[str]) -> list[Detections]:
+        """The boxes of completions, G after G for each prompt, in image pixels."""
+        group = len(texts) // len(prompts)
+        return [
+            read_detections(text, self.family, prompts.records[row // group].image_size, prompts.input_sizes[row // group])
+            for row, text in enumerate(texts)
+        ]
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Finding]:
+        """Answer greedily and measure."""
+        return self._evaluate(batch)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Finding]:
+        """Answer greedily and measure."""
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Finding]:
+        """Answer greedily."""
+        return self.findings(batch, self._answer(batch))
+
+    def _answer(self, batch: PromptBatch) -> list[str]:
+        rollout = generate(self.policy, batch, self.evaluation, self.processor.tokenizer)
+        return [texts[0] for texts in rollout.texts]
+
+    def _evaluate(self, batch: PromptBatch) -> list[Finding]:
+        findings = self.findings(batch, self._answer(batch))
+        self.coco.update([finding.detections for finding in findings], batch.records)
+        self.answers.update([finding.match for finding in findings])
+        for name in findings[0].rewards:
+            mean = torch.tensor([finding.rewards[name] for finding in findings]).mean()
+            label = "reward" if name == "total" else f"reward_{name}"
+            self.log(f"{self._stage}/{label}", mean, batch_size=len(findings), on_epoch=True, sync_dist=True)
+        return findings
+
+    def on_validation_epoch_end(self) -> None:
+        """Log COCO metrics and answer statistics."""
+        self._log_metrics()
+
+    def on_test_epoch_end(self) -> None:
+        """Log COCO metrics and answer statistics."""
+        self._log_metrics()
+
+    def _log_metrics(self) -> None:
+        for metric in (self.coco, self.answers):
+            self.log_dict({f"{self._stage}/{name}": value for name, value in metric.compute().items()})
+            metric.reset()
+
+    @property
+    def _stage(self) -> str:
+        return "test" if self.trainer.testing else "val"
+
+
+def targets(prompts: PromptBatch) -> list[Targets]:
+    """Ground truth of each prompt, crowd regions left out: they are neither to be found nor to be missed."""
+    kept = []
+    for record in prompts.records:
+        rows = ~record.crowd
+        labels = tuple(label for label, shown in zip(record.labels, rows, strict=True) if shown)
+        kept.append(Targets(boxes_xyxy=record.boxes_xyxy[rows], labels=labels))
+    return kept
+
+
+def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``values`` where ``mask`` is true; 0 where it never is."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,193 @@
+"""Boxes of one finding drawn on its image.
+
+Boxes are drawn after the image was brought to its final size, so that lines and letters stay sharp on an image of a
+hundred pixels. Nothing here knows of training steps or files.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vr1.drawing.fonts import font_for, shorten
+from vr1.records import Boxes, Finding
+
+Colour = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]
+
+TRUTH: Colour = (25, 113, 194)
+GOOD: Colour = (31, 157, 85)
+FAIR: Colour = (232, 137, 12)
+POOR: Colour = (214, 40, 57)
+GOOD_OVERLAP, FAIR_OVERLAP = 0.75, 0.5
+RIM: Colour = (255, 255, 255)
+# Beyond these counts names would bury the picture: first the missed objects go unnamed, then everything.
+MANY, CROWDED = 14, 30
+PALETTE: tuple[Colour, ...] = (
+    (214, 40, 57),
+    (25, 113, 194),
+    (31, 157, 85),
+    (174, 62, 201),
+    (232, 137, 12),
+    (12, 133, 153),
+    (230, 73, 128),
+    (92, 124, 20),
+    (95, 61, 196),
+    (134, 84, 57),
+)
+
+
+def draw_finding(finding: Finding, long_side: int | None = None, *, judge: bool = True) -> Image.Image:
+    """Draw the predicted boxes of a finding, and the true ones, on its image.
+
+    Args:
+        finding: one completion and what was read from it.
+        long_side: longer side of the result in pixels; None keeps the image's own size.
+        judge: colour predictions by their overlap with the truth and draw the truth dashed; otherwise (no truth is
+            known) colour them by label.
+
+    Returns:
+        An RGB picture.
+
+    Example:
+        >>> from vr1.drawing.examples import example_finding
+        >>> draw_finding(example_finding(), 300).size
+        (300, 225)
+    """
+    picture = resize(finding.record.image, long_side)
+    scale = picture.width / finding.record.image.width
+    draw = ImageDraw.Draw(picture)
+    width = max(1, round(max(picture.size) / 170))
+    predicted = _on_picture(finding.detections.boxes_xyxy, scale, picture.size)
+    colours, tags = _judged(finding) if judge else _by_label(finding)
+    shown = [(box, colour, tag) for box, colour, tag in zip(predicted, colours, tags, strict=True) if box]
+    # The worst is drawn last: a wrong box must not hide under the right one.
+    shown.sort(key=lambda item: (GOOD, FAIR, POOR).index(item[1]) if judge else 0)
+    boxes = max(len(shown), finding.match.num_targets if judge else 0)
+    # A pale rim keeps a box visible on an object of its own colour, but many rims whiten the whole picture.
+    rim = 1 if boxes <= MANY else 0
+    for box, colour, _ in shown:
+        if rim:
+            draw.rectangle(_grown(box, rim), outline=RIM, width=width + 2 * rim)
+        draw.rectangle(box, outline=colour, width=width)
+    missed = _draw_truth(draw, finding, scale, picture.size, (width, rim)) if judge else []
+    if boxes <= CROWDED:
+        _draw_tags(draw, shown + (missed if boxes <= MANY else []), picture.size)
+    return picture
+
+
+def resize(image: Image.Image, long_side: int | None) -> Image.Image:
+    """An RGB copy whose longer side is ``long_side``: enlarged in whole pixels first, so that edges stay crisp."""
+    image = image.convert("RGB").copy()
+    if long_side is None:
+        return image
+    scale = long_side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    if scale >= 2:
+        whole = int(np.ceil(scale))
+        image = image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST)
+    return image.resize(size, Image.Resampling.BOX if scale >= 2 else Image.Resampling.LANCZOS)
+
+
+def overlap_colour(overlap: float) -> Colour:
+    """The colour of a prediction with this overlap (0 where it was matched with nothing)."""
+    if overlap >= GOOD_OVERLAP:
+        return GOOD
+    return FAIR if overlap >= FAIR_OVERLAP else POOR
+
+
+def _on_picture(boxes: Boxes, scale: float, size: tuple[int, int]) -> list[Rectangle | None]:
+    """Whole-pixel corners clipped to the picture; None for a box that no picture can show (model output is data)."""
+    corners: list[Rectangle | None] = []
+    limit = np.array([size[0] - 1, size[1] - 1] * 2)
+    for box in boxes:
+        if np.isfinite(box).all():
+            x1, y1, x2, y2 = (int(value) for value in np.clip(np.round(box * scale), 0, limit))
+            corners.append((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
+        else:
+            corners.append(None)
+    return corners
+
+
+def _judged(finding: Finding) -> tuple[list[Colour], list[str]]:
+    overlaps = np.zeros(len(finding.detections))
+    overlaps[finding.match.predicted] = np.maximum(finding.match.overlap, 0.0)
+    tags = [f"{label} {overlap:.2f}" for label, overlap in zip(finding.detections.labels, overlaps, strict=True)]
+    return [overlap_colour(overlap) for overlap in overlaps], tags
+
+
+def _by_label(finding: Finding) -> tuple[list[Colour], list[str]]:
+    labels = finding.detections.labels
+    # Categories come first, so that a label has the same colour on every picture of a run.
+    order = list(dict.fromkeys((*finding.record.categories, *labels)))
+    return [PALETTE[order.index(label) % len(PALETTE)] for label in labels], list(labels)
+
+
+def _draw_truth(
+    draw: ImageDraw.ImageDraw, finding: Finding, scale: float, size: tuple[int, int], pen: tuple[int, int]
+) -> list[tuple[Rectangle, Colour, str]]:
+    """Dash the true boxes and return the missed ones, which alone are named."""
+    targets = ~finding.record.crowd
+    boxes = _on_picture(finding.record.boxes_xyxy[targets], scale, size)
+    labels = [label for label, kept in zip(finding.record.labels, targets, strict=True) if kept]
+    overlaps = dict(zip(finding.match.target.tolist(), finding.match.overlap.tolist(), strict=True))
+    missed = []
+    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        if box:
+            _dashed(draw, box, *pen)
+            # An assignment always pairs what it can, so a pair without overlap is as good as none.
+            if overlaps.get(index, 0.0) <= 0:
+                missed.append((box, TRUTH, f"missed: {label}"))
+    return missed
+
+
+def _dashed(draw: ImageDraw.ImageDraw, box: Rectangle, width: int, rim: int) -> None:
+    """Dashes from each corner on; the gaps stay clear, since the prediction is beneath them."""
+    x1, y1, x2, y2 = box
+    flat = [(a, y, b, y + width - 1) for y in (y1, y2 - width + 1) for a, b in _dashes(x1, x2, width)]
+    upright = [(x, a, x + width - 1, b) for x in (x1, x2 - width + 1) for a, b in _dashes(y1, y2, width)]
+    for dash in flat + upright if rim else ():
+        draw.rectangle(_grown(dash, rim), fill=RIM)
+    for dash in flat + upright:
+        draw.rectangle(dash, fill=TRUTH)
+
+
+def _dashes(start: int, end: int, width: int) -> list[tuple[int, int]]:
+    stops = [*range(start, end + 1, 5 * width), end]
+    return list(pairwise(stops))[::2]
+
+
+def _grown(box: Rectangle, by: int) -> Rectangle:
+    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
+
+
+def _draw_tags(draw: ImageDraw.ImageDraw, shown: list[tuple[Rectangle, Colour, str]], size: tuple[int, int]) -> None:
+    """Name each box beside it; a name that finds no free place is left out rather than written over another."""
+    height = max(9, min(22, round(max(size) / 30)))
+    taken: list[Rectangle] = []
+    for box, colour, tag in reversed(shown):
+        font = font_for(tag, height)
+        text = shorten(tag, font, size[0] * 0.6)
+        wide, tall = round(font.getlength(text)) + height // 2, round(height * 1.4)
+        place = _free_place(box, wide, tall, taken, size)
+        if place:
+            taken.append(place)
+            draw.rectangle(place, fill=colour)
+            draw.text(((place[0] + place[2]) / 2, (place[1] + place[3]) / 2), text, (255, 255, 255), font, "mm")
+
+
+def _free_place(
+    box: Rectangle, wide: int, tall: int, taken: list[Rectangle], size: tuple[int, int]
+) -> Rectangle | None:
+    x1, y1, x2, y2 = box
+    for left in (x1, x2 - wide + 1):
+        x = max(0, min(left, size[0] - wide))
+        for y in (y1 - tall, y2 + 1, y1, y2 - tall + 1):
+            place = (x, y, x + wide - 1, y + tall - 1)
+            if 0 <= y <= size[1] - tall and not any(_meet(place, other) for other in taken):
+                return place
+    return None
+
+
+def _meet(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]

@@ -1,0 +1,178 @@
+"""Tiles with captions, and sheets of tiles under a title."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vr1.drawing.boxes import FAIR, GOOD, POOR, TRUTH, Colour, draw_finding
+from vr1.drawing.fonts import font_for, shorten
+from vr1.records import Finding
+
+INK: Colour = (33, 37, 41)
+FAINT: Colour = (110, 118, 126)
+PAPER: Colour = (255, 255, 255)
+MAT: Colour = (241, 243, 245)
+LINE: Colour = (206, 212, 218)
+MARGIN = 16
+# What the colours mean: (colour, dashed, meaning).
+LEGEND: tuple[tuple[Colour, bool, str], ...] = (
+    (TRUTH, True, "ground truth"),
+    (GOOD, False, "overlap ≥ 0.75"),
+    (FAIR, False, "overlap ≥ 0.5"),
+    (POOR, False, "wrong"),
+)
+_SHORT = {"dual_format": "format", "total": "reward"}
+
+
+def draw_tile(finding: Finding, side: int = 360, *, judge: bool = True) -> Image.Image:
+    """One finding as a captioned tile: what was asked, the picture, the reward terms, the boxes.
+
+    Args:
+        finding: one completion and what was read from it.
+        side: width of the tile, and height of its picture area, in pixels.
+        judge: as in :func:`~vr1.drawing.boxes.draw_finding`; without it the caption has no rewards.
+
+    Returns:
+        A tile whose size depends on ``side`` alone, so that tiles line up.
+
+    Example:
+        >>> from vr1.drawing.examples import example_finding
+        >>> draw_tile(example_finding(), 360).size == draw_tile(example_finding(empty=True), 360).size
+        True
+    """
+    size = max(10, round(side / 27))
+    lines = _caption(finding, judge)
+    step = round(size * 1.5)
+    tile = Image.new("RGB", (side, side + step * (len(lines) + 1)), PAPER)
+    draw = ImageDraw.Draw(tile)
+    asked = ", ".join(finding.record.categories) or finding.instruction
+    _write(draw, (0, step // 2), asked, size, FAINT, side)
+    draw.rectangle((0, step, side - 1, step + side - 1), fill=MAT)
+    picture = draw_finding(finding, side, judge=judge)
+    tile.paste(picture, ((side - picture.width) // 2, step + (side - picture.height) // 2))
+    for index, (text, colour, bold) in enumerate(lines):
+        _write(draw, (0, side + step * (index + 1) + step // 2 + 2), text, size, colour, side, bold=bold)
+    return tile
+
+
+def draw_grid(
+    tiles: Sequence[Image.Image], title: str = "", *, columns: int | None = None, legend: bool = True
+) -> Image.Image:
+    """Lay tiles out in rows under a title.
+
+    Args:
+        tiles: at least one picture; the largest one sets the cell.
+        title: written above, shortened where it does not fit.
+        columns: tiles per row; None takes what makes a landscape sheet.
+        legend: explain the colours of judged boxes.
+
+    Returns:
+        The sheet.
+
+    Raises:
+        ValueError: if there is no tile.
+
+    Example:
+        >>> draw_grid([Image.new("RGB", (100, 100))] * 3, columns=2, legend=False).size
+        (248, 248)
+    """
+    if not tiles:
+        raise ValueError("tiles is empty: a sheet needs at least one tile")
+    columns = min(columns or max(1, math.ceil(math.sqrt(len(tiles) * 1.6))), len(tiles))
+    wide, tall = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
+    rows = math.ceil(len(tiles) / columns)
+    full = MARGIN + columns * (wide + MARGIN)
+    header, top = _header(full, title, legend)
+    sheet = Image.new("RGB", (full, top + rows * (tall + MARGIN)), PAPER)
+    sheet.paste(header, (0, 0))
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        sheet.paste(tile, (MARGIN + column * (wide + MARGIN), top + row * (tall + MARGIN)))
+    return sheet
+
+
+def _header(full: int, title: str, legend: bool) -> tuple[Image.Image, int]:
+    """Title on the left; the legend on the right, or below where both do not fit in one line."""
+    size = max(12, min(22, full // 40))
+    small = max(10, round(size * 0.75))
+    inner = full - 2 * MARGIN
+    legend_width = _legend_width(small) if legend else 0
+    while legend_width > inner and small > 6:
+        small -= 1
+        legend_width = _legend_width(small)
+    title_width = font_for(title, size, bold=True).getlength(title) if title else 0
+    one_line = title_width + legend_width + MARGIN <= inner or not title
+    line = round(size * 1.7)
+    lines = (bool(title) or legend) + (not one_line and legend)
+    height = MARGIN + line * lines if lines else MARGIN
+    header = Image.new("RGB", (full, height), PAPER)
+    draw = ImageDraw.Draw(header)
+    _write(draw, (MARGIN, MARGIN // 2 + line // 2), title, size, INK, inner, bold=True)
+    if legend:
+        x = full - MARGIN - legend_width if one_line and title else MARGIN
+        for item in LEGEND:
+            x += _legend_item(draw, (x, MARGIN // 2 + line * lines - line // 2), item, small)
+    return header, height
+
+
+def _legend_width(size: int) -> int:
+    return sum(_legend_item(None, (0, 0), item, size) for item in LEGEND) - size
+
+
+def _legend_item(
+    draw: ImageDraw.ImageDraw | None, at: tuple[int, int], item: tuple[Colour, bool, str], size: int
+) -> int:
+    """Draw one entry of the legend (or only measure it, without ``draw``) and return its width."""
+    colour, dashed, text = item
+    font = font_for(text, size)
+    swatch = size * 2
+    if draw is not None:
+        x, y = at
+        for part in range(0, swatch, size // 2):
+            if not dashed or (part // (size // 2)) % 2 == 0:
+                draw.rectangle((x + part, y - 2, x + part + size // 2 - 1, y + 1), fill=colour)
+        draw.text((x + swatch + size // 2, y), text, INK, font, "lm")
+    return swatch + round(font.getlength(text)) + size * 2
+
+
+def _caption(finding: Finding, judge: bool) -> list[tuple[str, Colour, bool]]:
+    if not judge:
+        return [_counts(finding, judge)]
+    terms = dict(finding.rewards)
+    total = terms.pop("total", sum(terms.values()))
+    return [
+        (f"reward {total:.2f}", INK, True),
+        (" · ".join(f"{_SHORT.get(name, name)} {value:.2f}" for name, value in terms.items()), INK, False),
+        _counts(finding, judge),
+    ]
+
+
+def _counts(finding: Finding, judge: bool) -> tuple[str, Colour, bool]:
+    """What was predicted, in words; for an answer nothing could be read from, the beginning of the answer itself."""
+    found = len(finding.detections)
+    if not finding.detections.valid and not found:
+        return f"unreadable: {finding.completion}", POOR, False
+    text = f"{found} box" + ("" if found == 1 else "es")
+    if judge:
+        text += f" for {finding.match.num_targets} object" + ("" if finding.match.num_targets == 1 else "s")
+        if finding.match.overlap.size:
+            text += f" · mean overlap {float(np.mean(finding.match.overlap)):.2f}"
+    if not finding.detections.valid:
+        return text + " · invalid", POOR, False
+    return text, FAINT, False
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    text: str,
+    size: int,
+    colour: Colour,
+    width: int,
+    *,
+    bold: bool = False,
+) -> None:
+    font = font_for(text, size, bold=bold)
+    draw.text(at, shorten(text, font, width), colour, font, "lm")

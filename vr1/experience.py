@@ -1,0 +1,37 @@
+"""What one rollout leaves behind for the updates that are made from it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Experience:
+    """Completions with all that does not change while the policy is updated on them.
+
+    Shape letters: B prompts, G group size, C completion tokens.
+
+    Attributes:
+        tokens: ``[B, G, C]`` int64.
+        mask: ``[B, G, C]`` bool, true on tokens that count for the loss.
+        advantages: ``[B, G]`` float32.
+        reference_log_probs: ``[B, G, C]`` float32, or None without a reference.
+        old_log_probs: ``[B, G, C]`` float32 of the policy that sampled; None until its first forward.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    advantages: Tensor
+    reference_log_probs: Tensor | None
+    old_log_probs: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors for a checkpoint."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], device: torch.device) -> "Experience":
+        """The experience that `state_dict` described, on ``device``."""
+        return cls(**{name: None if value is None else value.to(device) for name, value in state.items()})

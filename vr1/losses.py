@@ -1,0 +1,172 @@
+"""Log-probs and advantages -> loss: the members of the GRPO family.
+
+All of them maximise ``min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)`` and hold the policy near its
+reference; they differ in what a ratio belongs to (token or sequence) and in how tokens are averaged.
+
+Shape letters: B prompts, G group size, C completion tokens.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PolicyTerms:
+    """What a loss is made from.
+
+    Attributes:
+        log_probs: ``[B, G, C]`` float32 of the sampled tokens under the policy, with gradient.
+        old_log_probs: ``[B, G, C]`` float32 under the policy that sampled them.
+        reference_log_probs: ``[B, G, C]`` float32 under the reference, or None where there is none.
+        advantages: ``[B, G]`` float32.
+        mask: ``[B, G, C]`` bool, true on the tokens that count.
+    """
+
+    log_probs: Tensor
+    old_log_probs: Tensor
+    reference_log_probs: Tensor | None
+    advantages: Tensor
+    mask: Tensor
+
+
+def k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(policy || reference) per token: ``exp(d) - d - 1`` with ``d = ref - policy``.
+
+    Unbiased and never negative.
+
+    Example:
+        >>> k3(torch.tensor([0.0, -1.0]), torch.tensor([0.0, 0.0]))
+        tensor([0.0000, 0.7183])
+
+    Source: http://joschu.net/blog/kl-approx.html
+    """
+    difference = reference_log_probs - log_probs
+    return torch.expm1(difference) - difference
+
+
+class PolicyLoss(ABC):
+    """A clipped policy-gradient loss.
+
+    Args:
+        kl_coef: weight of the KL term to the reference (the paper's beta); 0 means that no reference is kept or run.
+        clip_low: the ratio is clipped below ``1 - clip_low``.
+        clip_high: the ratio is clipped above ``1 + clip_high``; more than ``clip_low`` is DAPO's clip-higher.
+        mask_truncated: completions that were cut at the token limit do not count.
+
+    Raises:
+        ValueError: a negative coefficient, or ``clip_low`` of 1 or more.
+    """
+
+    def __init__(
+        self, kl_coef: float = 0.2, clip_low: float = 0.2, clip_high: float = 0.2, mask_truncated: bool = False
+    ) -> None:
+        if kl_coef < 0:
+            raise ValueError(f"loss: kl_coef={kl_coef} must not be negative; 0 leaves the reference out")
+        if not 0 <= clip_low < 1 or clip_high < 0:
+            raise ValueError(f"loss: clip_low={clip_low} must lie in 0..1 and clip_high={clip_high} must not be negative")
+        self.kl_coef, self.clip_low, self.clip_high = kl_coef, clip_low, clip_high
+        self.mask_truncated = mask_truncated
+
+    def __call__(self, terms: PolicyTerms) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (a scalar) and what to log: ``kl``, ``clip_fraction``, ``ratio``, all without gradient."""
+        log_ratio = self.log_ratio(terms)
+        ratio = log_ratio.exp()
+        advantages = terms.advantages[..., None]
+        clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+        per_token = -torch.minimum(ratio * advantages, clipped * advantages)
+        mask = terms.mask.to(per_token.dtype)
+        count = mask.sum().clamp(min=1)
+        metrics = {
+            "clip_fraction": ((ratio * advantages > clipped * advantages) * mask).sum() / count,
+            "ratio": (ratio.detach() * mask).sum() / count,
+        }
+        if terms.reference_log_probs is not None:
+            kl = k3(terms.log_probs, terms.reference_log_probs)
+            per_token = per_token + self.kl_coef * kl
+            metrics["kl"] = (kl.detach() * mask).sum() / count
+        return self.average(per_token * mask, mask), metrics
+
+    def log_ratio(self, terms: PolicyTerms) -> Tensor:
+        """Logarithm ``[B, G, C]`` of new over old probability, token by token."""
+        return terms.log_probs - terms.old_log_probs
+
+    @abstractmethod
+    def average(self, per_token: Tensor, mask: Tensor) -> Tensor:
+        """One number from the masked losses ``[B, G, C]`` and their float mask."""
+
+
+class GRPO(PolicyLoss):
+    """Mean over completions of the mean over their tokens.
+
+    Source: DeepSeekMath, arXiv 2402.03300, Eq. 3; the loss of Vision-R1, arXiv 2503.18013.
+
+    Example:
+        >>> one = torch.zeros(1, 2, 1)
+        >>> terms = PolicyTerms(log_probs=one, old_log_probs=one, reference_log_probs=None,
+        ...     advantages=torch.tensor([[1.0, -3.0]]), mask=torch.ones(1, 2, 1, dtype=torch.bool))
+        >>> GRPO()(terms)[0]
+        tensor(1.)
+    """
+
+    def average(self, per_token: Tensor, mask: Tensor) -> Tensor:
+        """Mean of means; a completion without tokens that count adds 0."""
+        lengths = mask.sum(-1)
+        return (per_token.sum(-1) / lengths.clamp(min=1)).sum() / (lengths > 0).sum().clamp(min=1)
+
+
+class TokenMean(PolicyLoss):
+    """Mean over all tokens of the batch, so that a long completion weighs more than a short one.
+
+    Source: DAPO, arXiv 2503.14476, Eq. 12.
+    """
+
+    def average(self, per_token: Tensor, mask: Tensor) -> Tensor:
+        """Sum over tokens, divided by their number."""
+        return per_token.sum() / mask.sum().clamp(min=1)
+
+
+class DrGRPO(PolicyLoss):
+    """Sum over tokens, divided by a constant length, which does not favour short wrong answers over long ones.
+
+    Args:
+        max_tokens: the constant, as a rule the rollout's limit.
+        kl_coef: weight of the KL term; 0 means that no reference is kept or run.
+        clip_low: the ratio is clipped below ``1 - clip_low``.
+        clip_high: the ratio is clipped above ``1 + clip_high``.
+        mask_truncated: completions that were cut at the token limit do not count.
+
+    Source: Dr. GRPO, arXiv 2503.20783; combine it with ``Advantage(scale="none")``.
+    """
+
+    def __init__(
+        self,
+        max_tokens: int,
+        kl_coef: float = 0.2,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        mask_truncated: bool = False,
+    ) -> None:
+        super().__init__(kl_coef, clip_low, clip_high, mask_truncated)
+        if max_tokens < 1:
+            raise ValueError(f"loss: max_tokens={max_tokens} must be at least 1; give the rollout's max_new_tokens")
+        self.max_tokens = max_tokens
+
+    def average(self, per_token: Tensor, mask: Tensor) -> Tensor:
+        """Sum over tokens, divided by completions times ``max_tokens``."""
+        return per_token.sum() / ((mask.sum(-1) > 0).sum().clamp(min=1) * self.max_tokens)
+
+
+class GSPO(GRPO):
+    """One ratio per sequence: the geometric mean of its tokens' ratios.
+
+    Source: GSPO, arXiv 2507.18071, Eq. 7; its clip range is far smaller, such as 3e-4 and 4e-4.
+    """
+
+    def log_ratio(self, terms: PolicyTerms) -> Tensor:
+        """The sequence's mean log-ratio at each of its tokens, with the gradient of the token there."""
+        mask = terms.mask.to(terms.log_probs.dtype)
+        log_ratio = terms.log_probs - terms.old_log_probs
+        return ((log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(mask)

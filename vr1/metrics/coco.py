@@ -1,0 +1,185 @@
+"""COCO average precision and recall of answers, by pycocotools through torchmetrics.
+
+What this adds to torchmetrics' `MeanAveragePrecision`: labels are texts, thresholds are COCO's own to the last bit, and
+the result depends neither on the order of the records nor on how many processes share them.
+
+Shape letters: R records, N predicted boxes, M ground-truth boxes, K categories.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from vr1.metrics.coco_eval import CocoInput, evaluate, evaluate_classes
+from vr1.metrics.label_keys import fold_label, label_key, text_key
+from vr1.records import DetectionRecord, Detections
+
+# Columns of the states: a record is (key, image id, N, M, dropped boxes), a prediction (label key, box, score), a
+# target (label key, box, area, crowd).
+_RECORD, _PREDICTION, _TARGET = 5, 6, 7
+
+
+class CocoMetrics(Metric):
+    """COCO's twelve figures for detections against the ground truth of their records.
+
+    Labels are compared as `vr1.matching` compares them: case, surrounding blanks and a final full stop aside. A
+    predicted box whose label is none of the categories that its record asks for is dropped and counted in
+    ``other_labels``: COCO has no category to charge it to, and leaves such results out as well. At most 100 boxes of
+    one category on one image count, the highest scores first and, among equal scores, the first written; crowd regions
+    and areas are honoured as COCO does.
+
+    Where scores are equal, precision depends on the order of the images: records are ordered by ``image_id``, as
+    pycocotools does. A record that was seen before (a distributed sampler repeats some to fill the last batch) counts
+    once, with its first answer.
+
+    Source: https://cocodataset.org/#detection-eval; pycocotools.cocoeval.
+
+    Example:
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> from vr1.records import as_boxes
+        >>> record = DetectionRecord(
+        ...     image=Image.new("RGB", (100, 100)), boxes_xyxy=as_boxes([[10, 10, 50, 50]]), labels=("cat",),
+        ...     categories=("cat", "dog"), image_id=1, origin="example",
+        ...     areas=np.array([1600.0]), crowd=np.array([False]),
+        ... )
+        >>> answer = Detections(
+        ...     boxes_xyxy=as_boxes([[10, 10, 50, 45]]), labels=("Cat",), scores=np.array([0.99]), well_formed=True,
+        ...     valid=True,
+        ... )
+        >>> metrics = CocoMetrics()
+        >>> metrics.update([answer], [record])
+        >>> result = metrics.compute()
+        >>> round(float(result["map"]), 3), float(result["map_75"]), metrics.per_class()["cat"]["objects"]
+        (0.8, 1.0, 1.0)
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+
+    records: list[Tensor]
+    predictions: list[Tensor]
+    targets: list[Tensor]
+    names: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in ("records", "predictions", "targets", "names"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self._evaluated: CocoInput | None = None
+        self._sent: set[str] = set()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float64, so that a process without records sends an empty state of the type that the others send."""
+        return torch.float64
+
+    def update(self, detections: Sequence[Detections], records: Sequence[DetectionRecord]) -> None:
+        """Add the answers to some records.
+
+        Args:
+            detections: one a record, boxes ``[N, 4]`` in image pixels.
+            records: what was asked and its ground truth.
+
+        Raises:
+            ValueError: if there are not as many answers as records.
+        """
+        if len(detections) != len(records):
+            raise ValueError(f"CocoMetrics: {len(detections)} answers to {len(records)} records; give one a record")
+        for answer, record in zip(detections, records, strict=True):
+            assert np.isfinite(answer.boxes_xyxy).all(), "pycocotools takes NaN for a perfect overlap"
+            asked = {fold_label(name) for name in record.categories}
+            kept = [row for row, label in enumerate(answer.labels) if fold_label(label) in asked]
+            labels = [label_key(answer.labels[row]) for row in kept]
+            self._append("predictions", labels, answer.boxes_xyxy[kept], answer.scores[kept])
+            labels = [label_key(label) for label in record.labels]
+            self._append("targets", labels, record.boxes_xyxy, record.areas, record.crowd)
+            dropped = len(answer) - len(kept)
+            self._append("records", [_record_key(record)], [[record.image_id, len(kept), len(record.labels), dropped]])
+            self._send_names(record.categories)
+
+    def compute(self) -> dict[str, Tensor]:
+        """COCO's figures over all records so far, as scalar tensors.
+
+        Returns:
+            ``map``, ``map_50``, ``map_75``, ``map_small``, ``map_medium``, ``map_large``, ``ar_1``, ``ar_10``,
+            ``ar_100``, ``ar_small``, ``ar_medium``, ``ar_large`` (-1, as COCO has it, where there is no ground truth to
+            measure by), ``records`` and ``other_labels``.
+        """
+        records = _rows(self.records, _RECORD)
+        predictions = _split(_rows(self.predictions, _PREDICTION), records[:, 2])
+        targets = _split(_rows(self.targets, _TARGET), records[:, 3])
+        chosen = _once_in_order(records)
+        self._evaluated = CocoInput(
+            predictions=[predictions[row] for row in chosen],
+            targets=[targets[row] for row in chosen],
+            spellings=self._spellings(),
+        )
+        result = evaluate(self._evaluated)
+        result["records"] = torch.tensor(float(len(chosen)))
+        result["other_labels"] = torch.tensor(float(records[chosen, 4].sum()))
+        return result
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """``map``, ``map_50``, ``ar_100`` and number of ``objects`` (no crowd regions) by category, sorted by name.
+
+        This evaluates a second time. With several processes, call `compute` on all of them first; then it needs no
+        communication and one process can do it alone.
+        """
+        self.compute()
+        assert self._evaluated is not None
+        return evaluate_classes(self._evaluated)
+
+    def reset(self) -> None:
+        """Forget all records."""
+        super().reset()
+        self._sent = set()
+        self._evaluated = None
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one result of `compute`, or a list of them over time."""
+        return self._plot(val, ax)
+
+    def _append(self, state: str, keys: list[int], *columns: Any) -> None:
+        # States are flat, since an empty one then has the same number of dimensions in every process.
+        parts = [np.asarray(part, np.float64).reshape(len(keys), -1) for part in (keys, *columns) if len(keys)]
+        flat = np.concatenate(parts, axis=1).ravel() if parts else np.zeros(0)
+        getattr(self, state).append(torch.from_numpy(flat).to(self.device))
+
+    def _send_names(self, categories: Sequence[str]) -> None:
+        new = [name for name in dict.fromkeys(categories) if name not in self._sent]
+        if new:
+            data = "".join(f"{name}\0" for name in new).encode()
+            self.names.append(torch.tensor(list(data), dtype=torch.float64, device=self.device))
+            self._sent.update(new)
+
+    def _spellings(self) -> dict[int, str]:
+        """Category names by label key, sorted by name."""
+        text = bytes(_rows(self.names, 1).ravel().astype(np.uint8).tolist()).decode()
+        return {label_key(name): name for name in sorted(text.split("\0")[:-1])}
+
+
+def _record_key(record: DetectionRecord) -> int:
+    return text_key("\0".join([record.origin, str(record.image_id), *record.categories]))
+
+
+def _rows(state: list[Tensor] | Tensor, columns: int) -> NDArray[np.float64]:
+    parts = [state] if isinstance(state, Tensor) else state
+    flat = [part.cpu().numpy() for part in parts] or [np.zeros(0)]
+    return np.concatenate(flat).astype(np.float64).reshape(-1, columns)
+
+
+def _split(rows: NDArray[np.float64], counts: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    return np.split(rows, np.cumsum(counts.astype(np.int64)))[:-1]
+
+
+def _once_in_order(records: NDArray[np.float64]) -> list[int]:
+    """Rows of the records by image id, each record once."""
+    first = {key: row for row, key in reversed(list(enumerate(records[:, 0].tolist())))}
+    return sorted(first.values(), key=lambda row: (records[row, 1], records[row, 0]))

@@ -1,0 +1,119 @@
+"""COCO's evaluation of boxes given as arrays, by pycocotools through torchmetrics.
+
+Shape letters: N predicted boxes and M ground-truth boxes of one record, K categories.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
+
+FIGURES = {
+    "map": "map",
+    "map_50": "map_50",
+    "map_75": "map_75",
+    "map_small": "map_small",
+    "map_medium": "map_medium",
+    "map_large": "map_large",
+    "ar_1": "mar_1",
+    "ar_10": "mar_10",
+    "ar_100": "mar_100",
+    "ar_small": "mar_small",
+    "ar_medium": "mar_medium",
+    "ar_large": "mar_large",
+}
+"""COCO's twelve figures: name here, name in torchmetrics."""
+
+_TINY = 1e-12
+_Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CocoInput:
+    """What one evaluation reads.
+
+    Attributes:
+        predictions: for each record ``[N, 6]``: label key, box (x1, y1, x2, y2 in pixels), score.
+        targets: for each record ``[M, 7]``: label key, box, area, crowd.
+        spellings: names of the K categories by label key.
+    """
+
+    predictions: Sequence[_Rows]
+    targets: Sequence[_Rows]
+    spellings: dict[int, str]
+
+
+def evaluate(given: CocoInput) -> dict[str, Tensor]:
+    """COCO's twelve figures as scalar tensors; -1 where there is no ground truth to measure by."""
+    if not given.targets:
+        return dict.fromkeys(FIGURES, torch.tensor(-1.0))
+    found = _run(given, extended_summary=False)
+    return {name: found[theirs].reshape(()) for name, theirs in FIGURES.items()}
+
+
+def evaluate_classes(given: CocoInput) -> dict[str, dict[str, float]]:
+    """``map``, ``map_50``, ``ar_100`` and number of ``objects`` (no crowd regions) of each category that occurs."""
+    if not any(map(len, (*given.targets, *given.predictions))):
+        return {}
+    found = _run(given, extended_summary=True)
+    precision, recall = found["precision"][:, :, :, 0, -1], found["recall"][:, :, 0, -1]
+    objects = np.concatenate([rows[rows[:, 6] == 0, 0] for rows in given.targets])
+    spellings = list(given.spellings.items())
+    table = {}
+    for column, label_id in enumerate(found["classes"].reshape(-1).tolist()):
+        key, name = spellings[label_id]
+        table[name] = {
+            "map": _mean(precision[:, :, column]),
+            "map_50": _mean(precision[0, :, column]),
+            "ar_100": _mean(recall[:, column]),
+            "objects": float((objects == key).sum()),
+        }
+    return table
+
+
+def _run(given: CocoInput, extended_summary: bool) -> dict[str, Tensor]:
+    label_ids = {key: row for row, key in enumerate(given.spellings)}
+    metric = MeanAveragePrecision(
+        # torchmetrics' own defaults are rounded to float32, so that 0.55 or 0.6 miss an overlap of exactly that.
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+        rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
+        extended_summary=extended_summary,
+        backend="pycocotools",
+        sync_on_compute=False,  # the records are those of all processes already
+    )
+    metric.warn_on_many_detections = False
+    metric.update(
+        [_prediction(rows, label_ids) for rows in given.predictions],
+        [_target(rows, label_ids) for rows in given.targets],
+    )
+    return metric.compute()
+
+
+def _prediction(rows: _Rows, label_ids: dict[int, int]) -> dict[str, Tensor]:
+    labels = [label_ids[int(key)] for key in rows[:, 0]]
+    return {
+        "boxes": torch.from_numpy(rows[:, 1:5].copy()),
+        "scores": torch.from_numpy(rows[:, 5].copy()),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+    }
+
+
+def _target(rows: _Rows, label_ids: dict[int, int]) -> dict[str, Tensor]:
+    labels = [label_ids[int(key)] for key in rows[:, 0]]
+    return {
+        "boxes": torch.from_numpy(rows[:, 1:5].copy()),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        # torchmetrics takes an area of 0 for an unknown one; COCO counts the object as small.
+        "area": torch.from_numpy(np.maximum(rows[:, 5], _TINY)),
+        "iscrowd": torch.from_numpy(rows[:, 6].astype(np.int64)),
+    }
+
+
+def _mean(values: Tensor) -> float:
+    """Mean over what was measured; -1 stands for what could not be."""
+    measured = values[values > -1]
+    return float(measured.mean()) if len(measured) else -1.0

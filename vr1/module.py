@@ -1,0 +1,224 @@
+"""GRPO for detection: the only place where the stages of training meet.
+
+Shape letters: B prompts, G group size, C completion tokens.
+"""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from vr1.advantage import Advantage, equal_groups
+from vr1.detector import Detector, mean_where, targets
+from vr1.experience import Experience
+from vr1.families import Family
+from vr1.losses import GRPO, PolicyLoss, PolicyTerms
+from vr1.policy.loading import PolicySource
+from vr1.policy.reference import Reference
+from vr1.prompts import PromptBatch
+from vr1.records import Rollout
+from vr1.rewards import Reward
+from vr1.rollout.generate import generate
+from vr1.rollout.settings import Sampling
+
+
+class GRPOModule(Detector):
+    """Vision-R1: group relative policy optimisation with rewards computed from boxes.
+
+    Args:
+        policy: which model, and how to load it.
+        family: how the model is asked and how it answers; None takes the model's own.
+        reward: reward terms, matching and thresholds.
+        sampling: group size, temperature and length of the rollouts.
+        evaluation: how completions are drawn in evaluation; greedy.
+        advantage: how rewards become advantages.
+        loss: which member of the GRPO family; holds ``kl_coef`` and the clip range.
+        updates_per_rollout: optimizer steps made from each rollout.
+        resample_equal: groups whose rewards are all equal are sampled again, at most this often.
+        max_prompt_tokens: longest prompt, image tokens included; longer ones are refused, never cut.
+        seed: seed of the rollouts.
+        optimizer: optimizer over the trainable parameters.
+        lr_scheduler: learning-rate schedule per optimizer step; None keeps the rate.
+
+    Raises:
+        ValueError: a group of one completion (nothing to compare), or a sampling temperature of 0.
+
+    Source: Vision-R1, arXiv 2503.18013.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySource = PolicySource(),  # noqa: B008 - frozen dataclasses are safe to share
+        family: Family | None = None,
+        reward: Reward | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008
+        evaluation: Sampling = Sampling(group_size=1, temperature=0.0),  # noqa: B008
+        advantage: Advantage = Advantage(),  # noqa: B008
+        loss: PolicyLoss | None = None,
+        updates_per_rollout: int = 1,
+        resample_equal: int = 0,
+        max_prompt_tokens: int = 1024,
+        seed: int = 0,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__(policy, family, reward, evaluation, max_prompt_tokens, optimizer, lr_scheduler)
+        if sampling.group_size < 2:
+            raise ValueError(
+                f"sampling.group_size={sampling.group_size}: GRPO compares the completions of a group, so it needs at"
+                " least 2; 8 is usual"
+            )
+        if sampling.temperature == 0:
+            raise ValueError("sampling.temperature=0 makes all completions of a group alike; 1 is usual")
+        if updates_per_rollout < 1 or resample_equal < 0:
+            raise ValueError(
+                f"updates_per_rollout={updates_per_rollout} must be at least 1 and resample_equal={resample_equal} not"
+                " negative"
+            )
+        self.sampling, self.advantage, self.loss, self.seed = sampling, advantage, loss or GRPO(), seed
+        self.updates_per_rollout, self.resample_equal = updates_per_rollout, resample_equal
+        self.reference: Reference | None = None
+        self._experience: dict[int, Experience] = {}
+        self._batches_seen = 0
+
+    def configure_model(self) -> None:
+        """Load the policy and, before its first update, remember it as the reference."""
+        super().configure_model()
+        if self.loss.kl_coef > 0 and self.reference is None:
+            self.reference = Reference(self.policy)
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """One update: sample and reward where this batch is new, then the loss of its completions."""
+        started = time.perf_counter()
+        window = self.trainer.accumulate_grad_batches
+        slot, update = batch_idx % window, batch_idx // window % self.updates_per_rollout
+        if update == 0 or slot not in self._experience:
+            self._experience[slot] = self._gather(batch)
+        experience = self._experience[slot]
+
+        before = time.perf_counter()
+        log_probs, entropy = self.policy.log_probs(batch, experience.tokens, experience.mask, self.sampling.temperature)
+        if experience.old_log_probs is None:
+            experience.old_log_probs = log_probs.detach()
+        loss, metrics = self.loss(
+            PolicyTerms(
+                log_probs=log_probs,
+                old_log_probs=experience.old_log_probs,
+                reference_log_probs=experience.reference_log_probs,
+                advantages=experience.advantages,
+                mask=experience.mask,
+            )
+        )
+        now = time.perf_counter()
+        metrics = {**metrics, "loss": loss.detach(), "entropy": mean_where(entropy, experience.mask)}
+        self._log("grpo", metrics, len(batch))
+        self._log("perf", {"policy_forward_seconds": now - before, "sampling_seconds": before - started}, len(batch))
+        self._batches_seen += 1
+        return loss
+
+    def _gather(self, batch: PromptBatch) -> Experience:
+        """Sample, reward and compare the completions of a batch."""
+        rollout = self._rollout(batch, draw=0)
+        rewards, terms = self._rewards(batch, rollout)
+        for attempt in range(1, self.resample_equal + 1):
+            stuck = equal_groups(rewards)
+            if not stuck.any():
+                break
+            again = self._rollout(batch, draw=attempt)
+            new_rewards, new_terms = self._rewards(batch, again)
+            rollout = merge(rollout, again, stuck)
+            rewards = torch.where(stuck[:, None], new_rewards, rewards)
+            terms = {name: torch.where(stuck[:, None], new_terms[name], value) for name, value in terms.items()}
+
+        started = time.perf_counter()
+        mask = rollout.mask
+        if self.loss.mask_truncated:
+            mask = mask & rollout.finished[..., None]
+        reference = None
+        if self.reference is not None:
+            reference = self.reference.log_probs(batch, rollout.tokens, mask, self.sampling.temperature)
+        self._report(batch, rollout, rewards, terms, reference_seconds=time.perf_counter() - started)
+        return Experience(
+            tokens=rollout.tokens,
+            mask=mask,
+            advantages=self.advantage(rewards).to(rollout.tokens.device),
+            reference_log_probs=reference,
+        )
+
+    def _rollout(self, batch: PromptBatch, draw: int) -> Rollout:
+        # Every attempt at every batch draws from a stream of its own, which a resumed run meets again.
+        number = (self.seed * 1_000_003 + self._batches_seen) * (self.resample_equal + 1) + draw
+        self.policy.eval()
+        rollout = generate(self.policy, batch, self.sampling, self.processor.tokenizer, number)
+        self.policy.train()
+        return rollout
+
+    def _rewards(self, batch: PromptBatch, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total rewards ``[B, G]`` and the same by term."""
+        shape = rollout.finished.shape
+        texts = [text for group in rollout.texts for text in group]
+        repeated = [target for target in targets(batch) for _ in range(shape[1])]
+        outcome = self.reward(self.read(batch, texts), repeated)
+        return outcome.total.reshape(shape), {name: value.reshape(shape) for name, value in outcome.terms.items()}
+
+    def _report(
+        self, batch: PromptBatch, rollout: Rollout, rewards: Tensor, terms: dict[str, Tensor], reference_seconds: float
+    ) -> None:
+        size = len(batch)
+        tokens = float(rollout.mask.sum())
+        self._log("reward", {"total": rewards.mean(), **{name: value.mean() for name, value in terms.items()}}, size)
+        self._log(
+            "grpo",
+            {
+                "equal_groups": equal_groups(rewards).float().mean(),
+                "reward_std": rewards.std(dim=1).mean(),
+                "completion_tokens": tokens / rollout.finished.numel(),
+                "truncated": (~rollout.finished).float().mean(),
+            },
+            size,
+        )
+        seconds = sum(rollout.seconds.values())
+        parts = {f"{part}_seconds": value for part, value in rollout.seconds.items()}
+        self._log(
+            "perf", {"tokens_per_second": tokens / seconds, "reference_seconds": reference_seconds, **parts}, size
+        )
+
+    def _log(self, group: str, values: dict[str, Any], batch_size: int) -> None:
+        named = {f"{group}/{name}": float(value) for name, value in values.items()}
+        self.log_dict(named, batch_size=batch_size, sync_dist=self.trainer.world_size > 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the rollouts in flight and how many batches were sampled."""
+        checkpoint["vr1_rollouts"] = {
+            "batches_seen": self._batches_seen,
+            "experience": {slot: experience.state_dict() for slot, experience in self._experience.items()},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the rollouts in flight."""
+        if (state := checkpoint.get("vr1_rollouts")) is None:
+            return
+        self._batches_seen = state["batches_seen"]
+        self._experience = {
+            slot: Experience.from_state(stored, self.device) for slot, stored in state["experience"].items()
+        }
+
+
+def merge(kept: Rollout, drawn: Rollout, take: Tensor) -> Rollout:
+    """``kept`` with the groups of ``drawn`` in the places where ``take`` ``[B]`` is true."""
+    length = max(kept.tokens.shape[-1], drawn.tokens.shape[-1])
+
+    def widen(values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values, (0, length - values.shape[-1]))
+
+    rows = take.to(kept.tokens.device)
+    where = rows[:, None, None]
+    return Rollout(
+        tokens=torch.where(where, widen(drawn.tokens), widen(kept.tokens)),
+        mask=torch.where(where, widen(drawn.mask), widen(kept.mask)),
+        finished=torch.where(rows[:, None], drawn.finished, kept.finished),
+        texts=[new if chosen else old for old, new, chosen in zip(kept.texts, drawn.texts, take.tolist(), strict=True)],
+        seconds={part: kept.seconds[part] + drawn.seconds[part] for part in kept.seconds},
+    )

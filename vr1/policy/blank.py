@@ -1,0 +1,239 @@
+"""An untrained small Qwen2.5-VL with everything that belongs to it: tokenizer, chat template, image processor.
+
+    python -m vr1.policy.blank --out runs/blank
+
+writes a folder that loads by ``from_pretrained`` as any released Qwen2.5-VL does. It is where the embedded model began,
+and what tests and benchmarks build their models from. The classes are transformers' own; only sizes are chosen here.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from jsonargparse import auto_cli
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from vr1.data.scenes import SHAPES
+from vr1.families import Qwen25VL
+from vr1.records import as_boxes
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _pieces() -> Regex:
+    """What a token may not cross.
+
+    The family's fixed phrases and the pieces of its answers are whole, which makes prompts and answers half as long;
+    words come without their spaces, so that a label is spelled alike in question and answer and can be copied; numbers
+    of up to three digits are tokens of their own.
+    """
+    family = Qwen25VL()
+    phrases = [part for names in (("#",), ("#", "#")) for part in family.instruction(names).split("#")]
+    fixed = [re.escape(phrase) for phrase in sorted(set(phrases), key=len, reverse=True) if len(phrase) > 2]
+    answer = [r"```json\n\[\n?", r'\t\{"bbox_2d": \[', r'\], "label": "', r'"\}\n\]\n```', r'"\},\n']
+    return Regex("|".join([*fixed, *answer, r"[A-Za-z]+", r"[0-9]{1,3}", r"[^A-Za-z0-9\t\]]+", "."]))
+
+
+def build_tokenizer(max_number: int = 399) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which each whole number up to ``max_number`` is one token.
+
+    Example:
+        >>> build_tokenizer().tokenize('[112, 5]')
+        ['[', '112', ',Ġ', '5', ']']
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(_pieces(), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_corpus(max_number), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        padding_side="left",
+        model_max_length=4096,
+    )
+
+
+def _corpus(max_number: int) -> Iterator[str]:
+    """What the tokenizer learns its merges from: numbers, and questions and answers in the family's own words."""
+    family = Qwen25VL()
+    for number in range(max_number + 1):
+        yield from [str(number)] * 3
+    for trio in itertools.permutations(SHAPES, 3):
+        yield family.instruction(trio[:1])
+        yield family.instruction(trio)
+        yield family.write(as_boxes([[10, 20, 30, 40], [1, 2, 3, 4], [5, 6, 7, 8]]), trio)
+    yield from [family.write(as_boxes([]), [])] * 4
+    yield from ["<|im_start|>user\n", "<|im_start|>assistant\n"] * 4
+
+
+def build_model(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    hidden: int = 192,
+    layers: int = 6,
+    heads: int = 6,
+    kv_heads: int = 2,
+    intermediate: int = 512,
+    vision_hidden: int = 160,
+    vision_layers: int = 4,
+    vision_heads: int = 5,
+    vision_intermediate: int = 432,
+    rope_theta: float = 25.0,
+    seed: int = 0,
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A randomly initialised Qwen2.5-VL of the given sizes for the given tokenizer.
+
+    Raises:
+        ValueError: the head size does not split into the three parts of Qwen's rotary positions.
+    """
+    head = hidden // heads
+    if hidden % heads or head % 16:
+        raise ValueError(f"hidden={hidden} and heads={heads}: the head size must be a multiple of 16; try hidden=192, heads=6")
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "max_position_embeddings": 4096,
+            # A quarter of the rotary pairs for time, the rest for rows and columns, as in the released models.
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": rope_theta,
+                "mrope_section": [head // 8, 3 * head // 16, 3 * head // 16],
+            },
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": vision_layers,
+            "hidden_size": vision_hidden,
+            "intermediate_size": vision_intermediate,
+            "num_heads": vision_heads,
+            "out_hidden_size": hidden,
+            "fullatt_block_indexes": list(range(vision_layers)),
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
+    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    return model
+
+
+def build_processor(
+    tokenizer: PreTrainedTokenizerFast, min_pixels: int = 56 * 56, max_pixels: int = 112 * 112
+) -> Qwen2_5_VLProcessor:
+    """Qwen2.5-VL's processor with its usual resize rule, between ``min_pixels`` and ``max_pixels``."""
+    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    return Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def write_blank(
+    out: Path,
+    *,
+    hidden: int = 192,
+    layers: int = 6,
+    heads: int = 6,
+    kv_heads: int = 2,
+    intermediate: int = 512,
+    vision_hidden: int = 160,
+    vision_layers: int = 4,
+    vision_heads: int = 5,
+    vision_intermediate: int = 432,
+    rope_theta: float = 25.0,
+    max_pixels: int = 112 * 112,
+    seed: int = 0,
+) -> None:
+    """Write an untrained Qwen2.5-VL to a folder.
+
+    Args:
+        out: folder to write; loads by ``from_pretrained``.
+        hidden: width of the language model.
+        layers: layers of the language model.
+        heads: attention heads; the head size must be a multiple of 16.
+        kv_heads: key and value heads, a divisor of ``heads``.
+        intermediate: width of the language model's MLPs.
+        vision_hidden: width of the vision tower.
+        vision_layers: layers of the vision tower.
+        vision_heads: attention heads of the vision tower.
+        vision_intermediate: width of the vision tower's MLPs.
+        rope_theta: base of the rotary positions. Columns get the slowest of the rotary pairs: over the handful of
+            columns of a small image they hardly turn at the usual base of a million, and nothing is ever localised.
+        max_pixels: largest model input in pixels; larger images are made smaller, as for the released models.
+        seed: seed of the initial weights.
+    """
+    tokenizer = build_tokenizer()
+    model = build_model(
+        tokenizer,
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        intermediate=intermediate,
+        vision_hidden=vision_hidden,
+        vision_layers=vision_layers,
+        vision_heads=vision_heads,
+        vision_intermediate=vision_intermediate,
+        rope_theta=rope_theta,
+        seed=seed,
+    )
+    model.save_pretrained(out)
+    build_processor(tokenizer, max_pixels=max_pixels).save_pretrained(out)
+    print(f"{out}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    auto_cli(write_blank, as_positional=False)

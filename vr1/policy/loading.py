@@ -1,0 +1,143 @@
+"""Where the policy comes from: a model folder or hub name, its precision, its adapters."""
+
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+from vr1.policy.model import Policy
+
+EMBEDDED_MODEL = str(files("vr1") / "embedded")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters on the language model; the vision tower stays as it is.
+
+    Args:
+        rank: rank of the update.
+        alpha: the update is scaled by ``alpha / rank``.
+        dropout: dropout on the adapters' input.
+        targets: names of the linear layers that get an adapter.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySource:
+    """Which model to train or evaluate, and how to load it.
+
+    Args:
+        path: a folder with a Hugging Face model, or a hub name. Default: the small model that comes with vr1.
+        dtype: precision of the weights.
+        lora: train adapters instead of the weights; then the reference policy is the model with the adapters off.
+        quantize: hold the base weights in 4 bits (``nf4``, double quantisation); needs ``lora``.
+        freeze_vision: leave the vision tower as it is.
+        gradient_checkpointing: recompute activations in backward: less memory, a third more time.
+        attention: transformers' attention implementation.
+        min_pixels: smallest model input in pixels; None keeps the processor's own.
+        max_pixels: largest model input in pixels, in training and evaluation alike; None keeps the processor's own.
+
+    Raises:
+        ValueError: ``quantize`` without ``lora``.
+    """
+
+    path: str = EMBEDDED_MODEL
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    lora: Lora | None = None
+    quantize: Literal["nf4"] | None = None
+    freeze_vision: bool = False
+    gradient_checkpointing: bool = False
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantize and self.lora is None:
+            raise ValueError("policy: quantize='nf4' needs adapters, since 4-bit weights cannot be trained: set lora too")
+
+    def check(self) -> None:
+        """Refuse a path that holds no vision-language model, before anything heavy is loaded.
+
+        Raises:
+            ValueError: nothing there, no model there, or a model without a vision tower.
+        """
+        path = Path(self.path)
+        looks_local = path.is_absolute() or self.path.startswith((".", "~")) or path.exists() or self.path.count("/") != 1
+        if looks_local and not (path / "config.json").is_file():
+            raise ValueError(
+                f"policy.path={self.path}: no config.json there; give a folder written by save_pretrained, or the name"
+                " of a model on the hub"
+            )
+        try:
+            config = AutoConfig.from_pretrained(self.path)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"policy.path={self.path}: no model could be found there ({error})") from error
+        if not hasattr(config, "vision_config"):
+            raise ValueError(
+                f"policy.path={self.path}: a {config.model_type} model does not see images; give a vision-language model"
+                " such as Qwen/Qwen2.5-VL-3B-Instruct"
+            )
+
+    def processor(self) -> Any:
+        """The model's processor, with this source's resolution."""
+        processor = AutoProcessor.from_pretrained(self.path)
+        size = dict(processor.image_processor.size)
+        size["shortest_edge"] = self.min_pixels or size["shortest_edge"]
+        size["longest_edge"] = self.max_pixels or size["longest_edge"]
+        if size["shortest_edge"] > size["longest_edge"]:
+            raise ValueError(
+                f"policy: min_pixels={size['shortest_edge']} is more than max_pixels={size['longest_edge']}; lower the first"
+            )
+        processor.image_processor.size = type(processor.image_processor.size)(**size)
+        return processor
+
+    def load(self) -> Policy:
+        """Load the weights (safetensors only) and add what the settings ask for."""
+        quantization = None
+        if self.quantize:
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=self.quantize,
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=getattr(torch, self.dtype),
+                llm_int8_skip_modules=["visual", "lm_head"],
+            )
+        network = AutoModelForImageTextToText.from_pretrained(
+            self.path,
+            dtype=getattr(torch, self.dtype),
+            attn_implementation=self.attention,
+            quantization_config=quantization,
+            use_safetensors=True,
+        )
+        if self.freeze_vision:
+            network.model.visual.requires_grad_(False)
+        if quantization is not None:
+            network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=self.gradient_checkpointing)
+        elif self.gradient_checkpointing:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.lora is not None:
+            network.enable_input_require_grads()
+            network = get_peft_model(network, self._lora_config())
+        return Policy(network.train())
+
+    def _lora_config(self) -> LoraConfig:
+        assert self.lora is not None
+        names = "|".join(self.lora.targets)
+        return LoraConfig(
+            r=self.lora.rank,
+            lora_alpha=self.lora.alpha,
+            lora_dropout=self.lora.dropout,
+            target_modules=rf".*language_model.*\.({names})",
+            task_type="CAUSAL_LM",
+        )

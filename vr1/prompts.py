@@ -1,0 +1,145 @@
+"""Records -> model inputs: the chat prompt of every record, tokenised and padded on the left, with its image.
+
+Shape letters: B prompts, P prompt tokens, G group size, C completion tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vr1.families import Family
+from vr1.records import DetectionRecord
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class PromptBatch:
+    """The prompts of one batch.
+
+    Attributes:
+        records: B records.
+        instructions: B texts of the question.
+        input_sizes: B (width, height) pairs, pixels of the image as the model sees it.
+        tokens: ``[B, P]`` int64, padded on the left.
+        mask: ``[B, P]`` bool, true on tokens.
+        vision: the processor's image tensors (``pixel_values``, ``image_grid_thw``, ...).
+        token_types: ``[B, P]`` int64, 0 for text and 1 for image tokens.
+    """
+
+    records: list[DetectionRecord]
+    instructions: list[str]
+    input_sizes: list[tuple[int, int]]
+    tokens: Tensor
+    mask: Tensor
+    vision: dict[str, Tensor]
+    token_types: Tensor
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def to(self, device: Any, non_blocking: bool = False) -> "PromptBatch":
+        """The same prompts on another device; Lightning calls this."""
+        return PromptBatch(
+            records=self.records,
+            instructions=self.instructions,
+            input_sizes=self.input_sizes,
+            tokens=self.tokens.to(device, non_blocking=non_blocking),
+            mask=self.mask.to(device, non_blocking=non_blocking),
+            vision={name: value.to(device, non_blocking=non_blocking) for name, value in self.vision.items()},
+            token_types=self.token_types.to(device, non_blocking=non_blocking),
+        )
+
+
+class PromptEncoder:
+    """Turns records into prompts for one model.
+
+    Args:
+        processor: the model's own processor; its chat template, tokenizer and resize rule are used as they are.
+        family: wording of the question.
+        max_prompt_tokens: longest prompt, image tokens included.
+    """
+
+    def __init__(self, processor: Any, family: Family, max_prompt_tokens: int) -> None:
+        self.processor, self.family, self.max_prompt_tokens = processor, family, max_prompt_tokens
+
+    def __call__(self, records: Sequence[DetectionRecord]) -> PromptBatch:
+        """Encode a batch.
+
+        Raises:
+            ValueError: a prompt is longer than ``max_prompt_tokens``. It is never cut: that would cut image tokens.
+        """
+        instructions = [self.family.instruction(record.categories) for record in records]
+        encoded = self.processor(
+            text=[self.chat(instruction) for instruction in instructions],
+            images=[record.image for record in records],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        mask = encoded["attention_mask"].bool()
+        self._refuse_long(records, encoded["input_ids"], mask)
+        return PromptBatch(
+            records=list(records),
+            instructions=instructions,
+            input_sizes=self.input_sizes(encoded["image_grid_thw"]),
+            tokens=encoded["input_ids"],
+            mask=mask,
+            vision={name: encoded[name] for name in ("pixel_values", "image_grid_thw")},
+            token_types=encoded["mm_token_type_ids"],
+        )
+
+    def chat(self, instruction: str) -> str:
+        """The prompt text: one user turn of an image and the instruction, ready for the model's answer."""
+        content = [{"type": "image"}, {"type": "text", "text": instruction}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def input_sizes(self, grids: Tensor) -> list[tuple[int, int]]:
+        """Width and height in pixels of each model input, from its ``[B, 3]`` grid of patches (time, rows, columns)."""
+        patch = self.processor.image_processor.patch_size
+        return [(int(columns) * patch, int(rows) * patch) for _, rows, columns in grids.tolist()]
+
+    def targets(
+        self, prompts: PromptBatch, eos_token_id: int, order: Literal["annotated", "sorted"] = "annotated"
+    ) -> tuple[Tensor, Tensor]:
+        """What a model should answer, written in the family's grammar and closed by the end token.
+
+        Args:
+            prompts: B prompts.
+            eos_token_id: the token that closes an answer.
+            order: boxes as annotated, or sorted by their left edge (then the top).
+
+        Returns:
+            Tokens ``[B, 1, C]`` int64 padded on the right, and their mask ``[B, 1, C]`` bool.
+        """
+        rows = []
+        for record, input_size in zip(prompts.records, prompts.input_sizes, strict=True):
+            visible = np.flatnonzero(~record.crowd)
+            if order == "sorted":
+                visible = visible[np.lexsort(record.boxes_xyxy[visible].T[[1, 0]])]
+            boxes = self.family.from_image(record.boxes_xyxy[visible], record.image_size, input_size)
+            text = self.family.write(boxes, [record.labels[row] for row in visible])
+            ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            rows.append(torch.tensor([*ids, eos_token_id]))
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=eos_token_id)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
+        return tokens[:, None].to(prompts.tokens.device), mask[:, None].to(prompts.tokens.device)
+
+    def _refuse_long(self, records: Sequence[DetectionRecord], tokens: Tensor, mask: Tensor) -> None:
+        lengths = mask.sum(1)
+        worst = int(lengths.argmax())
+        if lengths[worst] <= self.max_prompt_tokens:
+            return
+        image_tokens = int((tokens[worst] == self.processor.image_token_id).sum())
+        raise ValueError(
+            f"{records[worst].origin}: the prompt has {int(lengths[worst])} tokens, {image_tokens} of them for the image,"
+            f" and max_prompt_tokens is {self.max_prompt_tokens}. A prompt is never cut, since that would cut image"
+            " tokens: raise max_prompt_tokens, or lower max_pixels so that the image takes fewer"
+        )
