@@ -1,11 +1,14 @@
 """Export: the trained model as an ordinary Hugging Face folder."""
 
 from pathlib import Path
+from typing import Any
 
-import lightning as L
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
+
+from callbacks.run_outputs import run_folder
 
 
 class Export(Callback):
@@ -26,15 +29,19 @@ class Export(Callback):
     def __init__(self, dirname: Path = Path("model"), dtype: str | None = None) -> None:
         if dtype is not None and not getattr(getattr(torch, dtype, None), "is_floating_point", False):
             raise ValueError(f"Export: dtype={dtype!r} is no floating-point type of torch; try 'bfloat16'")
-        self.dirname, self.dtype = Path(dirname), dtype
+        self.dirname, self.dtype, self._folder = Path(dirname), dtype, Path()
 
     @override
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        self._folder = run_folder(trainer) / self.dirname
+
+    @override
+    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if not trainer.is_global_zero:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / self.dirname
-        network = pl_module.policy.network
+        network: Any = pl_module.policy.network  # type: ignore[union-attr]
+        weights = network.state_dict()
         if self.dtype is not None:
-            network = network.to(getattr(torch, self.dtype))
-        network.save_pretrained(folder)
-        pl_module.processor.save_pretrained(folder)
+            weights = {name: value.to(getattr(torch, self.dtype)) for name, value in weights.items()}
+        network.save_pretrained(self._folder, state_dict=weights)
+        pl_module.processor.save_pretrained(self._folder)  # type: ignore[operator, union-attr]

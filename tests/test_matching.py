@@ -15,9 +15,7 @@ RELEASED = BoxMatcher(l1=1, iou=0, giou=1, label=1, overlap="giou", label_rule="
 
 def detections(boxes, labels):
     boxes = as_boxes(boxes)
-    return Detections(
-        boxes_xyxy=boxes, labels=tuple(labels), scores=np.ones(len(boxes)), well_formed=True, valid=True
-    )
+    return Detections(boxes_xyxy=boxes, labels=tuple(labels), scores=np.ones(len(boxes)), well_formed=True, valid=True)
 
 
 def targets(boxes, labels):

@@ -91,15 +91,17 @@ class Detector(L.LightningModule, ABC):
         """The boxes of completions, G after G for each prompt, in image pixels."""
         group = len(texts) // len(prompts)
         return [
-            read_detections(text, self.family, prompts.records[row // group].image_size, prompts.input_sizes[row // group])
+            read_detections(
+                text, self.family, prompts.records[row // group].image_size, prompts.input_sizes[row // group]
+            )
             for row, text in enumerate(texts)
         ]
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Finding]:
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Finding]:  # type: ignore[override]
         """Answer greedily and measure."""
         return self._evaluate(batch)
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Finding]:
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> list[Finding]:  # type: ignore[override]
         """Answer greedily and measure."""
         return self._evaluate(batch)
 

@@ -34,4 +34,5 @@ class Experience:
     @classmethod
     def from_state(cls, state: dict[str, Any], device: torch.device) -> "Experience":
         """The experience that `state_dict` described, on ``device``."""
-        return cls(**{name: None if value is None else value.to(device) for name, value in state.items()})
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in state.items()}
+        return cls(**moved)

@@ -66,7 +66,9 @@ class PolicyLoss(ABC):
         if kl_coef < 0:
             raise ValueError(f"loss: kl_coef={kl_coef} must not be negative; 0 leaves the reference out")
         if not 0 <= clip_low < 1 or clip_high < 0:
-            raise ValueError(f"loss: clip_low={clip_low} must lie in 0..1 and clip_high={clip_high} must not be negative")
+            raise ValueError(
+                f"loss: clip_low={clip_low} must lie in 0..1 and clip_high={clip_high} must not be negative"
+            )
         self.kl_coef, self.clip_low, self.clip_high = kl_coef, clip_low, clip_high
         self.mask_truncated = mask_truncated
 

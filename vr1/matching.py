@@ -122,7 +122,7 @@ class BoxMatcher:
 def _labels_agree(predicted: tuple[str, ...], target: tuple[str, ...]) -> NDArray[np.bool_]:
     """``[N, M]`` bool: the two labels are the same text."""
     # Each distinct label is looked at once: an answer repeats a few.
-    normal = {label: _normal(label) for label in {*predicted, *target}}
+    normal = {label: fold_label(label) for label in {*predicted, *target}}
     number = {text: index for index, text in enumerate({*normal.values()})}
     if len(number) == 1:
         return np.ones((len(predicted), len(target)), dtype=np.bool_)
@@ -130,6 +130,11 @@ def _labels_agree(predicted: tuple[str, ...], target: tuple[str, ...]) -> NDArra
     return rows[:, None] == np.array([number[normal[label]] for label in target])
 
 
-def _normal(label: str) -> str:
-    """The label without what models vary freely: case, surrounding blanks, a final full stop."""
+def fold_label(label: str) -> str:
+    """A label as it is compared: without case, surrounding blanks and a final full stop, which models vary freely.
+
+    Example:
+        >>> fold_label(" Traffic Light. ")
+        'traffic light'
+    """
     return label.strip().removesuffix(".").rstrip().casefold()

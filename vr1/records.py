@@ -66,7 +66,7 @@ class Answer:
     """What could be read from one completion, still in the model's own coordinate frame.
 
     Attributes:
-        boxes: ``[N, 4]`` float64 corners in the frame of the model family, as written: ordered or not, in bounds or not.
+        boxes: ``[N, 4]`` float64 corners in the family's frame, as written: ordered or not, in bounds or not.
         labels: N label texts as written.
         follows_template: the completion has the form that the family's instruction asks for, and nothing else.
         problems: one short text for each item that was written but cannot be used as a box (for logs and the gallery).

@@ -52,7 +52,11 @@ class SFTModule(Detector):
         log_probs, entropy = self.policy.log_probs(batch, tokens, mask)
         loss = -mean_where(log_probs, mask)
         self.log_dict(
-            {"sft/loss": loss.detach(), "sft/entropy": mean_where(entropy, mask), "sft/tokens": mask.sum() / len(batch)},
+            {
+                "sft/loss": loss.detach(),
+                "sft/entropy": mean_where(entropy, mask),
+                "sft/tokens": mask.sum() / len(batch),
+            },
             prog_bar=True,
         )
         return loss

@@ -14,7 +14,7 @@ class Tally:
 
     Example:
         >>> print(str(Tally(["recall", "total"])).splitlines()[0])
-        answers               0
+        answers                0
     """
 
     def __init__(self, names: Iterable[str]) -> None:

@@ -98,12 +98,13 @@ def test_reads_what_a_person_would_read(completion, expected):
 
 
 @pytest.mark.parametrize(
-    "box", ["[1, 2, 3]", "[]", "null", "[1e400, 2, 3, 4]", "[NaN, 2, 3, 4]", "[1, Infinity, 3, 4]", '"everywhere"', "{}"]
+    "box",
+    ["[1, 2, 3]", "[]", "null", "[1e400, 2, 3, 4]", "[NaN, 2, 3, 4]", "[1, Infinity, 3, 4]", '"everywhere"', "{}"],
 )
 def test_an_unusable_box_is_a_problem_and_not_a_box(box):
     answer = read_json_answer(f'[{{"bbox_2d": {box}, "label": "dog"}}, {BOX}]')
     assert answer.labels == ("cat",)
-    assert len(answer.problems) == (0 if box == "[]" and not answer.problems else 1)
+    assert len(answer.problems) == (0 if box == "[]" else 1)
 
 
 def test_reads_many_boxes_and_stops_at_the_limit():
@@ -123,7 +124,7 @@ def test_reads_a_label_of_any_length():
     assert read_json_answer(f'[{{"bbox_2d": [1, 2, 3, 4], "label": "{label}"}}]').labels == (label,)
 
 
-@given(st.text(st.sampled_from('[]{}"\',:\\\n 0123456789.-e`<>/abx\ud800é'), max_size=200))
+@given(st.text(st.sampled_from("[]{}\"',:\\\n 0123456789.-e`<>/abx\ud800é"), max_size=200))
 @settings(deadline=None, max_examples=500)
 def test_never_raises_on_fragments(completion):
     answer = read_json_answer(completion)
@@ -176,7 +177,25 @@ def test_both_readers_read_the_same(boxes, data):
     assert strict.labels == lenient.labels
 
 
-UNITS = ["[", "{", "]", '"', "'", "\\", "```", '["', "['", '[{"a":', "[]", "{}", "[1", '["\\', "9", "[[1,2,3,4],", "<think>"]
+UNITS = [
+    "[",
+    "{",
+    "]",
+    '"',
+    "'",
+    "\\",
+    "```",
+    '["',
+    "['",
+    '[{"a":',
+    "[]",
+    "{}",
+    "[1",
+    '["\\',
+    "9",
+    "[[1,2,3,4],",
+    "<think>",
+]
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -215,7 +234,9 @@ def test_every_recorded_answer_yields_its_boxes():
         answer = read_json_answer(text)
         numbers[len(answer.boxes)] += 1
         assert answer.problems == ()
-        assert answer.follows_template == text.strip().startswith("```json"), (model, text)
+        # One fenced list ends in an item of another form.
+        in_form = text.strip().startswith("```json") and '{"answer":' not in text
+        assert answer.follows_template == in_form, (model, text)
         # One answer says in words that there is nothing to find, and gives an empty list.
         assert len(answer.boxes) or '"bounding_box": []' in text
     # Two boxes: two elephants, two bananas, and one box given twice.

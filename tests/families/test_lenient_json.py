@@ -4,7 +4,7 @@ from vr1.families.lenient_json import DEPTH, scan
 
 
 def test_prose_is_passed_over():
-    assert list(scan("It's a \"cat\" at 1, 2, 3 (see below).")) == []
+    assert list(scan('It\'s a "cat" at 1, 2, 3 (see below).')) == []
 
 
 def test_an_object_that_is_cut_off_is_not_given():
@@ -22,7 +22,7 @@ def test_words_and_null():
 
 
 def test_a_lost_quote_costs_one_line():
-    assert list(scan('[{"a": "x},\n{"b": "y"}]'))[-1] == {"b": "y"}
+    assert list(scan('[{"a": "x\n}, {"b": "y"}]')) == [{"a": "x"}, {"b": "y"}]
 
 
 @pytest.mark.parametrize("depth", [DEPTH - 1, DEPTH + 1, 100_000])

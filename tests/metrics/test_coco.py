@@ -14,9 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from vr1.data.coco import CocoSource
-from vr1.matching import BoxMatcher
+from vr1.matching import BoxMatcher, fold_label
 from vr1.metrics import CocoMetrics
-from vr1.metrics.label_keys import fold_label
 from vr1.records import DetectionRecord, Detections, Targets, as_boxes
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

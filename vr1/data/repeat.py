@@ -36,7 +36,7 @@ class RepeatedBatches(Sampler[list[int]]):
         self.batches = len(sampler) // batch_size
         if not self.batches:
             raise ValueError(
-                f"data: {len(sampler)} training records do not fill one batch of batch_size={batch_size}; lower batch_size"
+                f"data: {len(sampler)} training records do not fill one batch of batch_size={batch_size}; lower it"
             )
 
     def __len__(self) -> int:

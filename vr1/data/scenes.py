@@ -36,7 +36,7 @@ class SceneStyle:
         absent: share of scenes in which no object of the asked categories is present.
         named: share of scenes whose question names a made-up word that stands for every object, so that a model learns
             to look for whatever it is asked for and to repeat a label that it has never read.
-        background: ``plain`` colour, ``gradient`` of two colours, or ``clutter`` (gradient crossed by strokes and dots).
+        background: ``plain`` colour, ``gradient`` of two colours, or ``clutter`` (gradient, strokes and dots).
         tint: strength 0..1 with which the whole scene is mixed with one colour of its own.
         noise: standard deviation of pixel noise, in units of 0..255.
         blur: radius of a Gaussian blur in pixels.
@@ -72,7 +72,9 @@ class SceneStyle:
         if unknown or not self.shapes:
             raise ValueError(f"scene style: unknown shapes {unknown}; choose among {', '.join(SHAPES)}")
         if not self.canvas_sizes or min(min(size) for size in self.canvas_sizes) < 8:
-            raise ValueError(f"scene style: canvas_sizes={self.canvas_sizes} needs at least one size of 8 pixels or more")
+            raise ValueError(
+                f"scene style: canvas_sizes={self.canvas_sizes} needs at least one size of 8 pixels or more"
+            )
 
 
 class SceneSource(Dataset[DetectionRecord]):
@@ -97,7 +99,11 @@ class SceneSource(Dataset[DetectionRecord]):
     """
 
     def __init__(
-        self, length: int, split: Literal["train", "val", "test"] = "train", seed: int = 0, style: SceneStyle | None = None
+        self,
+        length: int,
+        split: Literal["train", "val", "test"] = "train",
+        seed: int = 0,
+        style: SceneStyle | None = None,
     ) -> None:
         if length < 1:
             raise ValueError(f"scenes: length={length} leaves nothing to read; give at least 1")
@@ -139,7 +145,7 @@ def draw_scene(rng: np.random.Generator, style: SceneStyle) -> tuple[Image.Image
     Returns:
         The RGB image, the ``[M, 4]`` boxes in its pixels in drawing order, and the M shapes.
     """
-    width, height = style.canvas_sizes[rng.integers(len(style.canvas_sizes))]
+    width, height = style.canvas_sizes[int(rng.integers(len(style.canvas_sizes)))]
     image = _background(rng, style, width, height)
     boxes: list[list[float]] = []
     shapes: list[str] = []
@@ -191,7 +197,7 @@ def _place(
             continue
         scale = _SUPERSAMPLING
         mask = Image.new("L", (width * scale, height * scale))
-        _draw_shape(ImageDraw.Draw(mask), shape, *(box[0] * scale), outline=rng.random() < style.outline)
+        _draw_shape(ImageDraw.Draw(mask), shape, box[0] * scale, outline=rng.random() < style.outline)
         extent = mask.getbbox()
         if extent is None:
             continue
@@ -199,10 +205,9 @@ def _place(
     return None, []
 
 
-def _draw_shape(
-    draw: ImageDraw.ImageDraw, shape: str, x1: float, y1: float, x2: float, y2: float, outline: bool
-) -> None:
-    """Draw one shape so that it touches all four edges of its box; coordinates in the pixels of ``draw``."""
+def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, box: Boxes, outline: bool) -> None:
+    """Draw one shape so that it touches all four edges of its box ``[4]``, in the pixels of ``draw``."""
+    x1, y1, x2, y2 = box.tolist()
     w, h = x2 - x1, y2 - y1
     line = max(2, round(min(w, h) * 0.16))
     fill, edge = (0, 255) if outline else (255, 255)

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Sequence
 
-from vr1.families.json_answer import read_json_answer
-
 from vr1.boxes import rescale
 from vr1.families.base import Family
+from vr1.families.json_answer import read_json_answer
 from vr1.records import Answer, Boxes
 
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from vr1.matching import fold_label
 from vr1.metrics.coco_eval import CocoInput, evaluate, evaluate_classes
-from vr1.metrics.label_keys import fold_label, label_key, text_key
+from vr1.metrics.label_keys import label_key, text_key
 from vr1.records import DetectionRecord, Detections
 
 # Columns of the states: a record is (key, image id, N, M, dropped boxes), a prediction (label key, box, score), a

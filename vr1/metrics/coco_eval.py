@@ -28,7 +28,7 @@ FIGURES = {
 }
 """COCO's twelve figures: name here, name in torchmetrics."""
 
-_TINY = 1e-12
+_LEAST_AREA = 1e-12
 _Rows = NDArray[np.float64]
 
 
@@ -108,7 +108,7 @@ def _target(rows: _Rows, label_ids: dict[int, int]) -> dict[str, Tensor]:
         "boxes": torch.from_numpy(rows[:, 1:5].copy()),
         "labels": torch.tensor(labels, dtype=torch.int64),
         # torchmetrics takes an area of 0 for an unknown one; COCO counts the object as small.
-        "area": torch.from_numpy(np.maximum(rows[:, 5], _TINY)),
+        "area": torch.from_numpy(np.maximum(rows[:, 5], _LEAST_AREA)),
         "iscrowd": torch.from_numpy(rows[:, 6].astype(np.int64)),
     }
 

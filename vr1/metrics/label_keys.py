@@ -3,15 +3,7 @@
 import hashlib
 from functools import lru_cache
 
-
-def fold_label(label: str) -> str:
-    """A label as it is compared: case, surrounding blanks and a final full stop aside.
-
-    Example:
-        >>> fold_label(" Traffic Light. ")
-        'traffic light'
-    """
-    return label.strip().removesuffix(".").rstrip().casefold()
+from vr1.matching import fold_label
 
 
 @lru_cache(maxsize=4096)

@@ -125,8 +125,10 @@ def build_model(
     """
     head = hidden // heads
     if hidden % heads or head % 16:
-        raise ValueError(f"hidden={hidden} and heads={heads}: the head size must be a multiple of 16; try hidden=192, heads=6")
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+        raise ValueError(
+            f"hidden={hidden} and heads={heads}: the head size must be a multiple of 16; try hidden=192, heads=6"
+        )
+    ids: dict[str, int] = {token: tokenizer.vocab[token] for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),

@@ -26,7 +26,7 @@ class Lora:
     """
 
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     targets: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -64,7 +64,9 @@ class PolicySource:
 
     def __post_init__(self) -> None:
         if self.quantize and self.lora is None:
-            raise ValueError("policy: quantize='nf4' needs adapters, since 4-bit weights cannot be trained: set lora too")
+            raise ValueError(
+                "policy: quantize='nf4' needs adapters, since 4-bit weights cannot be trained: set lora too"
+            )
 
     def check(self) -> None:
         """Refuse a path that holds no vision-language model, before anything heavy is loaded.
@@ -73,8 +75,8 @@ class PolicySource:
             ValueError: nothing there, no model there, or a model without a vision tower.
         """
         path = Path(self.path)
-        looks_local = path.is_absolute() or self.path.startswith((".", "~")) or path.exists() or self.path.count("/") != 1
-        if looks_local and not (path / "config.json").is_file():
+        hub_name = self.path.count("/") == 1 and not self.path.startswith((".", "~", "/")) and not path.exists()
+        if not hub_name and not (path / "config.json").is_file():
             raise ValueError(
                 f"policy.path={self.path}: no config.json there; give a folder written by save_pretrained, or the name"
                 " of a model on the hub"
@@ -85,8 +87,8 @@ class PolicySource:
             raise ValueError(f"policy.path={self.path}: no model could be found there ({error})") from error
         if not hasattr(config, "vision_config"):
             raise ValueError(
-                f"policy.path={self.path}: a {config.model_type} model does not see images; give a vision-language model"
-                " such as Qwen/Qwen2.5-VL-3B-Instruct"
+                f"policy.path={self.path}: a {config.model_type} model does not see images; give a vision-language"
+                " model such as Qwen/Qwen2.5-VL-3B-Instruct"
             )
 
     def processor(self) -> Any:
@@ -97,7 +99,7 @@ class PolicySource:
         size["longest_edge"] = self.max_pixels or size["longest_edge"]
         if size["shortest_edge"] > size["longest_edge"]:
             raise ValueError(
-                f"policy: min_pixels={size['shortest_edge']} is more than max_pixels={size['longest_edge']}; lower the first"
+                f"policy: min_pixels={size['shortest_edge']} is more than max_pixels={size['longest_edge']}; lower it"
             )
         processor.image_processor.size = type(processor.image_processor.size)(**size)
         return processor
@@ -113,7 +115,7 @@ class PolicySource:
                 bnb_4bit_compute_dtype=getattr(torch, self.dtype),
                 llm_int8_skip_modules=["visual", "lm_head"],
             )
-        network = AutoModelForImageTextToText.from_pretrained(
+        network: Any = AutoModelForImageTextToText.from_pretrained(
             self.path,
             dtype=getattr(torch, self.dtype),
             attn_implementation=self.attention,

@@ -30,7 +30,7 @@ class Policy(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
 
     @property
     def base(self) -> Any:
@@ -159,7 +159,7 @@ def _row_positions(positions: Tensor, prompt_mask: Tensor, following: Tensor, ro
 
 
 def _token_log_probs(head: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies ``[T]`` of ``targets`` under ``head(hidden)``, in chunks that are not kept for backward."""
+    """Log-probs and entropies ``[T]`` of ``targets`` under ``head(hidden)``, chunk by chunk: no more logits exist."""
 
     def chunk(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = torch.log_softmax(head(states) / temperature, dim=-1)

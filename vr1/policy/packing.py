@@ -49,7 +49,8 @@ def pack(prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, mask: Tenso
 
     Example:
         >>> one = torch.ones(1, 2, dtype=torch.bool)
-        >>> rows = pack(torch.tensor([[7, 8]]), one, torch.tensor([[[1, 2], [3, 0]]]), torch.tensor([[[1, 1], [1, 0]]]).bool())
+        >>> mask = torch.tensor([[[True, True], [True, False]]])
+        >>> rows = pack(torch.tensor([[7, 8]]), one, torch.tensor([[[1, 2], [3, 0]]]), mask)
         >>> rows.tokens.tolist(), rows.segments.tolist(), rows.columns.tolist()
         ([[7, 8, 1, 2, 3]], [[0, 0, 1, 1, 2]], [1, 2, 1])
     """

@@ -1,0 +1,68 @@
+"""A small untrained model, written once per test session and loaded as any other model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vr1.data.scenes import SceneSource, SceneStyle
+from vr1.families import Qwen25VL
+from vr1.policy import PolicySource
+from vr1.policy.blank import write_blank
+from vr1.prompts import PromptEncoder
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def blank_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "blank"
+    write_blank(
+        folder,
+        hidden=64,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        intermediate=96,
+        vision_hidden=64,
+        vision_layers=2,
+        vision_heads=4,
+        vision_intermediate=96,
+    )
+    return folder
+
+
+@pytest.fixture
+def source(blank_model: Path) -> PolicySource:
+    return PolicySource(path=str(blank_model))
+
+
+@pytest.fixture
+def encoder(source: PolicySource) -> PromptEncoder:
+    return PromptEncoder(source.processor(), Qwen25VL(), max_prompt_tokens=256)
+
+
+@pytest.fixture
+def records():
+    """Three scenes of three image sizes, whose prompts have different lengths."""
+    scenes = SceneSource(40, "val", style=SceneStyle(num_objects=(2, 5), absent=0.0))
+    by_size = {}
+    for record in scenes:
+        by_size.setdefault(record.image_size, record)
+        if len(by_size) == 3:
+            return list(by_size.values())
+    raise AssertionError("the scenes have fewer than three sizes")
+
+
+@pytest.fixture
+def prompts(encoder: PromptEncoder, records):
+    return encoder(records)
+
+
+@pytest.fixture
+def ragged_completions():
+    """Tokens ``[3, 4, 9]`` and a mask of unequal lengths, one completion of a single token among them."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(20, 400, (3, 4, 9), generator=generator)
+    lengths = torch.tensor([[9, 1, 4, 7], [2, 2, 9, 3], [5, 8, 6, 1]])
+    return tokens, torch.arange(9) < lengths[..., None]

@@ -1,0 +1,109 @@
+"""Packed rows against the plain way: every completion in a row of its own, through the whole transformers model."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vr1.policy import Lora, Policy
+from vr1.prompts import PromptBatch
+
+
+def plain_log_probs(policy: Policy, prompts: PromptBatch, tokens, mask, temperature=1.0):
+    """Log-probs ``[B, G, C]`` from one full forward per completion: no packing, no shared prefix, no padding."""
+    result = torch.zeros(mask.shape)
+    patches = prompts.vision["image_grid_thw"].prod(1).tolist()
+    pixels = prompts.vision["pixel_values"].split(patches)
+    for b in range(tokens.shape[0]):
+        prompt = prompts.tokens[b][prompts.mask[b]]
+        types = prompts.token_types[b][prompts.mask[b]]
+        for g in range(tokens.shape[1]):
+            answer = tokens[b, g][mask[b, g]]
+            row = torch.cat([prompt, answer])[None]
+            logits = policy.network(
+                input_ids=row,
+                attention_mask=torch.ones_like(row),
+                mm_token_type_ids=torch.cat([types, torch.zeros_like(answer)])[None],
+                pixel_values=pixels[b],
+                image_grid_thw=prompts.vision["image_grid_thw"][b : b + 1],
+            ).logits[0, len(prompt) - 1 : -1]
+            log_probs = torch.log_softmax(logits.float() / temperature, -1).gather(-1, answer[:, None])[:, 0]
+            result = result.index_put((torch.tensor(b), torch.tensor(g), mask[b, g].nonzero()[:, 0]), log_probs)
+    return result
+
+
+def relative_difference(ours, reference) -> float:
+    return float((ours - reference).abs().max() / reference.abs().max())
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_packed_log_probs_and_gradients_equal_the_plain_ones(source, prompts, ragged_completions, lora, checkpointing):
+    torch.manual_seed(0)
+    policy = replace(source, lora=lora, gradient_checkpointing=checkpointing).load()
+    if lora:
+        # Fresh adapters compute nothing: make them matter.
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    plain = copy.deepcopy(policy)
+    tokens, mask = ragged_completions
+    weights = torch.randn(mask.shape) * mask
+
+    ours, _ = policy.log_probs(prompts, tokens, mask)
+    reference = plain_log_probs(plain, prompts, tokens, mask)
+    (ours * weights).sum().backward()
+    (reference * weights).sum().backward()
+
+    assert ours[~mask].abs().sum() == 0
+    assert relative_difference(ours, reference) < 1e-4
+    trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
+    assert trained
+    for name, parameter in plain.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert relative_difference(policy.get_parameter(name).grad, parameter.grad) < 1e-4, name
+
+
+def test_temperature_divides_the_logits(source, prompts, ragged_completions):
+    policy = source.load()
+    tokens, mask = ragged_completions
+    with torch.no_grad():
+        warm, _ = policy.log_probs(prompts, tokens, mask, temperature=0.7)
+        reference = plain_log_probs(policy, prompts, tokens, mask, temperature=0.7)
+    assert relative_difference(warm, reference) < 1e-4
+
+
+def test_entropy_is_that_of_the_distribution(source, prompts, ragged_completions):
+    policy = source.load()
+    tokens, mask = ragged_completions
+    with torch.no_grad():
+        policy.base.lm_head.weight.zero_()
+        log_probs, entropy = policy.log_probs(prompts, tokens, mask)
+    vocabulary = torch.tensor(float(policy.base.lm_head.weight.shape[0]))
+    torch.testing.assert_close(entropy[mask], vocabulary.log().expand(int(mask.sum())))
+    torch.testing.assert_close(log_probs[mask], -entropy[mask])
+
+
+def test_image_placeholders_are_forbidden(source):
+    policy = source.load()
+    tokenizer = source.processor().tokenizer
+    assert {"<|image_pad|>", "<|video_pad|>"} <= set(tokenizer.convert_ids_to_tokens(policy.forbidden_tokens))
+    assert not set(policy.forbidden_tokens) & set(policy.eos_tokens)
+
+
+def test_without_adapters_is_the_base_model(source, prompts, ragged_completions):
+    tokens, mask = ragged_completions
+    base = source.load()
+    adapted = replace(source, lora=Lora(rank=4)).load()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        expected, _ = base.log_probs(prompts, tokens, mask)
+        with adapted.without_adapters():
+            off, _ = adapted.log_probs(prompts, tokens, mask)
+        on, _ = adapted.log_probs(prompts, tokens, mask)
+    assert relative_difference(off, expected) < 1e-6
+    assert relative_difference(on, expected) > 1e-3

@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from vr1.records import Detections, Match, as_boxes
+
+
+@pytest.fixture
+def matched():
+    """Makes the match of a completion from its overlaps and counts."""
+
+    def make(overlap, num_predicted=None, num_targets=None, well_formed=True, valid=True):
+        pairs = np.arange(len(overlap))
+        num_predicted = len(overlap) if num_predicted is None else num_predicted
+        return Match(
+            predicted=pairs,
+            target=pairs,
+            overlap=np.array(overlap, dtype=np.float64),
+            num_predicted=num_predicted,
+            num_targets=len(overlap) if num_targets is None else num_targets,
+            detections=Detections(
+                boxes_xyxy=as_boxes([[0, 0, 1, 1]] * num_predicted),
+                labels=("cat",) * num_predicted,
+                scores=np.ones(num_predicted),
+                well_formed=well_formed,
+                valid=valid,
+            ),
+        )
+
+    return make

@@ -1,0 +1,147 @@
+"""Losses against numbers worked out by hand and against a restatement in plain Python."""
+
+import math
+
+import pytest
+import torch
+
+from vr1.losses import GRPO, GSPO, DrGRPO, PolicyTerms, TokenMean, k3
+
+
+def terms(log_probs, old, advantages, mask, reference=None):
+    return PolicyTerms(
+        log_probs=log_probs, old_log_probs=old, reference_log_probs=reference, advantages=advantages, mask=mask
+    )
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    shape = (3, 4, 6)
+    old = -torch.rand(shape, generator=generator) * 3
+    log_probs = (old + torch.randn(shape, generator=generator) * 0.4).requires_grad_()
+    reference = old + torch.randn(shape, generator=generator) * 0.2
+    advantages = torch.randn(shape[:2], generator=generator)
+    lengths = torch.tensor([[6, 1, 3, 2], [4, 4, 5, 6], [1, 2, 6, 3]])
+    return log_probs, old, advantages, torch.arange(6) < lengths[..., None], reference
+
+
+def restated(batch, kl_coef, low, high, sequence, average):
+    """Token by token in Python floats."""
+    log_probs, old, advantages, mask, reference = batch
+    completions = []
+    for b in range(3):
+        for g in range(4):
+            n = int(mask[b, g].sum())
+            ratios = [float(log_probs[b, g, t] - old[b, g, t]) for t in range(n)]
+            if sequence:
+                ratios = [sum(ratios) / n] * n
+            values = []
+            for t, log_ratio in enumerate(ratios):
+                ratio, advantage = math.exp(log_ratio), float(advantages[b, g])
+                gain = min(ratio * advantage, max(min(ratio, 1 + high), 1 - low) * advantage)
+                gap = float(reference[b, g, t] - log_probs[b, g, t])
+                values.append(-gain + kl_coef * (math.exp(gap) - gap - 1))
+            completions.append(values)
+    return average(completions)
+
+
+def mean_of_means(completions):
+    return sum(sum(values) / len(values) for values in completions) / len(completions)
+
+
+def mean_of_tokens(completions):
+    return sum(map(sum, completions)) / sum(map(len, completions))
+
+
+@pytest.mark.parametrize(
+    ("loss", "sequence", "average"),
+    [
+        (GRPO(0.2, 0.2, 0.28), False, mean_of_means),
+        (TokenMean(0.2, 0.2, 0.28), False, mean_of_tokens),
+        (DrGRPO(10, 0.2, 0.2, 0.28), False, lambda completions: sum(map(sum, completions)) / (12 * 10)),
+        (GSPO(0.2, 0.2, 0.28), True, mean_of_means),
+    ],
+    ids=["grpo", "token_mean", "dr_grpo", "gspo"],
+)
+def test_losses_equal_their_definitions(batch, loss, sequence, average):
+    log_probs, old, advantages, mask, reference = batch
+    value, metrics = loss(terms(log_probs, old, advantages, mask, reference))
+    assert float(value.detach()) == pytest.approx(restated(batch, 0.2, 0.2, 0.28, sequence, average), rel=1e-5)
+    assert 0 < float(metrics["clip_fraction"]) < 1
+    value.backward()
+    assert (log_probs.grad[~mask] == 0).all()
+    assert (log_probs.grad[mask] != 0).any()
+
+
+def test_first_update_is_the_policy_gradient():
+    """With the ratio 1 the gradient of token t is -A / (tokens of its completion) / completions."""
+    log_probs = torch.tensor([[[-1.0, -2.0], [-0.5, -3.0]]], requires_grad=True)
+    mask = torch.tensor([[[True, True], [True, False]]])
+    loss, metrics = GRPO(kl_coef=0.0)(terms(log_probs, log_probs.detach(), torch.tensor([[2.0, -1.0]]), mask))
+    assert float(loss.detach()) == pytest.approx(-(2.0 + -1.0) / 2)
+    loss.backward()
+    torch.testing.assert_close(log_probs.grad, torch.tensor([[[-0.5, -0.5], [0.5, 0.0]]]))
+    assert float(metrics["clip_fraction"]) == 0
+    assert "kl" not in metrics
+
+
+def test_clipped_tokens_have_no_gradient():
+    log_probs = torch.tensor([[[0.5, -0.5]]], requires_grad=True)
+    old = torch.zeros(1, 1, 2)
+    everything = torch.ones(1, 1, 2, dtype=torch.bool)
+    GRPO(kl_coef=0.0)(terms(log_probs, old, torch.tensor([[1.0]]), everything))[0].backward()
+    assert log_probs.grad[0, 0, 0] == 0, "too likely already: no further push up"
+    assert log_probs.grad[0, 0, 1] < 0, "less likely than before: push up"
+
+
+def test_clip_high_lets_likely_tokens_grow_further():
+    log_probs = torch.tensor([[[math.log(1.25)]]], requires_grad=True)
+    arguments = (torch.zeros(1, 1, 1), torch.tensor([[1.0]]), torch.ones(1, 1, 1, dtype=torch.bool))
+    assert float(GRPO(0.0, 0.2, 0.2)(terms(log_probs, *arguments))[0].detach()) == pytest.approx(-1.2)
+    assert float(GRPO(0.0, 0.2, 0.28)(terms(log_probs, *arguments))[0].detach()) == pytest.approx(-1.25)
+
+
+def test_a_completion_without_counted_tokens_changes_nothing(batch):
+    log_probs, old, advantages, mask, reference = batch
+    cut = mask.clone()
+    cut[0, 0] = False
+    kept = [0, *range(2, 12)]
+    with_it, _ = GRPO()(terms(log_probs, old, advantages, cut, reference))
+    rest = [
+        tensor.reshape(12, -1)[1:].unsqueeze(1) if tensor.dim() == 3 else tensor.reshape(12, 1)[1:]
+        for tensor in (log_probs, old, advantages, mask, reference)
+    ]
+    without, _ = GRPO()(terms(rest[0], rest[1], rest[2], rest[3], rest[4]))
+    assert len(kept) == 11
+    torch.testing.assert_close(with_it, without)
+
+
+def test_gspo_gradient_is_shared_by_the_sequence():
+    log_probs = torch.tensor([[[0.1, -0.3, 0.2]]], requires_grad=True)
+    everything = torch.ones(1, 1, 3, dtype=torch.bool)
+    GSPO(kl_coef=0.0)(terms(log_probs, torch.zeros(1, 1, 3), torch.tensor([[1.0]]), everything))[0].backward()
+    torch.testing.assert_close(log_probs.grad, torch.full((1, 1, 3), -1 / 3))
+
+
+def test_k3_is_unbiased_and_never_negative():
+    policy = torch.tensor([0.2, 0.3, 0.5])
+    reference = torch.tensor([0.4, 0.4, 0.2])
+    estimate = k3(policy.log(), reference.log())
+    assert (estimate >= 0).all()
+    exact = (policy * (policy / reference).log()).sum()
+    torch.testing.assert_close((policy * estimate).sum(), exact)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"kl_coef": -0.1}, "kl_coef"), ({"clip_low": 1.0}, "clip_low"), ({"clip_high": -1.0}, "clip_high")],
+)
+def test_settings_out_of_range_are_refused(settings, named):
+    with pytest.raises(ValueError, match=named):
+        GRPO(**settings)
+
+
+def test_dr_grpo_needs_a_length():
+    with pytest.raises(ValueError, match="max_tokens"):
+        DrGRPO(max_tokens=0)
