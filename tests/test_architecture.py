@@ -51,7 +51,9 @@ def test_imports_only_go_down(path):
             assert layer_of(imported) <= layer_of(module), f"{module} imports {imported}, which lies above it"
 
 
-@pytest.mark.parametrize("package", ["vr1/rewards", "vr1/families", "vr1/matching.py", "vr1/advantage.py", "vr1/losses.py"])
+@pytest.mark.parametrize(
+    "package", ["vr1/rewards", "vr1/families", "vr1/matching.py", "vr1/advantage.py", "vr1/losses.py"]
+)
 def test_the_method_itself_needs_no_framework(package):
     paths = [ROOT / package] if package.endswith(".py") else modules(package)
     for path in paths:

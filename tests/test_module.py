@@ -50,7 +50,9 @@ def fit(module, tmp_path, steps=2, ckpt_path=None, scenes=8, shuffle=True, **set
         default_root_dir=tmp_path,
         **settings,
     )
-    data = SceneDataModule(SceneStyle(), train_scenes=scenes, val_scenes=4, batch_size=2, num_workers=0, shuffle=shuffle)
+    data = SceneDataModule(
+        SceneStyle(), train_scenes=scenes, val_scenes=4, batch_size=2, num_workers=0, shuffle=shuffle
+    )
     trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=False if ckpt_path else None)
     return trainer
 
@@ -66,8 +68,17 @@ def test_a_step_updates_the_policy_and_logs_what_it_did(source, tmp_path):
     trainer = fit(module, tmp_path)
     assert any((before[name] != value).any() for name, value in weights(module).items())
     logged = trainer.callback_metrics
-    for name in ("reward/total", "reward/commas", "grpo/loss", "grpo/kl", "grpo/clip_fraction", "grpo/equal_groups",
-                 "grpo/entropy", "grpo/completion_tokens", "perf/tokens_per_second"):
+    for name in (
+        "reward/total",
+        "reward/commas",
+        "grpo/loss",
+        "grpo/kl",
+        "grpo/clip_fraction",
+        "grpo/equal_groups",
+        "grpo/entropy",
+        "grpo/completion_tokens",
+        "perf/tokens_per_second",
+    ):
         assert torch.isfinite(logged[name]), name
 
 
@@ -123,7 +134,9 @@ def test_several_updates_use_one_rollout(source, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_gather", lambda batch: gathered.append(batch) or original(batch))
     ratios = []
     monkeypatch.setattr(
-        module, "loss", lambda terms, loss=module.loss: ratios.append(terms.log_probs - terms.old_log_probs) or loss(terms)
+        module,
+        "loss",
+        lambda terms, loss=module.loss: ratios.append(terms.log_probs - terms.old_log_probs) or loss(terms),
     )
     module.loss.kl_coef, module.loss.mask_truncated = 0.0, False
     fit(module, tmp_path, steps=4)

@@ -164,6 +164,10 @@ class Finding:
     match: Match
     rewards: dict[str, float]
 
+    def to(self, *_: Any, **__: Any) -> "Finding":
+        """Itself: a finding stays on the host, where Lightning would move what ``predict_step`` returns to."""
+        return self
+
 
 def as_boxes(boxes: Any) -> Boxes:
     """Nested lists (or nothing at all) as the ``[N, 4]`` float64 array that every function here expects."""
