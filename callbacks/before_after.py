@@ -90,7 +90,8 @@ class BeforeAfter(Callback):
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / "before_after.md").write_text(comparison.markdown(), encoding="utf-8")
-            text = json.dumps(comparison.as_dict(), indent=2) + "\n"
+            validations = [item.state_dict() for item in self.validations]
+            text = json.dumps({**comparison.as_dict(), "validations": validations}, indent=2) + "\n"
             (self._folder / "before_after.json").write_text(text, encoding="utf-8")
 
     @override

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up. A module may import modules of its own layer and of those below.
 LAYERS = [
-    {"records"},
+    {"records", "seeds"},
     {"boxes", "drawing"},
     {"families"},
     {"matching", "detections"},
@@ -19,6 +19,7 @@ LAYERS = [
     {"detector"},
     {"module", "sft"},
     {"data.modules"},
+    {"mistakes"},
     {"score", "cli", "__main__", "__init__"},
 ]
 

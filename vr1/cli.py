@@ -1,18 +1,26 @@
 """The command line: ``python -m vr1 fit|validate|test|predict|score``."""
 
+import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+from typing_extensions import override
 
+import vr1.data
+import vr1.module
+import vr1.sft  # noqa: F401 - what is imported can be named without its package: --model SFTModule
 from vr1.data.datamodule import RecordDataModule
 from vr1.detector import Detector
+from vr1.mistakes import told_by_us, unknown_setting
 from vr1.score import main as score
 
-_PACKAGE = Path(__file__).parent
+# What Lightning takes for --ckpt_path beside files.
+_KEYWORDS = ("best", "last", "hpc", "registry")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -28,48 +36,86 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if words[:1] == ["score"]:
         return score(words[1:])
     try:
-        LightningCLI(
+        _CLI(
             Detector,
             RecordDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=_Parser,
-            parser_kwargs={"prog": "vr1"},
+            parser_kwargs={"prog": "vr1", "description": _DESCRIPTION},
             args=None if argv is None else words,
         )
     except (ValueError, OSError) as error:
-        if (ours := _told_by_us(error)) is None:
+        if (ours := told_by_us(error)) is None:
             raise
         print(f"vr1: error: {ours}", file=sys.stderr)
         return 2
     return None
 
 
+_DESCRIPTION = (
+    "Vision-R1: reinforcement learning that teaches vision-language models to find things in images. "
+    "`vr1 score --help` tells how to compute the rewards of recorded answers, without a model."
+)
+
+
 class _Parser(LightningArgumentParser):
-    """Tells a mistake in one line where one of our own checks found it."""
+    """Tells a mistake in one line where one of our own checks found it, and never with all the settings' names."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if ex is not None and (ours := _told_by_us(ex)) is not None:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        if ex is not None and (ours := told_by_us(ex)) is not None:
             sys.stderr.write(f"vr1: error: {ours}\n")
             self.exit(2)
-        super().error(message, ex)
+        prog = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
+        sys.stderr.write(f"vr1: error: {unknown_setting(message) or message}\n")
+        sys.stderr.write(f"`{prog} --help` lists the settings; with --model.help GRPOModule, those of a class\n")
+        self.exit(2)
 
 
-def _told_by_us(error: BaseException) -> BaseException | None:
-    """The error, or the one that it arose from, which our own checks raised: its text says all that a user needs.
+class _CLI(LightningCLI):
+    """LightningCLI that finds out before any model is loaded what would end a run later."""
 
-    None where there is no such error: then only the traceback helps.
-    """
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        frames = traceback.extract_tb(cause.__traceback__)
-        if isinstance(cause, ValueError | OSError) and frames:
-            origin = Path(frames[-1].filename)
-            if origin.is_relative_to(_PACKAGE) or origin.parent.name == "callbacks":
-                return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
+    @override
+    def before_instantiate_classes(self) -> None:
+        checkpoint = str(self.config[self.subcommand].get("ckpt_path") or "")
+        known = checkpoint.split(":")[0] in _KEYWORDS or "://" in checkpoint
+        if checkpoint and not known and not Path(checkpoint).exists():
+            raise ValueError(f"ckpt_path={checkpoint}: no such checkpoint; check the path")
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        folders = [logger.save_dir for logger in trainer.loggers if logger.save_dir] or [trainer.default_root_dir]
+        for folder in dict.fromkeys(map(str, folders)):
+            _refuse_unwritable(folder)
+        return trainer
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Keeps the settings of a run beside its results, and in Weights & Biases where that is used."""
+
+    @override
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(self.config.as_dict())
+
+
+def _refuse_unwritable(folder: str) -> None:
+    """Refuse a folder for results in which nothing can be made; one that is missing will be made."""
+    if "://" in folder:
+        return
+    there = Path(folder).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        fault = "no folder" if not there.is_dir() else "write-protected"
+        raise ValueError(
+            f"{folder}: results cannot be written there, since {there} is {fault}; give another folder, as"
+            " trainer.default_root_dir or the save_dir of trainer.logger"
+        )

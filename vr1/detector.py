@@ -1,6 +1,6 @@
 """What every module has in common: a policy, its prompts, and the evaluation of what it finds."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning as L
@@ -97,6 +97,10 @@ class Detector(L.LightningModule, ABC):
             for row, text in enumerate(texts)
         ]
 
+    @abstractmethod
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
+        """The loss of one update."""
+
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Finding]:  # type: ignore[override]
         """Answer greedily and measure."""
         return self._evaluate(batch)
@@ -132,9 +136,11 @@ class Detector(L.LightningModule, ABC):
         self._log_metrics()
 
     def _log_metrics(self) -> None:
-        for metric in (self.coco, self.answers):
-            self.log_dict({f"{self._stage}/{name}": value for name, value in metric.compute().items()})
-            metric.reset()
+        coco = self.coco.compute()
+        shown = coco if self.trainer.testing else {name: coco[name] for name in ("map", "map_50", "map_75", "ar_100")}
+        self.log_dict({f"{self._stage}/{name}": value for name, value in {**shown, **self.answers.compute()}.items()})
+        self.coco.reset()
+        self.answers.reset()
 
     @property
     def _stage(self) -> str:

@@ -22,6 +22,7 @@ from vr1.records import Rollout
 from vr1.rewards import Reward
 from vr1.rollout.generate import generate
 from vr1.rollout.settings import Sampling
+from vr1.seeds import run_seed
 
 
 class GRPOModule(Detector):
@@ -38,7 +39,7 @@ class GRPOModule(Detector):
         updates_per_rollout: optimizer steps made from each rollout.
         resample_equal: groups whose rewards are all equal are sampled again, at most this often.
         max_prompt_tokens: longest prompt, image tokens included; longer ones are refused, never cut.
-        seed: seed of the rollouts.
+        seed: seed of the rollouts; None takes that of ``seed_everything``.
         optimizer: optimizer over the trainable parameters.
         lr_scheduler: learning-rate schedule per optimizer step; None keeps the rate.
 
@@ -60,7 +61,7 @@ class GRPOModule(Detector):
         updates_per_rollout: int = 1,
         resample_equal: int = 0,
         max_prompt_tokens: int = 1024,
-        seed: int = 0,
+        seed: int | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -77,7 +78,7 @@ class GRPOModule(Detector):
                 f"updates_per_rollout={updates_per_rollout} must be at least 1 and resample_equal={resample_equal} not"
                 " negative"
             )
-        self.sampling, self.advantage, self.loss, self.seed = sampling, advantage, loss or GRPO(), seed
+        self.sampling, self.advantage, self.loss, self.seed = sampling, advantage, loss or GRPO(), run_seed(seed)
         self.updates_per_rollout, self.resample_equal = updates_per_rollout, resample_equal
         self.reference: Reference | None = None
         self._experience: dict[int, Experience] = {}

@@ -7,10 +7,10 @@ import re
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from tiny import TinyDetector, trainer
 
 from callbacks import BeforeAfter
 from callbacks.comparison import Comparison, Measurement
+from tests.callbacks.tiny import TinyDetector, trainer
 
 FIT = {"max_steps": 4, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 2}
 

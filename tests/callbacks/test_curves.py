@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
-from tiny import TinyDetector, trainer
 
 from callbacks import Curves, RuleRefinement
 from callbacks.curves_figure import COLOURS, draw_curves
 from callbacks.history import History
+from tests.callbacks.tiny import TinyDetector, trainer
 
 FIT = {"max_steps": 6, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 3}
 REWARDS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TinyDetector, trainer
 
 from callbacks import PredictionWriter
+from tests.callbacks.tiny import TinyDetector, trainer
 from vr1.drawing.boxes import PALETTE
 
 

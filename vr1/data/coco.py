@@ -51,6 +51,7 @@ class CocoSource(Dataset[DetectionRecord]):
 
     Attributes:
         categories: what is asked for.
+        largest: index of a record with the most pixels.
         report: what was left out and what was put right.
 
     Raises:
@@ -103,6 +104,7 @@ class CocoSource(Dataset[DetectionRecord]):
         else:
             self._questions = np.stack([np.arange(len(table)), np.full(len(table), -1)], axis=1)
         self.categories = table.categories
+        self.largest = int(table.sizes[self._questions[:, 0]].prod(1).argmax()) if len(self) else 0
         self.report = self._make_report(problems, notes)
 
     def _make_report(self, problems: Problems, notes: list[str]) -> CocoReport:

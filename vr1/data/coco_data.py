@@ -23,7 +23,7 @@ class CocoDataModule(RecordDataModule):
         eval_batch_size: prompts per evaluation batch.
         num_workers: worker processes per loader.
         shuffle: draw the training records in random order.
-        seed: seed of that order, of the negatives and of a division.
+        seed: seed of that order and of the negatives; None takes that of ``seed_everything``.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CocoDataModule(RecordDataModule):
         eval_batch_size: int = 64,
         num_workers: int = 1,
         shuffle: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle, seed)
         self.root, self.task, self.bad_records, self.empty_images = Path(root), task, bad_records, empty_images
@@ -50,7 +50,7 @@ class CocoDataModule(RecordDataModule):
         Raises:
             ValueError: the folder has no such split, or its annotations or images are faulty.
         """
-        found = split_files(self.root, self.seed)
+        found = split_files(self.root)
         if (name := _NAMES[split]) not in found:
             raise ValueError(f"{self.root}: there is no {name} split, only {', '.join(found)}; add its annotations")
         return CocoSource(

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 
 from vr1.data.repeat import RepeatedBatches
 from vr1.records import DetectionRecord
+from vr1.seeds import run_seed
 
 Source = Dataset[DetectionRecord]
 Split = Literal["train", "val", "test", "predict"]
@@ -31,18 +32,23 @@ class RecordDataModule(L.LightningDataModule, ABC):
         eval_batch_size: prompts per evaluation batch.
         num_workers: worker processes per loader.
         shuffle: draw the training records in random order.
-        seed: seed of that order.
+        seed: seed of that order; None takes that of ``seed_everything``.
     """
 
     def __init__(
-        self, batch_size: int = 16, eval_batch_size: int = 64, num_workers: int = 1, shuffle: bool = True, seed: int = 0
+        self,
+        batch_size: int = 16,
+        eval_batch_size: int = 64,
+        num_workers: int = 1,
+        shuffle: bool = True,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ValueError(f"data: {name}={value} must be at least 1")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.shuffle, self.seed = num_workers, shuffle, seed
+        self.num_workers, self.shuffle, self.seed = num_workers, shuffle, run_seed(seed)
         self.sources: dict[Split, Source] = {}
 
     @abstractmethod
@@ -58,6 +64,15 @@ class RecordDataModule(L.LightningDataModule, ABC):
         for split in _SPLITS_OF[stage]:
             if split not in self.sources:
                 self.sources[split] = self.build(split)
+                self._try(split, self.sources[split])
+
+    def _try(self, split: Split, source: Any) -> None:
+        """Find now what would otherwise end the run after a whole validation, or in the middle of training."""
+        if split == "train":
+            RepeatedBatches(range(len(source)), self.batch_size)
+        if self.trainer is not None:
+            # The record whose prompt is the longest, as far as that is known without decoding all of them.
+            self._module().encoder([source[getattr(source, "largest", 0)]])
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Training batches; each is repeated for as many updates as the module makes from one rollout."""

@@ -1,17 +1,19 @@
 """Batches of indices, each window of them repeated for several updates from one rollout."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler
 
 
-class RepeatedBatches(Sampler[list[int]]):
+class RepeatedBatches(BatchSampler):
     """Full batches of a sampler, in windows, every window repeated.
 
     With gradient accumulation over ``window`` batches and ``repeats`` updates per rollout, the optimizer has to see the
     whole window before any of it comes again: a b | a b | c d | c d for a window of two and two repeats.
+
+    With several processes Lightning puts a distributed sampler in the place of ``sampler``, as in any ``BatchSampler``.
 
     Args:
         sampler: yields indices.
@@ -30,9 +32,8 @@ class RepeatedBatches(Sampler[list[int]]):
     """
 
     def __init__(self, sampler: Any, batch_size: int, repeats: int = 1, window: int = 1) -> None:
-        self.sampler: Iterable[int] = sampler
-        self.batch_size, self.repeats, self.window = batch_size, repeats, window
-        assert isinstance(sampler, Sized)
+        super().__init__(sampler, batch_size, drop_last=True)
+        self.repeats, self.window = repeats, window
         self.batches = len(sampler) // batch_size
         if not self.batches:
             raise ValueError(

@@ -17,7 +17,7 @@ class SceneDataModule(RecordDataModule):
         eval_batch_size: prompts per evaluation batch.
         num_workers: worker processes per loader.
         shuffle: draw the training records in random order.
-        seed: seed of that order.
+        seed: seed of that order; None takes that of ``seed_everything``.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class SceneDataModule(RecordDataModule):
         eval_batch_size: int = 64,
         num_workers: int = 1,
         shuffle: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle, seed)
         self.style, self.scene_seed = style, scene_seed

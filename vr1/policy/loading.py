@@ -90,10 +90,22 @@ class PolicySource:
                 f"policy.path={self.path}: a {config.model_type} model does not see images; give a vision-language"
                 " model such as Qwen/Qwen2.5-VL-3B-Instruct"
             )
+        if path.is_dir() and not any(path.glob("*.safetensors")):
+            others = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights at all"
+            raise ValueError(
+                f"policy.path={self.path}: found {others}, and only weights in safetensors are read (pickled ones can"
+                " run code); load such a model with transformers once and write it anew by save_pretrained"
+            )
 
     def processor(self) -> Any:
         """The model's processor, with this source's resolution."""
-        processor = AutoProcessor.from_pretrained(self.path)
+        try:
+            processor = AutoProcessor.from_pretrained(self.path)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"policy.path={self.path}: its tokenizer or image processor cannot be read ({error}); copy those files"
+                " of the original model into the folder"
+            ) from error
         size = dict(processor.image_processor.size)
         size["shortest_edge"] = self.min_pixels or size["shortest_edge"]
         size["longest_edge"] = self.max_pixels or size["longest_edge"]
@@ -130,7 +142,10 @@ class PolicySource:
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.lora is not None:
             network.enable_input_require_grads()
-            network = get_peft_model(network, self._lora_config())
+            try:
+                network = get_peft_model(network, self._lora_config())
+            except ValueError as error:
+                raise ValueError(f"policy.lora.targets={self.lora.targets}: {error}") from error
         return Policy(network.train())
 
     def _lora_config(self) -> LoraConfig:

@@ -1,0 +1,53 @@
+"""Tells a user's mistake from a defect of the program, and finds the words that say what to mend."""
+
+import re
+import traceback
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+_IN_WORKER = re.compile(r"\ACaught \w+ in (?:DataLoader worker process|pin memory thread)")
+_FILE = re.compile(r'^  File "(?P<name>.+?)", line \d+', re.MULTILINE)
+_RAISED = re.compile(r"^[\w.]+: ", re.MULTILINE)
+_UNKNOWN = re.compile(r"unrecognized arguments: .+|(?:Group|Subcommand) .+ does not accept option .+")
+
+
+def told_by_us(error: BaseException) -> str | None:
+    """What our own checks say of an error, or of the one that it arose from: all that a user needs.
+
+    None where none of our checks raised it: then only the traceback helps.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, ValueError | OSError):
+            if _IN_WORKER.match(str(cause)):
+                return _told_in_worker(str(cause))
+            frames = traceback.extract_tb(cause.__traceback__)
+            if frames and _ours(frames[-1].filename):
+                return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def unknown_setting(message: str) -> str | None:
+    """The part of a parser's message that names a setting which does not exist, without the dump around it.
+
+    Example:
+        >>> unknown_setting("Problem with 'GRPOModule':\\n    Group 'sampling' does not accept option 'group_sice'\\n")
+        "Group 'sampling' does not accept option 'group_sice'"
+    """
+    found = _UNKNOWN.findall(message)
+    return found[-1] if found else None
+
+
+def _told_in_worker(text: str) -> str | None:
+    """The message inside the traceback that torch passes on as text from a data loader's process."""
+    *_, last = _FILE.finditer(text)
+    raised = _RAISED.search(text, last.end())
+    return text[raised.end() :].strip() if raised and _ours(last["name"]) else None
+
+
+def _ours(filename: str) -> bool:
+    path = Path(filename)
+    return path.is_relative_to(_PACKAGE) or path.parent.name == "callbacks"
