@@ -8,7 +8,7 @@ import torch
 from vr1.data.scenes import SceneSource, SceneStyle
 from vr1.families import Qwen25VL
 from vr1.policy import PolicySource
-from vr1.policy.blank import write_blank
+from vr1.policy.blank import Sizes, write_blank
 from vr1.prompts import PromptEncoder
 
 ROOT = Path(__file__).parents[1]
@@ -17,8 +17,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="session")
 def blank_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "blank"
-    write_blank(
-        folder,
+    sizes = Sizes(
         hidden=64,
         layers=2,
         heads=4,
@@ -29,6 +28,7 @@ def blank_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision_heads=4,
         vision_intermediate=96,
     )
+    write_blank(folder, sizes)
     return folder
 
 

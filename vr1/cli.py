@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from typing_extensions import override
 
 import vr1.data
@@ -16,7 +16,7 @@ import vr1.module
 import vr1.sft  # noqa: F401 - what is imported can be named without its package: --model SFTModule
 from vr1.data.datamodule import RecordDataModule
 from vr1.detector import Detector
-from vr1.mistakes import told_by_us, unknown_setting
+from vr1.mistakes import innermost, told_by_us
 from vr1.score import main as score
 
 # What Lightning takes for --ckpt_path beside files.
@@ -65,6 +65,10 @@ _DESCRIPTION = (
 class _Parser(LightningArgumentParser):
     """Tells a mistake in one line where one of our own checks found it, and never with all the settings' names."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Taken for an abbreviation, a mistyped name would go unnoticed.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
@@ -72,7 +76,7 @@ class _Parser(LightningArgumentParser):
             sys.stderr.write(f"vr1: error: {ours}\n")
             self.exit(2)
         prog = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
-        sys.stderr.write(f"vr1: error: {unknown_setting(message) or message}\n")
+        sys.stderr.write(f"vr1: error: {innermost(message)}\n")
         sys.stderr.write(f"`{prog} --help` lists the settings; with --model.help GRPOModule, those of a class\n")
         self.exit(2)
 
@@ -90,6 +94,7 @@ class _CLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = super().instantiate_trainer(**kwargs)
+        _share_version(trainer.loggers)
         folders = [logger.save_dir for logger in trainer.loggers if logger.save_dir] or [trainer.default_root_dir]
         for folder in dict.fromkeys(map(str, folders)):
             _refuse_unwritable(folder)
@@ -104,6 +109,15 @@ class _SaveConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_hyperparams(self.config.as_dict())
+
+
+def _share_version(loggers: Sequence[Logger]) -> None:
+    """Let loggers that number the runs of one folder give this run one number, and so one folder."""
+    numbers: dict[tuple[Any, Any], Any] = {}
+    for logger in loggers:
+        if isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None:
+            # Each would count the folders that it finds when it first writes, the other's among them.
+            logger._version = numbers.setdefault((logger.save_dir, logger.name), logger.version)
 
 
 def _refuse_unwritable(folder: str) -> None:

@@ -8,7 +8,8 @@ _PACKAGE = Path(__file__).parent
 _IN_WORKER = re.compile(r"\ACaught \w+ in (?:DataLoader worker process|pin memory thread)")
 _FILE = re.compile(r'^  File "(?P<name>.+?)", line \d+', re.MULTILINE)
 _RAISED = re.compile(r"^[\w.]+: ", re.MULTILINE)
-_UNKNOWN = re.compile(r"unrecognized arguments: .+|(?:Group|Subcommand) .+ does not accept option .+")
+_PROBLEM = re.compile(r"^(?P<indent> *)- Problem with given class_path '(?P<name>.+?)':$", re.MULTILINE)
+_KEY = re.compile(r'Parser key "(.+?)":')
 
 
 def told_by_us(error: BaseException) -> str | None:
@@ -30,15 +31,32 @@ def told_by_us(error: BaseException) -> str | None:
     return None
 
 
-def unknown_setting(message: str) -> str | None:
-    """The part of a parser's message that names a setting which does not exist, without the dump around it.
+def innermost(message: str) -> str:
+    """The heart of a parser's message, in one line: the setting and what is wrong with it, without the dump around.
 
     Example:
-        >>> unknown_setting("Problem with 'GRPOModule':\\n    Group 'sampling' does not accept option 'group_sice'\\n")
-        "Group 'sampling' does not accept option 'group_sice'"
+        >>> innermost("""Parser key "model":
+        ...   Errors:
+        ...     - Problem with given class_path 'my.Model':
+        ...         Parser key "loss":
+        ...           Errors:
+        ...             - Problem with given class_path 'my.Loss':
+        ...                 Option 'kl_coeff' is not accepted
+        ...             - Expected a <class 'NoneType'>
+        ...   Given value: {'class_path': 'my.Model'}""")
+        "model.loss, my.Loss: Option 'kl_coeff' is not accepted"
     """
-    found = _UNKNOWN.findall(message)
-    return found[-1] if found else None
+    problems = sorted(_PROBLEM.finditer(message), key=lambda found: len(found["indent"]))
+    if not problems:
+        return " ".join(message.split())
+    deepest = problems[-1]
+    said = []
+    for line in message[deepest.end() :].splitlines():
+        if line.strip() and len(line) - len(line.lstrip()) <= len(deepest["indent"]):
+            break
+        said.append(_KEY.sub("", line))
+    keys = ".".join(_KEY.findall(message[: deepest.end()] + "\n".join(message[deepest.end() :].splitlines()[:2])))
+    return f"{keys}, {deepest['name']}: {' '.join(' '.join(said).split())}"
 
 
 def _told_in_worker(text: str) -> str | None:

@@ -139,7 +139,7 @@ class PromptEncoder:
             return
         image_tokens = int((tokens[worst] == self.processor.image_token_id).sum())
         raise ValueError(
-            f"{records[worst].origin}: the prompt has {int(lengths[worst])} tokens, {image_tokens} of them for the image"
+            f"{records[worst].origin}: the prompt has {int(lengths[worst])} tokens, {image_tokens} for the image"
             f", and max_prompt_tokens is {self.max_prompt_tokens}. A prompt is never cut, since that would cut image"
             " tokens: raise max_prompt_tokens, or lower max_pixels so that the image takes fewer"
         )

@@ -1,7 +1,7 @@
 """A folder of images with COCO annotations as a LightningDataModule."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vr1.data.coco import CocoSource, split_files
 from vr1.data.datamodule import RecordDataModule, Source, Split
@@ -19,11 +19,7 @@ class CocoDataModule(RecordDataModule):
         empty_images: keep images without objects, to be answered by an empty list, or leave them out.
         negatives: share of grounding questions for a category that is not in the image.
         categories: ask for these, in this order, instead of all that the files use.
-        batch_size: prompts per training batch and process.
-        eval_batch_size: prompts per evaluation batch.
-        num_workers: worker processes per loader.
-        shuffle: draw the training records in random order.
-        seed: seed of that order and of the negatives; None takes that of ``seed_everything``.
+        loading: batch sizes, workers, order and seed (of the negatives too); see `RecordDataModule`.
     """
 
     def __init__(
@@ -34,13 +30,9 @@ class CocoDataModule(RecordDataModule):
         empty_images: Literal["keep", "skip"] = "keep",
         negatives: float = 0.0,
         categories: list[str] | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int = 64,
-        num_workers: int = 1,
-        shuffle: bool = True,
-        seed: int | None = None,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, shuffle, seed)
+        super().__init__(**loading)
         self.root, self.task, self.bad_records, self.empty_images = Path(root), task, bad_records, empty_images
         self.negatives, self.categories = negatives, categories
 

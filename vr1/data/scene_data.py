@@ -1,5 +1,7 @@
 """Made scenes as a LightningDataModule."""
 
+from typing import Any
+
 from vr1.data.datamodule import RecordDataModule, Source, Split
 from vr1.data.scenes import SceneSource, SceneStyle
 
@@ -13,11 +15,7 @@ class SceneDataModule(RecordDataModule):
         val_scenes: scenes in the validation set.
         test_scenes: scenes in the test set.
         scene_seed: which of the many data sets of this style.
-        batch_size: prompts per training batch and process.
-        eval_batch_size: prompts per evaluation batch.
-        num_workers: worker processes per loader.
-        shuffle: draw the training records in random order.
-        seed: seed of that order; None takes that of ``seed_everything``.
+        loading: batch sizes, workers and order; see `RecordDataModule`.
     """
 
     def __init__(
@@ -27,13 +25,9 @@ class SceneDataModule(RecordDataModule):
         val_scenes: int = 256,
         test_scenes: int = 256,
         scene_seed: int = 0,
-        batch_size: int = 16,
-        eval_batch_size: int = 64,
-        num_workers: int = 1,
-        shuffle: bool = True,
-        seed: int | None = None,
+        **loading: Any,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, shuffle, seed)
+        super().__init__(**loading)
         self.style, self.scene_seed = style, scene_seed
         self.lengths = {"train": train_scenes, "val": val_scenes, "test": test_scenes, "predict": test_scenes}
 

@@ -9,6 +9,7 @@ and what tests and benchmarks build their models from. The classes are transform
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -103,58 +104,80 @@ def _corpus(max_number: int) -> Iterator[str]:
     yield from ["<|im_start|>user\n", "<|im_start|>assistant\n"] * 4
 
 
-def build_model(
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    hidden: int = 192,
-    layers: int = 6,
-    heads: int = 6,
-    kv_heads: int = 2,
-    intermediate: int = 512,
-    vision_hidden: int = 160,
-    vision_layers: int = 4,
-    vision_heads: int = 5,
-    vision_intermediate: int = 432,
-    rope_theta: float = 25.0,
-    seed: int = 0,
-) -> Qwen2_5_VLForConditionalGeneration:
-    """A randomly initialised Qwen2.5-VL of the given sizes for the given tokenizer.
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of a small Qwen2.5-VL.
+
+    Args:
+        hidden: width of the language model.
+        layers: layers of the language model.
+        heads: attention heads; the head size must be a multiple of 16.
+        kv_heads: key and value heads, a divisor of ``heads``.
+        intermediate: width of the language model's MLPs.
+        vision_hidden: width of the vision tower.
+        vision_layers: layers of the vision tower.
+        vision_heads: attention heads of the vision tower.
+        vision_intermediate: width of the vision tower's MLPs.
+        rope_theta: base of the rotary positions. Columns get the slowest of the rotary pairs: over the handful of
+            columns of a small image they hardly turn at the usual base of a million, and nothing is ever localised.
 
     Raises:
         ValueError: the head size does not split into the three parts of Qwen's rotary positions.
     """
-    head = hidden // heads
-    if hidden % heads or head % 16:
-        raise ValueError(
-            f"hidden={hidden} and heads={heads}: the head size must be a multiple of 16; try hidden=192, heads=6"
-        )
+
+    hidden: int = 192
+    layers: int = 6
+    heads: int = 6
+    kv_heads: int = 2
+    intermediate: int = 512
+    vision_hidden: int = 160
+    vision_layers: int = 4
+    vision_heads: int = 5
+    vision_intermediate: int = 432
+    rope_theta: float = 25.0
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads or self.head % 16:
+            raise ValueError(
+                f"hidden={self.hidden} and heads={self.heads}: the head size must be a multiple of 16; try hidden=192,"
+                " heads=6"
+            )
+
+    @property
+    def head(self) -> int:
+        """Width of one attention head."""
+        return self.hidden // self.heads
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
+    """A randomly initialised Qwen2.5-VL of the given sizes for the given tokenizer."""
     ids: dict[str, int] = {token: tokenizer.vocab[token] for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": hidden,
-            "intermediate_size": intermediate,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
+            "hidden_size": sizes.hidden,
+            "intermediate_size": sizes.intermediate,
+            "num_hidden_layers": sizes.layers,
+            "num_attention_heads": sizes.heads,
+            "num_key_value_heads": sizes.kv_heads,
             "max_position_embeddings": 4096,
             # A quarter of the rotary pairs for time, the rest for rows and columns, as in the released models.
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": rope_theta,
-                "mrope_section": [head // 8, 3 * head // 16, 3 * head // 16],
+                "rope_theta": sizes.rope_theta,
+                "mrope_section": [sizes.head // 8, 3 * sizes.head // 16, 3 * sizes.head // 16],
             },
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
             "pad_token_id": ids["<|endoftext|>"],
         },
         vision_config={
-            "depth": vision_layers,
-            "hidden_size": vision_hidden,
-            "intermediate_size": vision_intermediate,
-            "num_heads": vision_heads,
-            "out_hidden_size": hidden,
-            "fullatt_block_indexes": list(range(vision_layers)),
+            "depth": sizes.vision_layers,
+            "hidden_size": sizes.vision_hidden,
+            "intermediate_size": sizes.vision_intermediate,
+            "num_heads": sizes.vision_heads,
+            "out_hidden_size": sizes.hidden,
+            "fullatt_block_indexes": list(range(sizes.vision_layers)),
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -183,55 +206,17 @@ def build_processor(
     )
 
 
-def write_blank(
-    out: Path,
-    *,
-    hidden: int = 192,
-    layers: int = 6,
-    heads: int = 6,
-    kv_heads: int = 2,
-    intermediate: int = 512,
-    vision_hidden: int = 160,
-    vision_layers: int = 4,
-    vision_heads: int = 5,
-    vision_intermediate: int = 432,
-    rope_theta: float = 25.0,
-    max_pixels: int = 112 * 112,
-    seed: int = 0,
-) -> None:
+def write_blank(out: Path, sizes: Sizes = Sizes(), max_pixels: int = 112 * 112, seed: int = 0) -> None:
     """Write an untrained Qwen2.5-VL to a folder.
 
     Args:
         out: folder to write; loads by ``from_pretrained``.
-        hidden: width of the language model.
-        layers: layers of the language model.
-        heads: attention heads; the head size must be a multiple of 16.
-        kv_heads: key and value heads, a divisor of ``heads``.
-        intermediate: width of the language model's MLPs.
-        vision_hidden: width of the vision tower.
-        vision_layers: layers of the vision tower.
-        vision_heads: attention heads of the vision tower.
-        vision_intermediate: width of the vision tower's MLPs.
-        rope_theta: base of the rotary positions. Columns get the slowest of the rotary pairs: over the handful of
-            columns of a small image they hardly turn at the usual base of a million, and nothing is ever localised.
+        sizes: sizes of the model.
         max_pixels: largest model input in pixels; larger images are made smaller, as for the released models.
         seed: seed of the initial weights.
     """
     tokenizer = build_tokenizer()
-    model = build_model(
-        tokenizer,
-        hidden=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        intermediate=intermediate,
-        vision_hidden=vision_hidden,
-        vision_layers=vision_layers,
-        vision_heads=vision_heads,
-        vision_intermediate=vision_intermediate,
-        rope_theta=rope_theta,
-        seed=seed,
-    )
+    model = build_model(tokenizer, sizes, seed)
     model.save_pretrained(out)
     build_processor(tokenizer, max_pixels=max_pixels).save_pretrained(out)
     print(f"{out}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f}M parameters, {len(tokenizer)} tokens")
