@@ -44,7 +44,6 @@ class PolicySource:
         quantize: hold the base weights in 4 bits (``nf4``, double quantisation); needs ``lora``.
         freeze_vision: leave the vision tower as it is.
         gradient_checkpointing: recompute activations in backward: less memory, a third more time.
-        attention: transformers' attention implementation.
         min_pixels: smallest model input in pixels; None keeps the processor's own.
         max_pixels: largest model input in pixels, in training and evaluation alike; None keeps the processor's own.
 
@@ -58,7 +57,6 @@ class PolicySource:
     quantize: Literal["nf4"] | None = None
     freeze_vision: bool = False
     gradient_checkpointing: bool = False
-    attention: Literal["sdpa", "eager"] = "sdpa"
     min_pixels: int | None = None
     max_pixels: int | None = None
 
@@ -130,7 +128,8 @@ class PolicySource:
         network: Any = AutoModelForImageTextToText.from_pretrained(
             self.path,
             dtype=getattr(torch, self.dtype),
-            attn_implementation=self.attention,
+            # Packed rows come with a mask of their own, which of the implementations only this one takes as it is.
+            attn_implementation="sdpa",
             quantization_config=quantization,
             use_safetensors=True,
         )
