@@ -8,7 +8,11 @@ _PACKAGE = Path(__file__).parent
 _IN_WORKER = re.compile(r"\ACaught \w+ in (?:DataLoader worker process|pin memory thread)")
 _FILE = re.compile(r'^  File "(?P<name>.+?)", line \d+', re.MULTILINE)
 _RAISED = re.compile(r"^[\w.]+: ", re.MULTILINE)
-_PROBLEM = re.compile(r"^(?P<indent> *)- Problem with given class_path '(?P<name>.+?)':$", re.MULTILINE)
+# A class that was named, with the lines below it that are indented further; looked at only, since they may nest.
+_PROBLEM = re.compile(
+    r"^(?P<indent> *)- Problem with given class_path '(?P<name>.+?)':$(?=(?P<said>(?:\n(?P=indent) {2,}\S.*)+))",
+    re.MULTILINE,
+)
 _KEY = re.compile(r'Parser key "(.+?)":')
 
 
@@ -35,7 +39,7 @@ def innermost(message: str) -> str:
     """The heart of a parser's message, in one line: the setting and what is wrong with it, without the dump around.
 
     Example:
-        >>> innermost("""Parser key "model":
+        >>> print(innermost('''Parser key "model":
         ...   Errors:
         ...     - Problem with given class_path 'my.Model':
         ...         Parser key "loss":
@@ -43,20 +47,15 @@ def innermost(message: str) -> str:
         ...             - Problem with given class_path 'my.Loss':
         ...                 Option 'kl_coeff' is not accepted
         ...             - Expected a <class 'NoneType'>
-        ...   Given value: {'class_path': 'my.Model'}""")
-        "model.loss, my.Loss: Option 'kl_coeff' is not accepted"
+        ...   Given value: {'class_path': 'my.Model'}'''))
+        model.loss (my.Loss): Option 'kl_coeff' is not accepted
     """
     problems = sorted(_PROBLEM.finditer(message), key=lambda found: len(found["indent"]))
     if not problems:
         return " ".join(message.split())
     deepest = problems[-1]
-    said = []
-    for line in message[deepest.end() :].splitlines():
-        if line.strip() and len(line) - len(line.lstrip()) <= len(deepest["indent"]):
-            break
-        said.append(_KEY.sub("", line))
-    keys = ".".join(_KEY.findall(message[: deepest.end()] + "\n".join(message[deepest.end() :].splitlines()[:2])))
-    return f"{keys}, {deepest['name']}: {' '.join(' '.join(said).split())}"
+    keys = ".".join(_KEY.findall(message[: deepest.end()] + deepest["said"]))
+    return f"{keys} ({deepest['name']}): {' '.join(_KEY.sub('', deepest['said']).split())}"
 
 
 def _told_in_worker(text: str) -> str | None:

@@ -123,7 +123,7 @@ class PolicySource:
                 bnb_4bit_quant_type=self.quantize,
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=getattr(torch, self.dtype),
-                llm_int8_skip_modules=["visual", "lm_head"],
+                llm_int8_skip_modules=["model.visual", "lm_head"],
             )
         network: Any = AutoModelForImageTextToText.from_pretrained(
             self.path,
@@ -137,6 +137,8 @@ class PolicySource:
             network.model.visual.requires_grad_(False)
         if quantization is not None:
             network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=self.gradient_checkpointing)
+            # The call above widens all that is not quantised to float32: twice the memory, for a tower that is frozen.
+            network.model.visual.to(getattr(torch, self.dtype))
         elif self.gradient_checkpointing:
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.lora is not None:

@@ -1,0 +1,150 @@
+"""Evaluation: what is logged is what the findings say, computed another way."""
+
+from dataclasses import replace
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torchmetrics.detection import MeanAveragePrecision
+
+from vr1.data import SceneDataModule, SceneStyle
+from vr1.detector import targets
+from vr1.module import GRPOModule
+from vr1.records import Finding, as_boxes
+from vr1.rollout import Sampling
+
+
+class Recorder(pl.Callback):
+    def __init__(self):
+        self.findings = []
+
+    def on_validation_batch_end(self, trainer, module, outputs, *_):
+        self.findings += outputs
+
+    def on_test_batch_end(self, trainer, module, outputs, *_):
+        self.findings += outputs
+
+
+def trainer_of(tmp_path, *callbacks):
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=list(callbacks),
+    )
+
+
+def good_answers(module, batch):
+    """Answers of an able model: true boxes, shifted or mislabelled in places, one of them unreadable."""
+    texts = []
+    for row, (record, size) in enumerate(zip(batch.records, batch.input_sizes, strict=True)):
+        shift = 3.0 * (record.image_id % 3)
+        boxes = module.family.from_image(record.boxes_xyxy, record.image_size, size)
+        limit = np.tile(np.array(size, float), 2)
+        text = module.family.write(np.clip(boxes + shift, 0, limit - 1), list(record.labels))
+        texts.append("I cannot see that." if row == 2 else text)
+    return texts
+
+
+@pytest.fixture(params=["validate", "test"])
+def evaluated(request, source, tmp_path, monkeypatch):
+    """The stage, its metrics and its findings, of a model that answers well."""
+    module = GRPOModule(policy=source)
+    monkeypatch.setattr(module, "_answer", lambda batch: good_answers(module, batch))
+    recorder = Recorder()
+    data = SceneDataModule(
+        SceneStyle(num_objects=(1, 4), absent=0.2), val_scenes=11, test_scenes=11, eval_batch_size=4, num_workers=0
+    )
+    [metrics] = getattr(trainer_of(tmp_path, recorder), request.param)(module, data, verbose=False)
+    stage = "val" if request.param == "validate" else "test"
+    return {name.removeprefix(f"{stage}/"): value for name, value in metrics.items()}, recorder.findings
+
+
+def test_every_record_is_evaluated_once(evaluated):
+    _, findings = evaluated
+    assert [finding.record.image_id for finding in findings] == list(range(1, 12))
+
+
+def test_precision_is_that_of_torchmetrics_on_the_findings(evaluated):
+    metrics, findings = evaluated
+    names = sorted({name for finding in findings for name in finding.record.categories})
+    other = MeanAveragePrecision(backend="pycocotools")
+    for finding in findings:
+        found, record = finding.detections, finding.record
+        other.update(
+            [
+                {
+                    "boxes": torch.from_numpy(found.boxes_xyxy),
+                    "scores": torch.from_numpy(found.scores),
+                    "labels": torch.tensor([names.index(label) for label in found.labels], dtype=torch.int64),
+                }
+            ],
+            [
+                {
+                    "boxes": torch.from_numpy(record.boxes_xyxy),
+                    "labels": torch.tensor([names.index(label) for label in record.labels], dtype=torch.int64),
+                }
+            ],
+        )
+    expected = other.compute()
+    assert 0.1 < metrics["map"] < 0.9
+    for ours, theirs in (("map", "map"), ("map_50", "map_50"), ("map_75", "map_75"), ("ar_100", "mar_100")):
+        assert metrics[ours] == pytest.approx(float(expected[theirs]), abs=1e-5), ours
+
+
+def test_rewards_and_answer_statistics_are_means_over_the_findings(evaluated):
+    metrics, findings = evaluated
+    for name in findings[0].rewards:
+        mean = np.mean([finding.rewards[name] for finding in findings])
+        # Batches of four, four and three: a mean of their means would differ.
+        assert metrics["reward" if name == "total" else f"reward_{name}"] == pytest.approx(mean, abs=1e-5)
+    assert metrics["valid_rate"] == pytest.approx(np.mean([finding.detections.valid for finding in findings]))
+    assert metrics["boxes_per_image"] == pytest.approx(np.mean([len(finding.detections) for finding in findings]))
+    overlaps = np.concatenate([finding.match.overlap for finding in findings])
+    assert metrics["overlap"] == pytest.approx(overlaps.mean(), abs=1e-5)
+
+
+def test_a_second_evaluation_begins_anew(source, tmp_path, monkeypatch):
+    module = GRPOModule(policy=source)
+    monkeypatch.setattr(module, "_answer", lambda batch: good_answers(module, batch))
+    data = SceneDataModule(SceneStyle(), val_scenes=5, eval_batch_size=4, num_workers=0)
+    trainer = trainer_of(tmp_path)
+    first, second = (trainer.validate(module, data, verbose=False) for _ in range(2))
+    assert first == second
+
+
+def test_a_real_model_predicts_findings(source, tmp_path):
+    module = GRPOModule(policy=source, evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=5))
+    data = SceneDataModule(SceneStyle(), test_scenes=5, eval_batch_size=4, num_workers=0)
+    batches = trainer_of(tmp_path).predict(module, data)
+    assert [len(batch) for batch in batches] == [4, 1]
+    first, alone = batches[0][0], batches[1][0]
+    assert isinstance(first, Finding)
+    assert first.record.categories[0] in first.instruction
+    assert set(alone.rewards) == {"dual_format", "recall", "precision", "total"}
+
+
+def test_predictions_do_not_depend_on_the_batch(source, tmp_path):
+    texts = []
+    for size in (1, 5):
+        module = GRPOModule(policy=source, evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=5))
+        data = SceneDataModule(SceneStyle(), test_scenes=5, eval_batch_size=size, num_workers=0)
+        batches = trainer_of(tmp_path).predict(module, data)
+        texts.append([finding.completion for batch in batches for finding in batch])
+    assert texts[0] == texts[1]
+
+
+def test_crowd_regions_are_no_targets(encoder, records):
+    record = replace(
+        records[0],
+        boxes_xyxy=as_boxes([[0, 0, 9, 9], [1, 1, 50, 50]]),
+        labels=("a", "b"),
+        areas=np.ones(2),
+        crowd=np.array([False, True]),
+    )
+    [target] = targets(encoder([record]))
+    assert (target.boxes_xyxy.tolist(), target.labels) == ([[0, 0, 9, 9]], ("a",))
