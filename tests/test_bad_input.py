@@ -63,8 +63,8 @@ def on_coco(root, *words):
 class TestModel:
     def test_path_is_missing(self, told):
         assert told("--model.policy.path", "no/such/model") == (
-            "policy.path=no/such/model: no config.json there; give a folder written by save_pretrained, or the name of a"
-            " model on the hub"
+            "policy.path=no/such/model: no config.json there; give a folder written by save_pretrained, or the name of"
+            " a model on the hub"
         )
 
     def test_folder_is_empty(self, told, tmp_path):
@@ -128,7 +128,9 @@ class TestSettings:
             document["images"][4] |= {"width": 200, "height": 112}
             path.write_text(json.dumps(document))
         Image.new("RGB", (200, 112)).save(root / "images" / "4.png")
-        message = told(*on_coco(root, "--data.shuffle", "false"), "--model.max_prompt_tokens", enough_for_the_others, scenes=False)
+        message = told(
+            *on_coco(root, "--data.shuffle", "false"), "--model.max_prompt_tokens", enough_for_the_others, scenes=False
+        )
         assert "4.png: the prompt has" in message
 
     def test_checkpoint_is_missing(self, told):

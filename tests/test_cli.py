@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 import yaml
-from tests.command import CONFIGS, RACCOON, Keep, run, small, steps
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.command import CONFIGS, RACCOON, Keep, run, small, steps
 from vr1.data import SceneSource
 
 MY_TERM = """

@@ -5,9 +5,9 @@ import shlex
 
 import pytest
 import yaml
-from tests.command import CONFIGS, ROOT, run
 from jsonargparse import ArgumentParser
 
+from tests.command import CONFIGS, ROOT, run
 from vr1 import cli
 from vr1.rewards import Reward
 

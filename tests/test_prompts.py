@@ -114,7 +114,9 @@ def test_every_answer_ends_once(encoder, records):
 def test_long_prompts_are_refused_by_name(source: PolicySource, records):
     length = int(PromptEncoder(source.processor(), Qwen25VL(), 256)(records).mask.sum(1).max())
     assert len(PromptEncoder(source.processor(), Qwen25VL(), length)(records)) == 3
-    with pytest.raises(ValueError, match=rf"scene val/0/\d+: the prompt has {length} tokens, .* max_prompt_tokens is {length - 1}"):
+    with pytest.raises(
+        ValueError, match=rf"scene val/0/\d+: the prompt has {length} tokens, .* max_prompt_tokens is {length - 1}"
+    ):
         PromptEncoder(source.processor(), Qwen25VL(), length - 1)(records)
 
 

@@ -13,6 +13,7 @@ from tests.test_module import build
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.families import Qwen25VL
 from vr1.policy import Lora, PolicySource
+from vr1.policy.blank import Sizes, write_blank
 from vr1.prompts import PromptEncoder
 
 
@@ -58,22 +59,44 @@ def test_adapters_change_nothing_at_first(source, prompts, ragged_completions):
     torch.testing.assert_close(plain, adapted)
 
 
-@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["whole", "adapters"])
-def test_recomputed_activations_give_the_same_gradients(source, prompts, ragged_completions, lora):
+def gradients(policy, prompts, ragged_completions):
+    """Gradients of the mean log-prob, adapters first set to the same arbitrary values."""
     tokens, mask = ragged_completions
-    gradients = []
-    for recompute in (False, True):
-        policy = replace(source, lora=lora, gradient_checkpointing=recompute).load()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for name, parameter in trainable(policy).items():
-                if "lora_" in name:
-                    torch.nn.init.normal_(parameter, std=0.1)
-        log_probs, _ = policy.log_probs(prompts, tokens, mask)
-        log_probs[mask].mean().backward()
-        gradients.append({name: parameter.grad for name, parameter in trainable(policy).items()})
-    for name, expected in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-6)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for name, parameter in trainable(policy).items():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    log_probs, _ = policy.log_probs(prompts, tokens, mask)
+    log_probs[mask].mean().backward()
+    return {name: parameter.grad for name, parameter in trainable(policy).items()}
+
+
+ADAPTERS = [{}, {"lora": Lora(rank=2)}, {"lora": Lora(rank=2), "quantize": "nf4"}]
+
+
+@pytest.mark.parametrize("adapters", ADAPTERS, ids=["whole", "lora", "qlora"])
+def test_recomputed_activations_give_the_same_gradients(source, prompts, ragged_completions, adapters):
+    kept, recomputed = (
+        gradients(replace(source, gradient_checkpointing=again, **adapters).load(), prompts, ragged_completions)
+        for again in (False, True)
+    )
+    for name, expected in kept.items():
+        torch.testing.assert_close(recomputed[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rollout_does_not_cut_four_bit_weights_off_from_gradients(tmp_path, prompts, ragged_completions):
+    # Sizes that bitsandbytes would repack at the first forward in evaluation, on CPUs that it has kernels for.
+    write_blank(tmp_path, Sizes(hidden=64, layers=2, heads=4, kv_heads=4, intermediate=128))
+    source = PolicySource(path=str(tmp_path), lora=Lora(rank=2), quantize="nf4")
+    fresh, used = source.load(), source.load()
+    used.eval()
+    with torch.no_grad():
+        used.log_probs(prompts, *ragged_completions)
+    used.train()
+    expected = gradients(fresh, prompts, ragged_completions)
+    for name, gradient in gradients(used, prompts, ragged_completions).items():
+        torch.testing.assert_close(gradient, expected[name])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
@@ -136,9 +137,7 @@ class PolicySource:
         if self.freeze_vision:
             network.model.visual.requires_grad_(False)
         if quantization is not None:
-            network = prepare_model_for_kbit_training(network, use_gradient_checkpointing=self.gradient_checkpointing)
-            # The call above widens all that is not quantised to float32: twice the memory, for a tower that is frozen.
-            network.model.visual.to(getattr(torch, self.dtype))
+            network = self._prepare_quantized(network)
         elif self.gradient_checkpointing:
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if self.lora is not None:
@@ -148,6 +147,21 @@ class PolicySource:
             except ValueError as error:
                 raise ValueError(f"policy.lora.targets={self.lora.targets}: {error}") from error
         return Policy(network.train())
+
+    def _prepare_quantized(self, network: Any) -> Any:
+        network = prepare_model_for_kbit_training(
+            network,
+            use_gradient_checkpointing=self.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
+        # The call above widens all that is not quantised to float32: twice the memory, for a tower that is frozen.
+        network.model.visual.to(getattr(torch, self.dtype))
+        for layer in network.modules():
+            if isinstance(layer, Linear4bit):
+                # On some CPUs bitsandbytes repacks the weights at the first rollout, for good and for a product that
+                # has no gradient: what is below it could not be trained after that.
+                layer.support_avx512bf16_for_cpu = False
+        return network
 
     def _lora_config(self) -> LoraConfig:
         assert self.lora is not None
