@@ -118,7 +118,8 @@ class Sizes:
         vision_layers: layers of the vision tower.
         vision_heads: attention heads of the vision tower.
         vision_intermediate: width of the vision tower's MLPs.
-        rope_theta: base of the rotary positions.
+        rope_theta: base of the rotary positions. Columns get the slowest of the rotary pairs: over the handful of
+            columns of a small image they hardly turn at the usual base of a million, and nothing is ever localised.
 
     Raises:
         ValueError: the head size does not split into the three parts of Qwen's rotary positions.
@@ -133,7 +134,7 @@ class Sizes:
     vision_layers: int = 4
     vision_heads: int = 5
     vision_intermediate: int = 432
-    rope_theta: float = 1000.0
+    rope_theta: float = 25.0
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads or self.head % 16:
@@ -146,18 +147,6 @@ class Sizes:
     def head(self) -> int:
         """Width of one attention head."""
         return self.hidden // self.heads
-
-    @property
-    def rotary_sections(self) -> list[int]:
-        """Rotary pairs of a head that turn with time, rows and columns, fastest pairs first.
-
-        The released models give a quarter to time and the rest in halves to rows and columns, so that columns get the
-        slowest pairs. Over the handful of columns of a small image those hardly turn, and nothing is localised; with a
-        base so low that they do, no pair is left that compares content whatever the distance. So rows and columns
-        share the fast pairs here, and the slow ones, which hardly turn for anything, are all called columns.
-        """
-        time, rows = max(1, self.head // 32), max(2, self.head // 16)
-        return [time, rows, self.head // 2 - time - rows]
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
@@ -172,10 +161,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int = 0)
             "num_attention_heads": sizes.heads,
             "num_key_value_heads": sizes.kv_heads,
             "max_position_embeddings": 4096,
+            # A quarter of the rotary pairs for time, the rest for rows and columns, as in the released models.
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": sizes.rope_theta,
-                "mrope_section": sizes.rotary_sections,
+                "mrope_section": [sizes.head // 8, 3 * sizes.head // 16, 3 * sizes.head // 16],
             },
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
