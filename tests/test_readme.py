@@ -16,7 +16,7 @@ COMMANDS = [
     line.split("&&")[-1].strip()
     for block in BLOCKS
     for line in block.replace("\\\n", " ").splitlines()
-    if "python -m vr1" in line
+    if "python -m vr1 " in line
 ]
 
 
