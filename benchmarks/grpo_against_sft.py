@@ -7,11 +7,14 @@ validation mAP over the seeds are chosen. A run that is there already is not rep
 on where it was. Writes ``table.md`` and ``runs.json``.
 """
 
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -19,7 +22,9 @@ from jsonargparse import auto_cli
 METRICS = ("val/map", "val/map_50", "val/map_75", "val/valid_rate")
 
 
-def run(config: str, folder: Path, lr: float, seed: int, overrides: list[str]) -> dict[int, dict[str, float]]:
+def run(
+    config: str, folder: Path, lr: float, seed: int, overrides: list[str], threads: int
+) -> dict[int, dict[str, float]]:
     """Train once, unless its results are there; validation metrics by optimizer step."""
     done = folder / "validations.json"
     if not done.is_file():
@@ -28,7 +33,8 @@ def run(config: str, folder: Path, lr: float, seed: int, overrides: list[str]) -
         command += ["--model.optimizer.lr", str(lr), "--trainer.default_root_dir", str(folder)]
         command += ["--trainer.logger", "false", *overrides]
         with (folder / "log.txt").open("w") as log:
-            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment)
         table = json.loads((folder / "before_after.json").read_text())
         done.write_text(
             json.dumps({item["step"]: item["metrics"] for item in [table["before"], *table["validations"]]})
@@ -50,6 +56,7 @@ def compare(
     grpo_lrs: list[float] = [2e-5, 5e-5],  # noqa: B006 - jsonargparse shows list defaults, none is changed
     sft_lrs: list[float] = [1e-5, 3e-5, 1e-4],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
+    jobs: int = 1,
     overrides: list[str] = [],  # noqa: B006
 ) -> None:
     """Run the comparison.
@@ -59,16 +66,22 @@ def compare(
         grpo_lrs: learning rates of GRPO.
         sft_lrs: learning rates of SFT.
         seeds: seeds of every choice.
+        jobs: runs at a time, which share the cores evenly.
         overrides: further command-line words for every run, such as `["--trainer.max_steps", "60"]`.
     """
     lines = ["| method | lr | steps | " + " | ".join(METRICS) + " |", "|" + "---|" * (3 + len(METRICS))]
     everything = {}
+    threads = max(1, (os.cpu_count() or 1) // jobs)
     for method, config, lrs in (("GRPO", "configs/demo.yaml", grpo_lrs), ("SFT", "configs/demo_sft.yaml", sft_lrs)):
-        results = {
-            (lr, seed): run(config, out / f"{method.lower()}_{lr:g}_{seed}", lr, seed, overrides)
-            for seed in seeds
-            for lr in lrs
-        }
+        choices = list(itertools.product(lrs, seeds))
+        with ThreadPoolExecutor(jobs) as pool:
+            waiting = {
+                (lr, seed): pool.submit(
+                    run, config, out / f"{method.lower()}_{lr:g}_{seed}", lr, seed, overrides, threads
+                )
+                for lr, seed in choices
+            }
+            results = {choice: future.result() for choice, future in waiting.items()}
         everything[method] = {f"{lr:g}/{seed}": value for (lr, seed), value in results.items()}
         lr, step = best(results)
         for moment, name in ((0, "start"), (step, method)):

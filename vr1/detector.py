@@ -47,7 +47,7 @@ class Detector(L.LightningModule, ABC):
     ) -> None:
         super().__init__()
         policy.check()
-        self.source, self.family, self.evaluation = policy, family or Qwen25VL(), evaluation
+        self.source, self.family, self.evaluation = policy, family or policy.family(), evaluation
         self.reward = reward or Reward()
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.processor = policy.processor()

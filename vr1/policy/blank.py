@@ -118,15 +118,16 @@ class Sizes:
         vision_layers: layers of the vision tower.
         vision_heads: attention heads of the vision tower.
         vision_intermediate: width of the vision tower's MLPs.
-        rope_theta: base of the rotary positions. Columns get the slowest of the rotary pairs: over the handful of
-            columns of a small image they hardly turn at the usual base of a million, and nothing is ever localised.
+        rope_theta: base of the rotary positions of the language model. Columns get the slowest of the rotary pairs:
+            over the handful of columns of a small image they hardly turn at the usual base of a million.
+        vision_rope_theta: base of the rotary positions of the vision tower, small for the same reason.
 
     Raises:
         ValueError: the head size does not split into the three parts of Qwen's rotary positions.
     """
 
     hidden: int = 192
-    layers: int = 6
+    layers: int = 5
     heads: int = 6
     kv_heads: int = 2
     intermediate: int = 512
@@ -134,7 +135,8 @@ class Sizes:
     vision_layers: int = 4
     vision_heads: int = 5
     vision_intermediate: int = 432
-    rope_theta: float = 25.0
+    rope_theta: float = 3.0
+    vision_rope_theta: float = 10.0
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads or self.head % 16:
@@ -177,6 +179,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int = 0)
             "intermediate_size": sizes.vision_intermediate,
             "num_heads": sizes.vision_heads,
             "out_hidden_size": sizes.hidden,
+            "rope_parameters": {"rope_type": "axial", "rope_theta": sizes.vision_rope_theta},
             "fullatt_block_indexes": list(range(sizes.vision_layers)),
         },
         image_token_id=ids["<|image_pad|>"],
@@ -188,9 +191,35 @@ def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int = 0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
+        _initialise(model, tokenizer)
     model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     return model
+
+
+@torch.no_grad()
+def _initialise(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Initial weights for a narrow model; the usual standard deviation of 0.02 is meant for thousands of units.
+
+    Every matrix keeps the variance of its input; what writes into the residual stream starts smaller, by the number of
+    such writes; neighbouring numbers start as neighbours, on waves of many lengths, or each coordinate would have to be
+    learned as a word unrelated to the next.
+    """
+    layers = model.config.text_config.num_hidden_layers
+    for name, weight in model.named_parameters():
+        if weight.dim() < 2:
+            continue
+        std = weight[0].numel() ** -0.5
+        if name.endswith(("o_proj.weight", "attn.proj.weight", "down_proj.weight")):
+            std *= (2 * layers) ** -0.5
+        weight.normal_(0.0, std)
+    embedding = model.get_input_embeddings().weight
+    numbers = {int(token): row for token, row in tokenizer.vocab.items() if token.isascii() and token.isdigit()}
+    wavelengths = 4.0 * 200.0 ** torch.linspace(0.0, 1.0, embedding.shape[1] // 2)
+    angles = 2 * torch.pi * torch.tensor(sorted(numbers)).float()[:, None] / wavelengths
+    waves = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / embedding.shape[1]) ** 0.5
+    rows = torch.tensor([numbers[number] for number in sorted(numbers)])
+    embedding[rows] = 0.9 * waves + 0.4 * embedding[rows]
 
 
 def build_processor(

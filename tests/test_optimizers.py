@@ -1,0 +1,64 @@
+"""MuonAdamW: the two library optimizers as one, with schedules and checkpoints that reach both."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from vr1.optimizers import MuonAdamW
+
+
+def small_model() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"embed_tokens": nn.Embedding(7, 6), "mlp": nn.Linear(6, 5), "norm": nn.LayerNorm(5)})
+
+
+def descend(model: nn.ModuleDict, *optimizers: torch.optim.Optimizer, steps: int = 3) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        tokens = torch.randint(7, (4,), generator=generator)
+        model["norm"](model["mlp"](model["embed_tokens"](tokens))).pow(3).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
+
+
+def test_steps_as_muon_on_matrices_and_adamw_on_the_rest() -> None:
+    one, two = small_model(), small_model()
+    descend(one, MuonAdamW(one.named_parameters(), lr=0.01, weight_decay=0.1))
+    rest = [two["embed_tokens"].weight, two["mlp"].bias, *two["norm"].parameters()]
+    descend(
+        two,
+        torch.optim.Muon([two["mlp"].weight], lr=0.01, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=0.01, betas=(0.9, 0.98), weight_decay=0.1),
+    )
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, two.state_dict()[name], rtol=0, atol=0, msg=name)
+
+
+def test_a_schedule_reaches_both_halves() -> None:
+    model = small_model()
+    optimizer = MuonAdamW(model.named_parameters(), lr=0.5)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    before = copy.deepcopy(model.state_dict())
+    descend(model, optimizer)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_goes_on_from_its_state() -> None:
+    whole, cut = small_model(), small_model()
+    descend(whole, optimizer := MuonAdamW(whole.named_parameters(), lr=0.01), steps=1)
+    descend(cut, stopped := MuonAdamW(cut.named_parameters(), lr=0.01), steps=1)
+    resumed = MuonAdamW(cut.named_parameters(), lr=9.0)
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    descend(whole, optimizer)
+    descend(cut, resumed)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, cut.state_dict()[name]), name
+
+
+def test_says_that_names_are_missing() -> None:
+    with pytest.raises(ValueError, match="named_parameters"):
+        MuonAdamW(small_model().parameters())  # type: ignore[arg-type]

