@@ -3,6 +3,7 @@
 See the whole training at a glance: rewards, accuracy, KL, loss and speed in one picture.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class Curves(Callback):
     Args:
         every_n_steps: take the training metrics at every n-th optimizer step.
         max_points: about how many points a curve keeps; a long training is thinned out evenly.
+
+    The numbers behind the picture are in ``curves.json``, which reports and comparisons read.
 
     Note:
         The curves are saved in the checkpoint, so those of a resumed training begin at its very first step. A step
@@ -127,3 +130,9 @@ class Curves(Callback):
             picture = draw_curves(self.history.series, self.switches)
             if picture is not None:
                 write_picture(trainer, self._folder, "curves.png", picture, key="curves")
+                self._write_numbers(trainer)
+
+    def _write_numbers(self, trainer: "pl.Trainer") -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            numbers = {"series": self.history.series, "switches": self.switches}
+            (self._folder / "curves.json").write_text(json.dumps(numbers) + "\n", encoding="utf-8")

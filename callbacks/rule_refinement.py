@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from callbacks.plateau import Plateau, PlateauWatch
-from callbacks.stages import Stage, check_stages, first_steps, paper_stages
+from callbacks.stages import Stage, check_stages, first_steps, last_begins_at, paper_stages
 from callbacks.training_length import total_steps
 
 
@@ -27,6 +27,8 @@ class RuleRefinement(Callback):
         stages: the schedule, in order. None is the paper's: *beginner* (0.5, 0.5, 0.75), and *advanced*
             (0.75, 0.75, 0.9) from the middle of training. An empty list switches the callback off: the reward keeps
             the criterion it was built with. A stage replaces the whole criterion, its ``strict`` included.
+        switch_at: the share of training, from 0 to 1, at which the last stage begins, in place of the moment that the
+            stage itself names; at 1 it never begins. One number, so that a sweep can vary it.
 
     Note:
         Fixed stages depend on nothing but ``trainer.global_step`` and the length of training. What a plateau depends
@@ -59,8 +61,10 @@ class RuleRefinement(Callback):
                 on_plateau: {monitor: reward/total, patience: 100}
     """
 
-    def __init__(self, stages: list[Stage] | None = None) -> None:
+    def __init__(self, stages: list[Stage] | None = None, switch_at: float | None = None) -> None:
         self.stages = paper_stages() if stages is None else list(stages)
+        if switch_at is not None:
+            self.stages = last_begins_at(self.stages, switch_at)
         check_stages(self.stages)
         self._reset()
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from callbacks.plateau import Plateau
@@ -63,6 +63,23 @@ def paper_stages() -> list[Stage]:
         Stage(name="beginner", criterion=STAGES["beginner"]),
         Stage(name="advanced", criterion=STAGES["advanced"], at_fraction=0.5),
     ]
+
+
+def last_begins_at(stages: Sequence[Stage], share: float) -> list[Stage]:
+    """The stages, of which the last begins at another share of training than it says itself.
+
+    Raises:
+        ValueError: if there is no stage to switch to, or the share is out of its range.
+
+    Example:
+        >>> [stage.at_fraction for stage in last_begins_at(paper_stages(), 0.25)]
+        [None, 0.25]
+    """
+    if len(stages) < 2:
+        raise ValueError(f"switch_at is {share}, but there is no second stage: give two stages, or no switch_at")
+    if not 0 <= share <= 1:
+        raise ValueError(f"switch_at is {share}: give a share of training from 0 to 1")
+    return [*stages[:-1], replace(stages[-1], at_fraction=share, at_step=None, on_plateau=None)]
 
 
 def check_stages(stages: Sequence[Stage]) -> None:

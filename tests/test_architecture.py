@@ -8,10 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up. A module may import modules of its own layer and of those below.
 LAYERS = [
-    {"records", "seeds"},
+    {"records", "seeds", "runs"},
     {"boxes", "drawing"},
     {"families"},
-    {"matching", "detections"},
+    {"matching", "detections", "input_sizes"},
     {"rewards", "metrics", "data.sources", "advantage", "losses", "tally", "answer_lines"},
     {"prompts", "experience"},
     {"policy"},
@@ -19,7 +19,7 @@ LAYERS = [
     {"detector"},
     {"module", "sft"},
     {"data.modules"},
-    {"mistakes"},
+    {"mistakes", "report", "sweeps", "wandb_resume"},
     {"score", "cli", "__main__", "__init__"},
 ]
 

@@ -13,7 +13,8 @@ from vr1.rewards import Reward
 
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 REWARDS = sorted((CONFIGS / "rewards").glob("*.yaml"))
-RUNS = [path for path in ALL if path not in REWARDS]
+SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
+RUNS = [path for path in ALL if path not in REWARDS + SWEEPS]
 COMMAND = re.compile(r"^#\s+(python -m vr1 .+)$", re.MULTILINE)
 
 
@@ -59,7 +60,10 @@ def test_the_command_makes_its_objects(path, made, blank_model, tmp_path):
 
 @pytest.mark.parametrize("path", REWARDS, ids=name)
 def test_rewards_are_made(path):
-    assert [*read_reward(path).terms] == ["dual_format", "recall", "precision"]
+    terms = [*read_reward(path).terms]
+    if path.stem == "paper" or path.stem.startswith("released"):
+        assert terms == ["dual_format", "recall", "precision"]
+    assert terms
 
 
 def test_the_paper_is_the_default():

@@ -2,9 +2,11 @@
 
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import wandb
+import yaml
 from wandb.proto import wandb_internal_pb2
 
 from tests.command import CONFIGS, run, small, steps
@@ -17,7 +19,10 @@ def recorded(blank_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("WANDB_MODE", "WANDB_API_KEY"):
             patch.delenv(name, raising=False)
-        words = [*small(blank_model), "--config", CONFIGS / "wandb.yaml", *steps()]
+        # Where the pictures of tables wait until they are sent.
+        patch.setenv("WANDB_DATA_DIR", str(folder / "waiting"))
+        words = [*small(blank_model), "--config", CONFIGS / "wandb.yaml", *steps(2)]
+        words += ["--trainer.callbacks.every_n_steps", 1]
         assert run(folder, "fit", *words) == 0
     wandb.finish()
     [run_folder] = (folder / "runs" / "wandb").glob("offline-run-*")
@@ -67,24 +72,57 @@ def test_metrics_are_recorded(recorded):
 def test_galleries_and_curves_are_pictures(recorded):
     folder, records = recorded
     pictures = [row["gallery/val"] for row in history(records) if "gallery/val" in row]
-    assert len(pictures) == 2, "before training and after the only step"
+    assert len(pictures) == 3, "before training and after each step"
     for picture in pictures:
         assert all((folder / "files" / name).is_file() for name in picture["filenames"])
     assert any("curves" in row for row in history(records))
 
 
-def test_settings_are_recorded_once(recorded):
+def test_settings_are_recorded_once_and_flat(recorded):
     updates = [
         update
         for record in recorded[1]
         if record.WhichOneof("record_type") == "config"
         for update in record.config.update
     ]
-    keys = [update.key or ".".join(update.nested_key) for update in updates]
+    keys = [update.key or "/".join(update.nested_key) for update in updates]
     assert len(keys) == len(set(keys))
-    assert {"model", "data", "trainer"} <= set(keys)
-    model = json.loads(next(update.value_json for update in updates if update.key == "model"))
-    assert model["init_args"]["sampling"]["group_size"] == 2
+    settings = {key: json.loads(update.value_json) for key, update in zip(keys, updates, strict=True)}
+    assert settings["model.sampling.group_size"] == 2
+    written = yaml.safe_load((CONFIGS / "demo.yaml").read_text())["model"]["init_args"]["optimizer"]["init_args"]
+    assert settings["model.optimizer.lr"] == written["lr"]
+    assert not any(isinstance(value, dict) for key, value in settings.items() if not key.startswith("_"))
+
+
+def test_steps_are_optimizer_steps(recorded):
+    rows = list(history(recorded[1]))
+    steps = {name: [row["trainer/global_step"] for row in rows if name in row] for name in ("reward/total", "val/map")}
+    assert steps == {"reward/total": [1, 2], "val/map": [0, 1, 2]}
+
+
+def test_completions_are_tables(recorded):
+    written = {}
+    for record in recorded[1]:
+        if record.WhichOneof("record_type") == "artifact":
+            for item in record.artifact.manifest.contents:
+                if item.path.endswith("table.json"):
+                    written[item.path] = json.loads(Path(item.local_path).read_text())
+    assert set(written) == {"completions/train.table.json", "completions/val.table.json"}
+    terms = ["reward", "dual_format", "recall", "precision", "advantage"]
+    for table in written.values():
+        assert table["columns"] == ["image", "prompt", "answer", *terms]
+        assert any("ground_truth" in row[0]["boxes"] for row in table["data"])
+    assert len(written["completions/train.table.json"]["data"]) == 4, "two prompts of two answers"
+
+
+def test_a_resumed_training_continues_the_run(recorded, blank_model):
+    folder = recorded[0].parents[2]
+    [checkpoint] = (folder / "runs").rglob("*.ckpt")
+    words = [*small(blank_model), "--config", CONFIGS / "wandb.yaml", *steps(3), "--ckpt_path", checkpoint]
+    assert run(folder, "fit", *words) == 0
+    wandb.finish()
+    runs = {path.name.rsplit("-", 1)[-1] for path in (folder / "runs" / "wandb").glob("offline-run-*")}
+    assert len(runs) == 1, "one id, in two recordings"
 
 
 def test_the_other_loggers_stay(recorded):

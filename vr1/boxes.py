@@ -3,9 +3,34 @@
 Shape letters: N and M boxes. All boxes are ``[x1, y1, x2, y2]``.
 """
 
+from typing import Literal
+
 import numpy as np
 
 from vr1.records import Boxes
+
+Frame = Literal["input", "image"] | float
+"""What the numbers of a box count: pixels of the model's ``input``, pixels of the ``image`` as stored, or, where it is
+a number, both axes from 0 to that number over the whole image, whatever its size (1000, or 1)."""
+
+
+def frame_size(frame: Frame, image_size: tuple[int, int], input_size: tuple[int, int]) -> tuple[float, float]:
+    """The largest x and y of a frame.
+
+    Args:
+        frame: what the coordinates count.
+        image_size: width and height in pixels of the image as stored.
+        input_size: width and height in pixels of what the processor made of it.
+
+    Example:
+        >>> frame_size("input", (640, 480), (364, 280)), frame_size(1000, (640, 480), (364, 280))
+        ((364.0, 280.0), (1000.0, 1000.0))
+    """
+    if frame == "input":
+        return float(input_size[0]), float(input_size[1])
+    if frame == "image":
+        return float(image_size[0]), float(image_size[1])
+    return float(frame), float(frame)
 
 
 def rescale(boxes: Boxes, from_size: tuple[float, float], to_size: tuple[float, float]) -> Boxes:

@@ -1,8 +1,9 @@
-"""The command line: ``python -m vr1 fit|validate|test|predict|score``."""
+"""The command line: ``python -m vr1 fit|validate|test|predict|score|sweep|compare|report``."""
 
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,8 +18,16 @@ import vr1.sft  # noqa: F401 - what is imported can be named without its package
 from vr1.data.datamodule import RecordDataModule
 from vr1.detector import Detector
 from vr1.mistakes import innermost, told_by_us
-from vr1.score import main as score
+from vr1.runs.settings import flat_settings
+from vr1.wandb_resume import KEY, continue_run, run_of
 
+# Commands without a trainer, each by the module whose `main` it is; imported when it is asked for.
+_COMMANDS = {
+    "compare": "vr1.runs.compare",
+    "report": "vr1.report.command",
+    "score": "vr1.score",
+    "sweep": "vr1.sweeps.command",
+}
 # What Lightning takes for --ckpt_path beside files.
 _KEYWORDS = ("best", "last", "hpc", "registry")
 
@@ -33,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         The exit status, where the command has one: 2 for a user's mistake, which is told in one line.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["score"]:
-        return score(words[1:])
+    if words and words[0] in _COMMANDS:
+        status: int = import_module(_COMMANDS[words[0]]).main(words[1:])
+        return status
     try:
         _CLI(
             Detector,
@@ -58,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 _DESCRIPTION = (
     "Vision-R1: reinforcement learning that teaches vision-language models to find things in images. "
-    "`vr1 score --help` tells how to compute the rewards of recorded answers, without a model."
+    "Commands without a model, each with a --help of its own: `vr1 score` rewards recorded answers, `vr1 sweep` runs"
+    " trials over settings, `vr1 compare` shows runs side by side, `vr1 report` makes one page of a run."
 )
 
 
@@ -90,6 +101,8 @@ class _CLI(LightningCLI):
         known = checkpoint.split(":")[0] in _KEYWORDS or "://" in checkpoint
         if checkpoint and not known and not Path(checkpoint).exists():
             raise ValueError(f"ckpt_path={checkpoint}: no such checkpoint; check the path")
+        if checkpoint and not known and self.subcommand == "fit":
+            continue_run(self.config[self.subcommand].trainer.logger, checkpoint)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -108,7 +121,12 @@ class _SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(self.config.as_dict())
+                logger.log_hyperparams(flat_settings(self.config.as_dict()))
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if (run := run_of(trainer.loggers)) is not None:
+            checkpoint[KEY] = run
 
 
 def _share_version(loggers: Sequence[Logger]) -> None:

@@ -44,7 +44,7 @@ def read_detections(
         ([[20.0, 4.0, 60.0, 400.0]], True, False)
     """
     answer = family.read(completion)
-    frame = np.array(family.frame_size(input_size))
+    frame = np.array(family.frame_size(image_size, input_size))
     boxes, labels = answer.boxes, answer.labels
     complete = answer.follows_template and not answer.problems
     inside = _in_frame(boxes, frame, 0.0)
@@ -60,6 +60,7 @@ def read_detections(
         scores=np.full(len(labels), SCORE),
         well_formed=answer.follows_template,
         valid=complete and in_bounds and all(map(str.strip, labels)),
+        completion=completion,
     )
 
 

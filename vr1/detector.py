@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from vr1.detections import read_detections
-from vr1.families import Family, Qwen25VL
+from vr1.families import Family
 from vr1.metrics import AnswerStatistics, CocoMetrics
 from vr1.policy.loading import PolicySource
 from vr1.policy.model import Policy
@@ -27,7 +27,7 @@ class Detector(L.LightningModule, ABC):
 
     Args:
         policy: which model, and how to load it.
-        family: how the model is asked and how it answers.
+        family: how the model is asked and how it answers; None takes the model's own.
         reward: reward terms; evaluation reports them too.
         evaluation: how completions are drawn in evaluation; greedy.
         max_prompt_tokens: longest prompt, image tokens included; longer ones are refused, never cut.
@@ -63,7 +63,8 @@ class Detector(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trainable, and its schedule by optimizer step."""
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        trainable = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
+        optimizer = self.optimizer(trainable)
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
@@ -101,6 +102,10 @@ class Detector(L.LightningModule, ABC):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """The loss of one update."""
 
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Number what this step logs by the optimizer steps finished with it; Lightning itself would say one less."""
+        self.log("step", float(self.trainer.global_step + 1), batch_size=1)
+
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Finding]:  # type: ignore[override]
         """Answer greedily and measure."""
         return self._evaluate(batch)
@@ -130,6 +135,7 @@ class Detector(L.LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         """Log COCO metrics and answer statistics."""
         self._log_metrics()
+        self.log("step", float(self.trainer.global_step))
 
     def on_test_epoch_end(self) -> None:
         """Log COCO metrics and answer statistics."""

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vr1.records import DetectionRecord
+
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Experience:
@@ -36,3 +38,31 @@ class Experience:
         """The experience that `state_dict` described, on ``device``."""
         moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in state.items()}
         return cls(**moved)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class JudgedGroups:
+    """The newest completions as people read them, for callbacks that show them.
+
+    Shape letters: B prompts, G group size.
+
+    Attributes:
+        records: B records.
+        instructions: B texts of the question.
+        input_sizes: B (width, height) pairs, pixels of the image as the model sees it.
+        texts: B lists of G completions.
+        rewards: ``[B, G]`` float32, the weighted sum of the terms.
+        terms: ``[B, G]`` float32 by term, before weighting.
+        advantages: ``[B, G]`` float32.
+    """
+
+    records: list[DetectionRecord]
+    instructions: list[str]
+    input_sizes: list[tuple[int, int]]
+    texts: list[list[str]]
+    rewards: Tensor
+    terms: dict[str, Tensor]
+    advantages: Tensor
+
+    def __len__(self) -> int:
+        return len(self.records)

@@ -98,6 +98,7 @@ class BoxMatcher:
             num_predicted=num_predicted,
             num_targets=num_targets,
             detections=detections,
+            targets=targets,
         )
 
     def _assign(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vr1.advantage import Advantage, equal_groups
 from vr1.detector import Detector, mean_where, targets
-from vr1.experience import Experience
+from vr1.experience import Experience, JudgedGroups
 from vr1.families import Family
 from vr1.losses import GRPO, PolicyLoss, PolicyTerms
 from vr1.policy.loading import PolicySource
@@ -81,6 +81,7 @@ class GRPOModule(Detector):
         self.sampling, self.advantage, self.loss, self.seed = sampling, advantage, loss or GRPO(), run_seed(seed)
         self.updates_per_rollout, self.resample_equal = updates_per_rollout, resample_equal
         self.reference: Reference | None = None
+        self.judged: JudgedGroups | None = None
         self._experience: dict[int, Experience] = {}
         self._batches_seen = 0
 
@@ -141,10 +142,20 @@ class GRPOModule(Detector):
         if self.reference is not None:
             reference = self.reference.log_probs(batch, rollout.tokens, mask, self.sampling.temperature)
         self._report(batch, rollout, rewards, terms, reference_seconds=time.perf_counter() - started)
+        advantages = self.advantage(rewards)
+        self.judged = JudgedGroups(
+            records=batch.records,
+            instructions=batch.instructions,
+            input_sizes=batch.input_sizes,
+            texts=rollout.texts,
+            rewards=rewards,
+            terms=terms,
+            advantages=advantages,
+        )
         return Experience(
             tokens=rollout.tokens,
             mask=mask,
-            advantages=self.advantage(rewards).to(rollout.tokens.device),
+            advantages=advantages.to(rollout.tokens.device),
             reference_log_probs=reference,
         )
 

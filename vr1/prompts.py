@@ -4,7 +4,7 @@ Shape letters: B prompts, P prompt tokens, G group size, C completion tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from vr1.families import Family
+from vr1.input_sizes import input_sizes
 from vr1.records import DetectionRecord
+
+_TYPES = ("mm_token_type_ids", "token_type_ids")
+# Whatever else a processor gives belongs to the images.
+_TEXT = {"input_ids", "attention_mask", "labels", "num_patches", *_TYPES}
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -26,7 +31,10 @@ class PromptBatch:
         tokens: ``[B, P]`` int64, padded on the left.
         mask: ``[B, P]`` bool, true on tokens.
         vision: the processor's image tensors (``pixel_values``, ``image_grid_thw``, ...).
-        token_types: ``[B, P]`` int64, 0 for text and 1 for image tokens.
+        token_types: ``[B, P]`` int64, what the processor says of each token (Qwen: 0 for text and 1 for image tokens).
+        types_name: what the model calls them; empty where it asks for none.
+        image_tokens: B counts of image tokens.
+        markers: special tokens that belong to an answer and stay in its text.
     """
 
     records: list[DetectionRecord]
@@ -36,21 +44,40 @@ class PromptBatch:
     mask: Tensor
     vision: dict[str, Tensor]
     token_types: Tensor
+    types_name: str
+    image_tokens: list[int]
+    markers: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.records)
 
     def to(self, device: Any, non_blocking: bool = False) -> "PromptBatch":
         """The same prompts on another device; Lightning calls this."""
-        return PromptBatch(
-            records=self.records,
-            instructions=self.instructions,
-            input_sizes=self.input_sizes,
+        return replace(
+            self,
             tokens=self.tokens.to(device, non_blocking=non_blocking),
             mask=self.mask.to(device, non_blocking=non_blocking),
             vision={name: value.to(device, non_blocking=non_blocking) for name, value in self.vision.items()},
             token_types=self.token_types.to(device, non_blocking=non_blocking),
         )
+
+    def vision_of(self, row: int) -> dict[str, Tensor]:
+        """The image tensors of one prompt.
+
+        Processors lay out a batch in one of two ways: one entry an image, or as many as it has tokens, in proportion.
+
+        Raises:
+            ValueError: a tensor that is laid out otherwise.
+        """
+        parts = {}
+        for name, value in self.vision.items():
+            counts = [1] * len(self)
+            if len(value) != len(self):
+                counts = [len(value) * tokens // sum(self.image_tokens) for tokens in self.image_tokens]
+            if sum(counts) != len(value):
+                raise ValueError(f"{name} has {len(value)} entries, which {len(self)} prompts cannot share out")
+            parts[name] = value.split(counts)[row]
+        return parts
 
 
 class PromptEncoder:
@@ -64,6 +91,8 @@ class PromptEncoder:
 
     def __init__(self, processor: Any, family: Family, max_prompt_tokens: int) -> None:
         self.processor, self.family, self.max_prompt_tokens = processor, family, max_prompt_tokens
+        added = processor.tokenizer.get_added_vocab()
+        self._markers = frozenset(added[marker] for marker in family.markers if marker in added)
 
     def __call__(self, records: Sequence[DetectionRecord]) -> PromptBatch:
         """Encode a batch.
@@ -79,31 +108,35 @@ class PromptEncoder:
             padding_side="left",
             return_tensors="pt",
         )
-        mask = encoded["attention_mask"].bool()
-        self._refuse_long(records, encoded["input_ids"], mask)
+        tokens, mask = encoded["input_ids"], encoded["attention_mask"].bool()
+        self._refuse_long(records, tokens, mask)
+        types_name = next((name for name in _TYPES if name in encoded), "")
         return PromptBatch(
             records=list(records),
             instructions=instructions,
-            input_sizes=self.input_sizes(encoded["image_grid_thw"]),
-            tokens=encoded["input_ids"],
+            input_sizes=input_sizes(self.processor, encoded, [record.image_size for record in records]),
+            tokens=tokens,
             mask=mask,
-            vision={name: encoded[name] for name in ("pixel_values", "image_grid_thw")},
-            token_types=encoded["mm_token_type_ids"],
+            vision={name: value for name, value in encoded.items() if name not in _TEXT and isinstance(value, Tensor)},
+            token_types=encoded.get(types_name, (tokens == self.processor.image_token_id).long()),
+            types_name=types_name,
+            image_tokens=(tokens == self.processor.image_token_id).sum(1).tolist(),
+            markers=self._markers,
         )
 
     def chat(self, instruction: str) -> str:
-        """The prompt text: one user turn of an image and the instruction, ready for the model's answer."""
+        """The prompt text: one user turn of an image and the instruction, ready for the model's answer.
+
+        A processor without a chat template (PaliGemma's) gets the image and the instruction alone.
+        """
+        if self.processor.chat_template is None:
+            return f"{self.processor.image_token}{instruction}"
         content = [{"type": "image"}, {"type": "text", "text": instruction}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
         assert isinstance(text, str)
         return text
-
-    def input_sizes(self, grids: Tensor) -> list[tuple[int, int]]:
-        """Width and height in pixels of each model input, from its ``[B, 3]`` grid of patches (time, rows, columns)."""
-        patch = self.processor.image_processor.patch_size
-        return [(int(columns) * patch, int(rows) * patch) for _, rows, columns in grids.tolist()]
 
     def targets(
         self, prompts: PromptBatch, eos_token_id: int, order: Literal["annotated", "sorted"] = "annotated"

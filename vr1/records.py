@@ -33,6 +33,7 @@ class DetectionRecord:
         origin: where the record comes from (file or generator and index), for error messages and galleries.
         areas: ``[M]`` float64 object areas in square pixels, as COCO's size ranges use them.
         crowd: ``[M]`` bool, COCO's ``iscrowd``: such a region is no target and no prediction in it is an error.
+        set_name: which of several data sets it belongs to; empty where there is only one.
     """
 
     image: Image.Image
@@ -43,6 +44,7 @@ class DetectionRecord:
     origin: str
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
+    set_name: str = ""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -88,6 +90,7 @@ class Detections:
         scores: ``[N]`` float64.
         well_formed: the template is followed.
         valid: well formed, and every item has a label and four finite, ordered, in-bounds coordinates.
+        completion: the whole text that they were read from; empty where they come from elsewhere.
     """
 
     boxes_xyxy: Boxes
@@ -95,6 +98,7 @@ class Detections:
     scores: NDArray[np.float64]
     well_formed: bool
     valid: bool
+    completion: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,6 +115,7 @@ class Match:
         num_predicted: N.
         num_targets: M.
         detections: the matched detections, for terms that need more than the overlap.
+        targets: the ground truth that they were matched to.
     """
 
     predicted: NDArray[np.int64]
@@ -119,6 +124,7 @@ class Match:
     num_predicted: int
     num_targets: int
     detections: Detections
+    targets: Targets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

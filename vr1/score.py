@@ -16,6 +16,9 @@ from jsonargparse import ArgumentParser
 from vr1.answer_lines import AnswerLine, InputError, read_answer_lines
 from vr1.detections import read_detections
 from vr1.families import Family
+from vr1.metrics.answer_rows import evaluated_row
+from vr1.metrics.evaluation_files import table_text, write_evaluation
+from vr1.records import Detections
 from vr1.rewards import Reward, Stage
 from vr1.tally import Tally
 
@@ -63,7 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score_file(
-    completions: str, rewards: Reward, family: Family, stage: Stage | None = None, out: str | None = None
+    completions: str,
+    rewards: Reward,
+    family: Family,
+    stage: Stage | None = None,
+    out: str | None = None,
+    coco: str | None = None,
 ) -> Tally:
     """Reward every answer of a file and sum up.
 
@@ -77,6 +85,9 @@ def score_file(
         stage: Thresholds to apply: beginner, advanced, or off. Where left out, the criterion of the rewards itself.
         out: File to write: each line with rewards (by term, and total), parsed (number of boxes read) and matched
             (number of pairs) added. It appears when all lines are done.
+        coco: Folder for COCO metrics of the answers: results and ground truth as COCO's own json, all figures, tables
+            by set and by class. Lines may also give image_id, categories (what was asked for; all labels of the file
+            where left out), set, areas, crowd and scores, as the answers.jsonl of an evaluation does.
 
     Returns:
         The sums over all answers.
@@ -91,25 +102,44 @@ def score_file(
     if stage is not None:
         rewards.criterion = rewards.criterion.at_stage(stage)
     tally = Tally([*rewards.terms, "total"])
+    kept: list[tuple[AnswerLine, Detections]] = []
     with contextlib.ExitStack() as stack:
         size = source.stat().st_size
         file = stack.enter_context(_written_at_once(Path(out), source)) if out is not None else None
         report_at = time.monotonic() + _SECONDS_BETWEEN_REPORTS
         lines = read_answer_lines(source)
         while chunk := list(islice(lines, _CHUNK)):
-            for line, result in zip(chunk, _score(chunk, rewards, family, tally), strict=True):
+            for line, (result, found) in zip(chunk, _score(chunk, rewards, family, tally), strict=True):
                 if file is not None:
                     file.write(_with_fields(line, result))
+                if coco is not None:
+                    kept.append((line, found))
             if time.monotonic() > report_at:
                 print(f"{chunk[-1].end / size:.0%} of {source}: {tally.progress()}", file=sys.stderr)
                 report_at = time.monotonic() + _SECONDS_BETWEEN_REPORTS
         if not tally.answers:
             raise InputError(f"{source}: no line in it; a line is one answer as a JSON object")
+    if coco is not None:
+        tally.appendix = _evaluate(kept, source, Path(coco))
     return tally
 
 
-def _score(chunk: list[AnswerLine], rewards: Reward, family: Family, tally: Tally) -> Iterator[dict[str, object]]:
-    """What is added to each line of a chunk."""
+def _evaluate(kept: list[tuple[AnswerLine, Detections]], source: Path, folder: Path) -> str:
+    """Write the COCO metrics of all answers; the table of their sets."""
+    known = sorted({label for line, _ in kept for label in line.targets.labels})
+    rows = []
+    for number, (line, found) in enumerate(kept, start=1):
+        try:
+            rows.append(evaluated_row(line.fields, number, line.targets, found, line.image_size, known))
+        except ValueError as error:
+            raise InputError(f"{source}: answer {number}: {error}") from error
+    return table_text(write_evaluation(folder, rows))
+
+
+def _score(
+    chunk: list[AnswerLine], rewards: Reward, family: Family, tally: Tally
+) -> Iterator[tuple[dict[str, object], Detections]]:
+    """What is added to each line of a chunk, and what was read from it."""
     detections = [read_detections(line.completion, family, line.image_size, line.input_size) for line in chunk]
     output = rewards(detections, [line.targets for line in chunk])
     scores = {name: values.tolist() for name, values in [*output.terms.items(), ("total", output.total)]}
@@ -117,7 +147,7 @@ def _score(chunk: list[AnswerLine], rewards: Reward, family: Family, tally: Tall
     for row, match in enumerate(output.matches):
         # Six digits are all that float32 holds.
         earned = {name: round(values[row], 6) for name, values in scores.items()}
-        yield {"rewards": earned, "parsed": match.num_predicted, "matched": len(match.overlap)}
+        yield {"rewards": earned, "parsed": match.num_predicted, "matched": len(match.overlap)}, match.detections
 
 
 def _with_fields(line: AnswerLine, result: dict[str, object]) -> str:

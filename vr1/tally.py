@@ -12,6 +12,9 @@ class Tally:
     Args:
         names: the rewards to sum up, in the order of the table.
 
+    Attributes:
+        appendix: a text to show below the table.
+
     Example:
         >>> print(str(Tally(["recall", "total"])).splitlines()[0])
         answers                0
@@ -21,6 +24,7 @@ class Tally:
         self.sums = dict.fromkeys(names, 0.0)
         self.answers = self.well_formed = self.valid = self.parsed = self.matched = self.targets = 0
         self.started = time.perf_counter()
+        self.appendix = ""
 
     def add(self, scores: Mapping[str, Sequence[float]], matches: Sequence[Match]) -> None:
         """Add the scores of n answers, by reward, and their n matches."""
@@ -61,4 +65,5 @@ class Tally:
             "answers a second": f"{self.answers_per_second:,.0f}",
         }
         left, right = max(map(len, rows)), max(map(len, rows.values()))
-        return "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in rows.items())
+        table = "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in rows.items())
+        return f"{table}\n\n{self.appendix}" if self.appendix else table

@@ -251,3 +251,21 @@ def test_yaml(tmp_path):
     assert callback.stages[2].on_plateau == Plateau(monitor="reward/total", patience=20, window=5)
     off = parser.parse_object({"callback": {"class_path": "callbacks.RuleRefinement", "init_args": {"stages": []}}})
     assert parser.instantiate_classes(off).callback.stages == []
+
+
+@pytest.mark.parametrize(("share", "switched"), [(0.25, 2), (0.5, 3), (1.0, None)])
+def test_one_number_moves_the_last_stage(share, switched, tmp_path):
+    refinement = RuleRefinement(switch_at=share)
+    module = TinyDetector()
+    trainer(tmp_path, [refinement], max_steps=6).fit(module)
+    strict = [step for step, xi0 in module.seen if xi0 == 0.75]
+    assert (strict[0] if strict else None) == switched
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"switch_at": 1.5}, "switch_at is 1.5: give a share"), ({"stages": [], "switch_at": 0.5}, "no second stage")],
+)
+def test_a_switch_that_cannot_be(settings, told):
+    with pytest.raises(ValueError, match=told):
+        RuleRefinement(**settings)

@@ -361,7 +361,8 @@ def test_wrong_sizes(make, document, tmp_path):
     make(document)
     document["images"][1] |= {"width": 61}
     expected = (
-        r"image whose size in the json is not that of the file: 1 \(.*b 2\.png is 60 x 50, the json says 61 x 50\)"
+        r"image whose size in the annotations is not that of the file: 1 "
+        r"\(.*b 2\.png is 60 x 50, the annotations say 61 x 50\)"
     )
     with pytest.raises(ValueError, match=expected):
         make(document, images=False)
@@ -372,7 +373,9 @@ def test_wrong_sizes_that_no_header_check_saw(make, document, tmp_path, caplog):
     make(document)
     document["images"][1] |= {"width": 61}
     source = make(document, images=False, header_checks=0)
-    with pytest.raises(ImageError, match=r"b 2\.png is 60 x 50, the json says 61 x 50; mend the json, or set"):
+    with pytest.raises(
+        ImageError, match=r"b 2\.png is 60 x 50, the annotations say 61 x 50; mend the annotations, or set"
+    ):
         source[1]
     caplog.clear()
     source = make(document, images=False, header_checks=0, bad_records="skip")

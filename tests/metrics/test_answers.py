@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vr1.metrics import AnswerStatistics
-from vr1.records import Detections, Match, as_boxes
+from vr1.records import Detections, Match, Targets, as_boxes
 
 
 def match(num_predicted: int, overlap: list[float], valid: bool) -> Match:
@@ -20,6 +20,7 @@ def match(num_predicted: int, overlap: list[float], valid: bool) -> Match:
         num_predicted=num_predicted,
         num_targets=3,
         detections=detections,
+        targets=Targets(boxes_xyxy=as_boxes([[0, 0, 1, 1]] * 3), labels=("cat",) * 3),
     )
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vr1.records import Detections, Match, as_boxes
+from vr1.records import Detections, Match, Targets, as_boxes
 
 
 @pytest.fixture
@@ -11,12 +11,13 @@ def matched():
     def make(overlap, num_predicted=None, num_targets=None, well_formed=True, valid=True):
         pairs = np.arange(len(overlap))
         num_predicted = len(overlap) if num_predicted is None else num_predicted
+        num_targets = len(overlap) if num_targets is None else num_targets
         return Match(
             predicted=pairs,
             target=pairs,
             overlap=np.array(overlap, dtype=np.float64),
             num_predicted=num_predicted,
-            num_targets=len(overlap) if num_targets is None else num_targets,
+            num_targets=num_targets,
             detections=Detections(
                 boxes_xyxy=as_boxes([[0, 0, 1, 1]] * num_predicted),
                 labels=("cat",) * num_predicted,
@@ -24,6 +25,7 @@ def matched():
                 well_formed=well_formed,
                 valid=valid,
             ),
+            targets=Targets(boxes_xyxy=as_boxes([[0, 0, 1, 1]] * num_targets), labels=("cat",) * num_targets),
         )
 
     return make

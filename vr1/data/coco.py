@@ -1,11 +1,12 @@
-"""A COCO annotation file and its folder of images as records, one a question."""
+"""An annotated folder of images as records, one a question: COCO's json, and whatever is read into the same table."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -14,12 +15,17 @@ from vr1.data.coco_images import WRONG_SIZE, check_images, size_fault
 from vr1.data.coco_report import CocoReport
 from vr1.data.coco_select import choose_categories, take_portion, without_empty
 from vr1.data.coco_splits import CocoSplit, Portion, split_files
+from vr1.data.coco_table import CocoTable
 from vr1.data.grounding import grounding_questions
 from vr1.data.images import ImageError, open_image, read_header, turn_boxes
 from vr1.data.problems import Problems
+from vr1.data.stand_in import decode_or_next
 from vr1.records import Boxes, DetectionRecord
 
 __all__ = ["CocoReport", "CocoSource", "CocoSplit", "split_files"]
+
+Reader = Callable[[Path], tuple[CocoTable, Problems, list[str]]]
+"""Reads annotations: the table of the sound records, the problems of the others, notes on what was put right."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,10 +54,13 @@ class CocoSource(Dataset[DetectionRecord]):
         header_checks: number of image headers to read before training, spread over the file.
         categories: the categories to ask for, in this order, instead of all that the file uses. Objects of other
             categories do not count then.
+        read: reads the annotations; another format than COCO's json has a reader of its own.
 
     Attributes:
         categories: what is asked for.
         largest: index of a record with the most pixels.
+        object_counts: ``[R]`` int64 boxes that answer each record's question, crowd regions left out.
+        pixel_counts: ``[R]`` int64 pixels of each record's image.
         report: what was left out and what was put right.
 
     Raises:
@@ -86,11 +95,12 @@ class CocoSource(Dataset[DetectionRecord]):
         seed: int = 0,
         header_checks: int = 1000,
         categories: Sequence[str] | None = None,
+        read: Reader = read_coco,
     ) -> None:
         _check_settings(task, bad_records, empty_images, negatives, header_checks)
         self._annotations, self._images = Path(annotations), Path(images)
         self._skip = bad_records == "skip"
-        table, problems, notes = read_coco(self._annotations)
+        table, problems, notes = read(self._annotations)
         sound = check_images(table, self._images, header_checks, problems)
         if len(problems) and not self._skip:
             raise ValueError(f"{problems}\nMend the file, or set bad_records: skip to leave these out.")
@@ -104,7 +114,9 @@ class CocoSource(Dataset[DetectionRecord]):
         else:
             self._questions = np.stack([np.arange(len(table)), np.full(len(table), -1)], axis=1)
         self.categories = table.categories
-        self.largest = int(table.sizes[self._questions[:, 0]].prod(1).argmax()) if len(self) else 0
+        self.pixel_counts = table.sizes[self._questions[:, 0]].prod(1)
+        self.object_counts = _object_counts(table, self._questions)
+        self.largest = int(self.pixel_counts.argmax()) if len(self) else 0
         self.report = self._make_report(problems, notes)
 
     def _make_report(self, problems: Problems, notes: list[str]) -> CocoReport:
@@ -128,19 +140,10 @@ class CocoSource(Dataset[DetectionRecord]):
 
         Raises:
             IndexError: if there is no such record.
-            ImageError: if the image cannot be decoded or has another size than the json says, unless bad records are
-                skipped and there is a good one.
+            ImageError: if the image cannot be decoded or has another size than the annotations say, unless bad records
+                are skipped and there is a good one.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        for offset in range(len(self)):
-            try:
-                return self._decode((index + offset) % len(self))
-            except ImageError as error:
-                if not self._skip or offset == len(self) - 1:
-                    raise
-                _log.warning("%s; the next record takes its place (bad_records: skip)", error)
-        raise AssertionError("a source has at least one record")
+        return decode_or_next(self._decode, index, len(self), self._skip)
 
     def _decode(self, index: int) -> DetectionRecord:
         image_row, category_row = self._questions[index].tolist()
@@ -169,8 +172,19 @@ class CocoSource(Dataset[DetectionRecord]):
             return image, boxes.copy()
         header = read_header(path)
         if fault := size_fault(path, header, (width, height)):
-            raise ImageError(f"{WRONG_SIZE}: {fault}; mend the json, or set bad_records: skip to leave it out")
+            raise ImageError(f"{WRONG_SIZE}: {fault}; mend the annotations, or set bad_records: skip to leave it out")
         return image, turn_boxes(boxes, header)
+
+
+def _object_counts(table: CocoTable, questions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``[Q]`` number of boxes that answer each question, crowd regions left out."""
+    images, categories = table.image_rows[~table.crowd], table.category_rows[~table.crowd]
+    if not len(questions) or questions[0, 1] < 0:
+        return np.bincount(images, minlength=len(table))[questions[:, 0]]
+    pairs, counts = np.unique(images * len(table.categories) + categories, return_counts=True)
+    asked = questions[:, 0] * len(table.categories) + questions[:, 1]
+    at = np.searchsorted(pairs, asked).clip(max=max(len(pairs) - 1, 0))
+    return np.where(pairs[at] == asked, counts[at], 0) if len(pairs) else np.zeros(len(asked), np.int64)
 
 
 def _check_settings(task: str, bad_records: str, empty_images: str, negatives: float, header_checks: int) -> None:

@@ -8,7 +8,7 @@ is an error.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,9 @@ from vr1.records import as_boxes
 _IMAGE_FIELDS = {"id": is_int, "file_name": is_text, "width": is_side, "height": is_side}
 
 
-def read_coco(path: Path) -> tuple[CocoTable, Problems, list[str]]:
+def read_coco(
+    path: Path, blank_names: Literal["error", "leave_out"] = "error"
+) -> tuple[CocoTable, Problems, list[str]]:
     """Read and check a COCO annotation file.
 
     Two categories of the same name (case and spaces aside) are merged under the spelling that comes first: in a
@@ -31,6 +33,7 @@ def read_coco(path: Path) -> tuple[CocoTable, Problems, list[str]]:
 
     Args:
         path: the json file.
+        blank_names: refuse a category whose name is blank, or leave it out with its objects: nobody can ask for it.
 
     Returns:
         The table of the sound records, the problems of the others, and notes on what was put right.
@@ -41,6 +44,7 @@ def read_coco(path: Path) -> tuple[CocoTable, Problems, list[str]]:
     Source: https://cocodataset.org/#format-data
     """
     document = _load(path)
+    blank = _leave_out_blank(document) if blank_names == "leave_out" else []
     problems = Problems(str(path))
     category_rows, categories, notes = _read_categories(path, document["categories"])
     images = _read_images(document["images"], problems)
@@ -51,8 +55,9 @@ def read_coco(path: Path) -> tuple[CocoTable, Problems, list[str]]:
     if spoilt:
         names = ", ".join(images[key]["file_name"] for key in spoilt[:SHOWN])
         notes.append(f"{len(spoilt)} images whose every annotation is faulty are left out ({names})")
-    images = {key: image for key, image in images.items() if key not in set(spoilt)}
-    return _table(images, categories, reader.objects), problems, notes + reader.notes()
+    left_out = set(spoilt)
+    images = {key: image for key, image in images.items() if key not in left_out}
+    return _table(images, categories, reader.objects), problems, blank + notes + reader.notes()
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -74,6 +79,21 @@ def _load(path: Path) -> dict[str, Any]:
                 "lists images, annotations and categories"
             )
     return document
+
+
+def _leave_out_blank(document: dict[str, Any]) -> list[str]:
+    """Take categories with a blank name out of a document, with their annotations."""
+    items = [item for item in document["categories"] if isinstance(item, dict)]
+    blank = [item.get("id") for item in items if isinstance(item.get("name"), str) and not item["name"].strip()]
+    if not blank:
+        return []
+    before = len(document["annotations"])
+    document["categories"] = [item for item in items if item.get("id") not in blank]
+    document["annotations"] = [
+        item for item in document["annotations"] if not (isinstance(item, dict) and item.get("category_id") in blank)
+    ]
+    left_out = before - len(document["annotations"])
+    return [f"{len(blank)} categories without a name are left out with their {left_out} objects"]
 
 
 def _read_categories(path: Path, items: list[Any]) -> tuple[dict[int, int], tuple[str, ...], list[str]]:

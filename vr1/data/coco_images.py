@@ -10,7 +10,7 @@ from vr1.data.coco_table import CocoTable
 from vr1.data.images import ImageError, ImageHeader, read_header
 from vr1.data.problems import Problems
 
-WRONG_SIZE = "image whose size in the json is not that of the file"
+WRONG_SIZE = "image whose size in the annotations is not that of the file"
 
 
 def check_images(table: CocoTable, folder: Path, header_checks: int, problems: Problems) -> NDArray[np.bool_]:
@@ -55,9 +55,9 @@ def check_images(table: CocoTable, folder: Path, header_checks: int, problems: P
 
 
 def size_fault(path: Path, header: ImageHeader, size: tuple[int, int]) -> str | None:
-    """What is wrong with the size that the json gives for a file, or None.
+    """What is wrong with the size that the annotations give for a file, or None.
 
-    Right is the size of the upright picture. The size as stored is right as well: then whoever made the json did not
+    Right is the size of the upright picture. The size as stored is right as well: then whoever made them did not
     look at the EXIF orientation, and the boxes are to be turned with the picture.
 
     Example:
@@ -65,11 +65,11 @@ def size_fault(path: Path, header: ImageHeader, size: tuple[int, int]) -> str | 
         >>> size_fault(Path("a.jpg"), lying, (30, 40)), size_fault(Path("a.jpg"), lying, (40, 30))
         (None, None)
         >>> size_fault(Path("a.jpg"), lying, (80, 60))
-        'a.jpg is 30 x 40, the json says 80 x 60'
+        'a.jpg is 30 x 40, the annotations say 80 x 60'
     """
     if size in (header.size, header.stored_size):
         return None
-    return f"{path} is {header.size[0]} x {header.size[1]}, the json says {size[0]} x {size[1]}"
+    return f"{path} is {header.size[0]} x {header.size[1]}, the annotations say {size[0]} x {size[1]}"
 
 
 def _files_present(folder: Path, names: list[str]) -> NDArray[np.bool_]:

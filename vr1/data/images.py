@@ -4,6 +4,7 @@ Everything an image file can do wrong ends in one exception, `ImageError`, that 
 Boxes drawn on the pixels as stored are carried over to the upright picture by `turn_boxes`.
 """
 
+import io
 import struct
 import zlib
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class ImageHeader:
         return self.orientation in _SIDEWAYS
 
 
-def open_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Image.Image:
+def open_image(path: str | Path, background: tuple[int, int, int] = WHITE, data: bytes | None = None) -> Image.Image:
     """Decode an image file as upright RGB.
 
     Grayscale, palette and CMYK are converted; 16-bit samples are scaled from their full range to 8 bits (a plain
@@ -70,6 +71,7 @@ def open_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Im
     Args:
         path: the file.
         background: RGB colour seen through transparent pixels.
+        data: what the file holds, where it is not on disk; ``path`` then only names it in messages.
 
     Returns:
         A fully decoded RGB image, EXIF orientation applied.
@@ -87,7 +89,7 @@ def open_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Im
         ('RGB', (4, 2), (128, 128, 128))
     """
     path = Path(path)
-    with _open(path) as stored:
+    with _open(path) if data is None else _read(path, io.BytesIO(data)) as stored:
         try:
             stored.load()
             # Read after decoding: by then Pillow has turned a TIFF itself, and has seen EXIF that follows the pixels.
@@ -195,8 +197,12 @@ def _open(path: Path) -> Image.Image:
         raise ImageError(f"{path}: no such image file; check the path or leave the record out")
     if path.stat().st_size == 0:
         raise ImageError(f"{path}: the image file is empty (0 bytes); fetch it again or leave it out")
+    return _read(path, path)
+
+
+def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
     try:
-        image = Image.open(path)
+        image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: the image is too large to decode safely ({error}); make it smaller") from error
     except _DAMAGE as error:

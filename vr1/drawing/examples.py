@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vr1.records import DetectionRecord, Detections, Finding, Match, as_boxes
+from vr1.records import DetectionRecord, Detections, Finding, Match, Targets, as_boxes
 
 
 def example_finding(*, empty: bool = False) -> Finding:
@@ -48,6 +48,7 @@ def example_finding(*, empty: bool = False) -> Finding:
             num_predicted=len(labels),
             num_targets=3,
             detections=detections,
+            targets=Targets(boxes_xyxy=truth, labels=record.labels),
         ),
         rewards={"total": 0.0, "dual_format": 0.0, "recall": 0.0, "precision": 0.0}
         if empty

@@ -1,4 +1,4 @@
-"""Reads an answer of the form ``[{"bbox_2d": [x1, y1, x2, y2], "label": "A"}, ...]``, however it came out.
+"""Writes answers ``[{"bbox_2d": [x1, y1, x2, y2], "label": "A"}, ...]``, and reads them however they came out.
 
 A well-formed answer goes through the JSON parser; anything else through a lenient scanner (`lenient_json`). Both take
 time linear in the length of the text and neither raises. What counts as a box *inside the image* is not decided here.
@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from vr1.families.answer_region import answer_region
 from vr1.families.lenient_json import scan
-from vr1.records import Answer, as_boxes
+from vr1.records import Answer, Boxes, as_boxes
 
 MAX_ITEMS = 10_000
 """Items read from one answer. More than that is no answer, and matching them would only cost time."""
@@ -23,7 +24,6 @@ MAX_ITEMS = 10_000
 _BOX_KEYS = ("bbox_2d", "bbox", "box", "box_2d", "bounding_box")
 _LABEL_KEYS = ("label", "name", "category")
 _DECODER = json.JSONDecoder(parse_int=float)
-_ANSWER_START, _ANSWER_END, _THINK_END = "<answer>", "</answer>", "</think>"
 _NUMBER = re.compile(r"[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+")
 _LONGEST_NUMBER = 400
 
@@ -54,7 +54,7 @@ def read_json_answer(completion: str) -> Answer:
         True
     """
     whole = completion.strip()
-    region = _answer_region(whole)
+    region = whole if whole.startswith(("[", "```json")) else answer_region(whole, lambda text: "[" in text)
     items = _json_items(region)
     if items is None or len(items) > MAX_ITEMS:
         return _lenient_answer(list(islice(scan(region), MAX_ITEMS)), follows_template=False)
@@ -67,19 +67,24 @@ def read_json_answer(completion: str) -> Answer:
     return Answer(boxes=boxes, labels=labels, follows_template=region is whole)
 
 
-def _answer_region(whole: str) -> str:
-    """The part of a completion that holds the answer; ``whole`` itself where nothing marks a part."""
-    if whole.startswith(("[", "```json")):
-        return whole
-    start = whole.rfind(_ANSWER_START)
-    if start >= 0:
-        start += len(_ANSWER_START)
-        end = whole.find(_ANSWER_END, start)
-        region = whole[start:] if end < 0 else whole[start:end]
-        # Some models put the answer in front of an empty answer region.
-        if "[" in region:
-            return region.strip()
-    return whole.rpartition(_THINK_END)[2].strip() if _THINK_END in whole else whole
+def write_json_answer(boxes: Boxes, labels: Sequence[str]) -> str:
+    r"""Write a list as Qwen's released models do: fenced, one item a line, tab-indented, whole numbers.
+
+    Args:
+        boxes: ``[N, 4]`` float64 corners in the family's frame.
+        labels: N label texts.
+
+    Example:
+        >>> write_json_answer(as_boxes([[1, 2, 30.4, 40.6]]), ["cat"])
+        '```json\n[\n\t{"bbox_2d": [1, 2, 30, 41], "label": "cat"}\n]\n```'
+    """
+    assert len(boxes) == len(labels), (len(boxes), len(labels))
+    items = [
+        f'\t{{"bbox_2d": {[round(value) for value in box]}, "label": {json.dumps(label, ensure_ascii=False)}}}'
+        for box, label in zip(boxes.tolist(), labels, strict=True)
+    ]
+    body = "[\n" + ",\n".join(items) + "\n]" if items else "[]"
+    return f"```json\n{body}\n```"
 
 
 def _json_items(region: str) -> list[dict[str, Any]] | None:

@@ -1,11 +1,9 @@
 """Qwen2.5-VL: a JSON list of boxes in absolute pixels of the resized model input."""
 
-import json
 from collections.abc import Sequence
 
-from vr1.boxes import rescale
 from vr1.families.base import Family
-from vr1.families.json_answer import read_json_answer
+from vr1.families.json_answer import read_json_answer, write_json_answer
 from vr1.records import Answer, Boxes
 
 
@@ -25,6 +23,9 @@ class Qwen25VL(Family):
         [[1.0, 2.0, 30.0, 40.0]]
     """
 
+    model_types = ("qwen2_5_vl",)
+    frame = "input"
+
     def instruction(self, categories: Sequence[str]) -> str:
         """Grounding wording for one category, detection wording for several."""
         if len(categories) == 1:
@@ -40,23 +41,5 @@ class Qwen25VL(Family):
         return read_json_answer(completion)
 
     def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write the list as the released models do: fenced, one item a line, tab-indented, whole pixels."""
-        assert len(boxes) == len(labels), (len(boxes), len(labels))
-        items = [
-            f'\t{{"bbox_2d": {[round(value) for value in box]}, "label": {json.dumps(label, ensure_ascii=False)}}}'
-            for box, label in zip(boxes.tolist(), labels, strict=True)
-        ]
-        body = "[\n" + ",\n".join(items) + "\n]" if items else "[]"
-        return f"```json\n{body}\n```"
-
-    def to_image(self, boxes: Boxes, image_size: tuple[int, int], input_size: tuple[int, int]) -> Boxes:
-        """Scale from input pixels to image pixels."""
-        return rescale(boxes, input_size, image_size)
-
-    def from_image(self, boxes: Boxes, image_size: tuple[int, int], input_size: tuple[int, int]) -> Boxes:
-        """Scale from image pixels to input pixels."""
-        return rescale(boxes, image_size, input_size)
-
-    def frame_size(self, input_size: tuple[int, int]) -> tuple[float, float]:
-        """The input's own width and height."""
-        return float(input_size[0]), float(input_size[1])
+        """Write the list as the released models do; see `write_json_answer`."""
+        return write_json_answer(boxes, labels)

@@ -1,6 +1,7 @@
-"""Metrics over answers: COCO average precision, and what the answers are like."""
+"""Metrics over answers: COCO average precision, referring accuracy, and what the answers are like."""
 
 from vr1.metrics.answers import AnswerStatistics
 from vr1.metrics.coco import CocoMetrics
+from vr1.metrics.referring import ReferringAccuracy
 
-__all__ = ["AnswerStatistics", "CocoMetrics"]
+__all__ = ["AnswerStatistics", "CocoMetrics", "ReferringAccuracy"]

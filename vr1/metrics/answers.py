@@ -15,7 +15,7 @@ class AnswerStatistics(Metric):
 
     Example:
         >>> import numpy as np
-        >>> from vr1.records import Detections, Match, as_boxes
+        >>> from vr1.records import Detections, Match, Targets, as_boxes
         >>> answer = Detections(
         ...     boxes_xyxy=as_boxes([[0, 0, 4, 4], [5, 5, 9, 9]]), labels=("cat", "cat"), scores=np.ones(2),
         ...     well_formed=True, valid=True,
@@ -23,6 +23,7 @@ class AnswerStatistics(Metric):
         >>> match = Match(
         ...     predicted=np.array([1]), target=np.array([0]), overlap=np.array([0.75]),
         ...     num_predicted=2, num_targets=1, detections=answer,
+        ...     targets=Targets(boxes_xyxy=as_boxes([5, 5, 9, 8]), labels=("cat",)),
         ... )
         >>> statistics = AnswerStatistics()
         >>> statistics.update([match])

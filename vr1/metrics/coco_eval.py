@@ -29,6 +29,9 @@ FIGURES = {
 """COCO's twelve figures: name here, name in torchmetrics."""
 
 _LEAST_AREA = 1e-12
+# pycocotools looks at every category on every image. More categories than this are expressions, one to a question.
+_MOST_CATEGORIES = 1500
+_ONE = "any expression"
 _Rows = NDArray[np.float64]
 
 
@@ -48,7 +51,11 @@ class CocoInput:
 
 
 def evaluate(given: CocoInput) -> dict[str, Tensor]:
-    """COCO's twelve figures as scalar tensors; -1 where there is no ground truth to measure by."""
+    """COCO's twelve figures as scalar tensors; -1 where there is no ground truth to measure by.
+
+    More than 1500 categories are referring expressions and count as one.
+    """
+    given = _as_one_category(given)
     if not given.targets:
         return dict.fromkeys(FIGURES, torch.tensor(-1.0))
     found = _run(given, extended_summary=False)
@@ -57,6 +64,7 @@ def evaluate(given: CocoInput) -> dict[str, Tensor]:
 
 def evaluate_classes(given: CocoInput) -> dict[str, dict[str, float]]:
     """``map``, ``map_50``, ``ar_100`` and number of ``objects`` (no crowd regions) of each category that occurs."""
+    given = _as_one_category(given)
     if not any(map(len, (*given.targets, *given.predictions))):
         return {}
     found = _run(given, extended_summary=True)
@@ -73,6 +81,17 @@ def evaluate_classes(given: CocoInput) -> dict[str, dict[str, float]]:
             "objects": float((objects == key).sum()),
         }
     return table
+
+
+def _as_one_category(given: CocoInput) -> CocoInput:
+    """The same boxes under one category, where there are too many to tell apart; labels were compared before."""
+    if len(given.spellings) <= _MOST_CATEGORIES:
+        return given
+
+    def merged(rows: Sequence[_Rows]) -> list[_Rows]:
+        return [np.hstack([np.zeros((len(part), 1)), part[:, 1:]]) for part in rows]
+
+    return CocoInput(predictions=merged(given.predictions), targets=merged(given.targets), spellings={0: _ONE})
 
 
 def _run(given: CocoInput, extended_summary: bool) -> dict[str, Tensor]:

@@ -10,9 +10,13 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
+from vr1.families import Family, family_of
 from vr1.policy.model import Policy
+from vr1.policy.resolution import set_resolution
 
 EMBEDDED_MODEL = str(files("vr1") / "embedded")
+# What transformers' models call the parts that turn an image into features.
+_SEEING = ("visual", "vision_tower", "multi_modal_projector")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,8 @@ class PolicySource:
         gradient_checkpointing: recompute activations in backward: less memory, a third more time.
         min_pixels: smallest model input in pixels; None keeps the processor's own.
         max_pixels: largest model input in pixels, in training and evaluation alike; None keeps the processor's own.
+        share_prompt: compute image and prompt once per group of completions (true) or once per completion (false);
+            None shares them where the model can.
 
     Raises:
         ValueError: ``quantize`` without ``lora``.
@@ -60,6 +66,7 @@ class PolicySource:
     gradient_checkpointing: bool = False
     min_pixels: int | None = None
     max_pixels: int | None = None
+    share_prompt: bool | None = None
 
     def __post_init__(self) -> None:
         if self.quantize and self.lora is None:
@@ -89,12 +96,25 @@ class PolicySource:
                 f"policy.path={self.path}: a {config.model_type} model does not see images; give a vision-language"
                 " model such as Qwen/Qwen2.5-VL-3B-Instruct"
             )
+        if config.is_encoder_decoder:
+            raise ValueError(
+                f"policy.path={self.path}: a {config.model_type} model is an encoder with a decoder; give a model that"
+                " goes on from its prompt, such as Qwen/Qwen2.5-VL-3B-Instruct"
+            )
         if path.is_dir() and not any(path.glob("*.safetensors")):
             others = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights at all"
             raise ValueError(
                 f"policy.path={self.path}: found {others}, and only weights in safetensors are read (pickled ones can"
                 " run code); load such a model with transformers once and write it anew by save_pretrained"
             )
+
+    def family(self) -> Family:
+        """The family of the model, by its config.
+
+        Raises:
+            ValueError: none is known for such a model; the message says how to set one.
+        """
+        return family_of(AutoConfig.from_pretrained(self.path).model_type)
 
     def processor(self) -> Any:
         """The model's processor, with this source's resolution."""
@@ -105,14 +125,7 @@ class PolicySource:
                 f"policy.path={self.path}: its tokenizer or image processor cannot be read ({error}); copy those files"
                 " of the original model into the folder"
             ) from error
-        size = dict(processor.image_processor.size)
-        size["shortest_edge"] = self.min_pixels or size["shortest_edge"]
-        size["longest_edge"] = self.max_pixels or size["longest_edge"]
-        if size["shortest_edge"] > size["longest_edge"]:
-            raise ValueError(
-                f"policy: min_pixels={size['shortest_edge']} is more than max_pixels={size['longest_edge']}; lower it"
-            )
-        processor.image_processor.size = type(processor.image_processor.size)(**size)
+        set_resolution(processor.image_processor, self.min_pixels, self.max_pixels)
         return processor
 
     def load(self) -> Policy:
@@ -124,7 +137,7 @@ class PolicySource:
                 bnb_4bit_quant_type=self.quantize,
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=getattr(torch, self.dtype),
-                llm_int8_skip_modules=["model.visual", "lm_head"],
+                llm_int8_skip_modules=[*(f"model.{name}" for name in _SEEING), "lm_head"],
             )
         network: Any = AutoModelForImageTextToText.from_pretrained(
             self.path,
@@ -135,7 +148,8 @@ class PolicySource:
             use_safetensors=True,
         )
         if self.freeze_vision:
-            network.model.visual.requires_grad_(False)
+            for part in _seeing_parts(network):
+                part.requires_grad_(False)
         if quantization is not None:
             network = self._prepare_quantized(network)
         elif self.gradient_checkpointing:
@@ -146,7 +160,7 @@ class PolicySource:
                 network = get_peft_model(network, self._lora_config())
             except ValueError as error:
                 raise ValueError(f"policy.lora.targets={self.lora.targets}: {error}") from error
-        return Policy(network.train())
+        return Policy(network.train(), self.share_prompt)
 
     def _prepare_quantized(self, network: Any) -> Any:
         network = prepare_model_for_kbit_training(
@@ -155,7 +169,8 @@ class PolicySource:
             gradient_checkpointing_kwargs={"use_reentrant": False},
         )
         # The call above widens all that is not quantised to float32: twice the memory, for a tower that is frozen.
-        network.model.visual.to(getattr(torch, self.dtype))
+        for part in _seeing_parts(network):
+            part.to(getattr(torch, self.dtype))
         for layer in network.modules():
             if isinstance(layer, Linear4bit):
                 # On some CPUs bitsandbytes repacks the weights at the first rollout, for good and for a product that
@@ -173,3 +188,7 @@ class PolicySource:
             target_modules=rf".*language_model.*\.({names})",
             task_type="CAUSAL_LM",
         )
+
+
+def _seeing_parts(network: Any) -> list[torch.nn.Module]:
+    return [getattr(network.model, name) for name in _SEEING if hasattr(network.model, name)]

@@ -1,7 +1,7 @@
 """The policy as the rest of the program sees it: features of an image, states of a row, log-probs of completions.
 
 Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, L tokens of a packed row, T scored
-tokens, D hidden size, V vocabulary.
+tokens, A axes of the rotary positions, D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -9,14 +9,15 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from vr1.policy.architectures import architecture_of
 from vr1.policy.packing import PackedRows, pack
+from vr1.policy.plain import plain_log_probs
+from vr1.policy.token_scores import token_log_probs
 from vr1.prompts import PromptBatch
 
-# Logits of this many tokens exist at a time: 1,024 rows of a 152K vocabulary are 0.6 GB in float32.
-_CHUNK = 1024
 # Rows go through the model together when the longest has at most this many times the tokens of the shortest.
 _LENGTH_SPREAD = 1.25
 
@@ -25,17 +26,36 @@ class Policy(nn.Module):
     """A vision-language model, with or without adapters, behind the few calls that training needs.
 
     Args:
-        network: a transformers Qwen2.5-VL (``...ForConditionalGeneration``), or a peft model around one.
+        network: a vision-language model of transformers (``...ForConditionalGeneration``), or a peft model around one.
+        share_prompt: compute image and prompt once per group (True) or once per completion (False); None shares them
+            where this model can.
+
+    Raises:
+        ValueError: ``share_prompt`` for a model that cannot.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, share_prompt: bool | None = None) -> None:
         super().__init__()
         self.network: Any = network
+        self.architecture = None if share_prompt is False else architecture_of(self.base.config)
+        if self.architecture is None and share_prompt is not False:
+            kind = self.base.config.model_type
+            if share_prompt:
+                raise ValueError(f"policy.share_prompt=true: the rows of a {kind} model cannot be shared; leave it out")
+            rank_zero_warn(
+                f"policy: the completions of a {kind} model take a row each, image and prompt included, which is"
+                " slower than rows that share them; share_prompt=false chooses the same without this line"
+            )
 
     @property
     def base(self) -> Any:
         """The transformers model, adapters (if any) in place."""
         return self.network.get_base_model() if self.has_adapters else self.network
+
+    @property
+    def shares_prompt(self) -> bool:
+        """Whether image and prompt are computed once per group."""
+        return self.architecture is not None
 
     @property
     def has_adapters(self) -> bool:
@@ -61,32 +81,25 @@ class Policy(nn.Module):
             yield
 
     def embed(self, prompts: PromptBatch) -> tuple[Tensor, ...]:
-        """Image features of the B prompts, ``[image tokens, D]`` each."""
-        return tuple(self.base.get_image_features(**prompts.vision).pooler_output)
+        """Image features of the B prompts, one row an image token."""
+        assert self.architecture is not None
+        return self.architecture.features(self.base, prompts)
 
     def positions(self, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
-        """Rotary positions ``[3, B, P]`` of the prompts, and the position ``[B]`` of the token that follows each."""
-        positions, _ = self.base.model.get_rope_index(
-            prompts.tokens,
-            mm_token_type_ids=prompts.token_types,
-            image_grid_thw=prompts.vision["image_grid_thw"],
-            attention_mask=prompts.mask.long(),
-        )
-        following = positions.masked_fill(~prompts.mask, -1).amax(dim=(0, 2)) + 1
-        return positions, following
+        """Rotary positions ``[A, B, P]`` of the prompts, and the position ``[B]`` of the token that follows each."""
+        assert self.architecture is not None
+        positions = self.architecture.positions(self.base, prompts)
+        return positions, positions.masked_fill(~prompts.mask, -1).amax(dim=(0, 2)) + 1
 
-    def inputs(self, tokens: Tensor, image: Tensor) -> Tensor:
-        """Embeddings ``[B, L, D]`` of tokens with the image features in the image tokens' places."""
-        embedded = self.base.get_input_embeddings()(tokens)
-        places = (tokens == self.base.config.image_token_id)[..., None]
-        return embedded.masked_scatter(places, image.to(embedded.dtype))
+    def inputs(self, tokens: Tensor, image: Tensor | None = None) -> dict[str, Any]:
+        """What the language model takes for tokens ``[B, L]``, image features in the image tokens' places."""
+        assert self.architecture is not None
+        return self.architecture.inputs(self.base, tokens, image)
 
-    def hidden(self, inputs: Tensor, positions: Tensor, attention: Tensor | None, **cache: Any) -> Any:
-        """Run the language model on embeddings; returns transformers' output (``last_hidden_state``, cache)."""
-        mask = {"full_attention": attention} if attention is not None and attention.dim() == 4 else attention
-        return self.base.model.language_model(
-            inputs_embeds=inputs, position_ids=positions, attention_mask=mask, **{"use_cache": False, **cache}
-        )
+    def hidden(self, inputs: dict[str, Any], positions: Tensor, attention: Tensor | None, **cache: Any) -> Any:
+        """Run the language model on `inputs`; returns transformers' output (``last_hidden_state``, cache)."""
+        assert self.architecture is not None
+        return self.architecture.hidden(self.base, inputs, positions, attention, **{"use_cache": False, **cache})
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``[..., V]`` of hidden states ``[..., D]``."""
@@ -95,7 +108,7 @@ class Policy(nn.Module):
     def log_probs(
         self, prompts: PromptBatch, tokens: Tensor, mask: Tensor, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability of every completion token, prompt and image computed once per group.
+        """Log-probability of every completion token, prompt and image computed once per group where they can be.
 
         Args:
             prompts: B prompts.
@@ -106,6 +119,8 @@ class Policy(nn.Module):
         Returns:
             Log-probs ``[B, G, C]`` float32 and entropies ``[B, G, C]`` float32 without gradient; 0 outside the mask.
         """
+        if not self.shares_prompt:
+            return plain_log_probs(self.network, prompts, tokens, mask, temperature)
         image = self.embed(prompts)
         positions, following = self.positions(prompts)
         passes = _passes(prompts.mask.sum(1) + mask.sum((1, 2)))
@@ -116,7 +131,7 @@ class Policy(nn.Module):
             inputs = self.inputs(rows.tokens, torch.cat([image[row] for row in chosen.tolist()]))
             states = self.hidden(inputs, row_positions, rows.attention()).last_hidden_state
             scored = states[rows.rows, rows.columns]
-            values, entropy = _token_log_probs(self.logits, scored, tokens[chosen][mask[chosen]], temperature)
+            values, entropy = token_log_probs(self.logits, scored, tokens[chosen][mask[chosen]], temperature)
             empty = torch.zeros(mask[chosen].shape, device=mask.device)
             log_probs.append(empty.masked_scatter(mask[chosen], values))
             entropies.append(empty.masked_scatter(mask[chosen], entropy))
@@ -149,25 +164,10 @@ def _passes(lengths: Tensor) -> list[Tensor]:
 
 
 def _row_positions(positions: Tensor, prompt_mask: Tensor, following: Tensor, rows: PackedRows) -> Tensor:
-    """Rotary positions ``[3, B, L]``: the prompt's own, then each completion as if it followed the prompt alone."""
+    """Rotary positions ``[A, B, L]``: the prompt's own, then each completion as if it followed the prompt alone."""
     # Left-aligned prompt positions, so that a token's offset in the prompt finds its place.
     order = torch.sort((~prompt_mask).long(), dim=1, stable=True).indices
     aligned = positions.gather(2, order.expand_as(positions))
     in_prompt = rows.segments == 0
-    prompt_part = aligned.gather(2, (rows.offsets * in_prompt).expand(3, -1, -1))
+    prompt_part = aligned.gather(2, (rows.offsets * in_prompt).expand(len(positions), -1, -1))
     return torch.where(in_prompt, prompt_part, following[:, None] + rows.offsets)
-
-
-def _token_log_probs(head: Any, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies ``[T]`` of ``targets`` under ``head(hidden)``, chunk by chunk: no more logits exist."""
-
-    def chunk(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = torch.log_softmax(head(states) / temperature, dim=-1)
-        entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
-        return log_probs.gather(-1, target[:, None])[:, 0], entropy
-
-    parts = [
-        checkpoint(chunk, states, target, use_reentrant=False)
-        for states, target in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True)
-    ]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

@@ -1,0 +1,105 @@
+"""Report.
+
+Hand on a training as one page: curves, galleries, data, settings and all that is needed to repeat it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from callbacks.data_summary import summarise
+from callbacks.run_outputs import run_folder
+from vr1.report import write_report
+from vr1.runs.facts import run_facts
+
+
+class Report(Callback):
+    """Write ``report.html`` into the run's folder when training ends, also where it is stopped or fails.
+
+    The page is made of what lies in the run's folder, so it shows what the trainer's other callbacks and loggers leave
+    there: curves of :class:`~callbacks.Curves` or of a ``CSVLogger``, pictures of :class:`~callbacks.Gallery`, the
+    table of :class:`~callbacks.BeforeAfter`, and the ``config.yaml`` of the command line. It opens from disk without a
+    network and stays under 5 MB.
+
+    Besides, the callback leaves ``run.json`` (command, seed, versions, git state) when training begins and
+    ``data.json`` (a summary of the training and validation data).
+
+    Args:
+        data_sample: how many images of each split are opened for the summary of the data; 0 leaves it out.
+
+    Note:
+        ``python -m vr1 report RUN`` writes the page of any run folder, one made without this callback too.
+
+    Raises:
+        ValueError: if ``data_sample`` is negative.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from callbacks import Report
+        >>> trainer = Trainer(callbacks=[Report()], logger=False)
+
+    """
+
+    def __init__(self, data_sample: int = 64) -> None:
+        if data_sample < 0:
+            raise ValueError(f"Report: data_sample is {data_sample}: give 0 (no summary of the data) or more images")
+        self.data_sample = data_sample
+        self._folder = Path()
+        self._facts: dict[str, Any] = {}
+
+    @override
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        self._folder = run_folder(trainer)
+        if stage == "fit" and _writes(trainer):
+            self._facts = run_facts()
+            _write(self._folder / "run.json", self._facts)
+
+    @override
+    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        sources = getattr(getattr(trainer, "datamodule", None), "sources", None)
+        if self.data_sample and sources and _writes(trainer):
+            splits = {str(split): summarise(source, self.data_sample) for split, source in sources.items()}
+            name = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
+            _write(self._folder / "data.json", {"name": name, "splits": splits})
+
+    @override
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            stopped = "stopped by hand" if isinstance(exception, KeyboardInterrupt) else type(exception).__name__
+            self._finish(trainer, f"ended early at step {trainer.global_step}: {stopped}")
+
+    @override
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        # Not in on_fit_end, where callbacks listed after this one have not written their part yet.
+        if stage == "fit":
+            self._finish(trainer, "")
+
+    def _finish(self, trainer: "pl.Trainer", ended: str) -> None:
+        if not _writes(trainer) or not self._facts:
+            return
+        _write(self._folder / "run.json", self._facts | ({"ended": ended} if ended else {}))
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+        try:
+            rank_zero_info(f"report: {write_report(self._folder)}")
+        except ValueError as error:
+            # Nothing was logged or drawn, or a file is damaged: the training itself is none the worse for it.
+            rank_zero_info(f"no report: {error}")
+
+
+def _writes(trainer: "pl.Trainer") -> bool:
+    return trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

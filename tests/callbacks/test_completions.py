@@ -1,0 +1,110 @@
+"""Completions: tables of answers for Weights & Biases."""
+
+import numpy as np
+import pytest
+import torch
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+
+from callbacks import Completions
+from callbacks.overlay import boxes_overlay
+from tests.callbacks.tiny import TinyDetector, trainer
+from vr1.drawing.examples import example_finding
+from vr1.experience import JudgedGroups
+from vr1.families import Qwen25VL
+
+ANSWER = '```json\n[{"bbox_2d": [10, 10, 40, 40], "label": "red circle"}]\n```'
+
+
+class Judging(TinyDetector):
+    """Has judged two groups of three answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.family = Qwen25VL()
+        record = example_finding().record
+        self.judged = JudgedGroups(
+            records=[record] * 2,
+            instructions=["find it"] * 2,
+            input_sizes=[record.image_size] * 2,
+            texts=[[ANSWER, "nothing", ANSWER]] * 2,
+            rewards=torch.arange(6.0).reshape(2, 3),
+            terms={"recall": torch.ones(2, 3)},
+            advantages=torch.arange(6.0).reshape(2, 3) - 2,
+        )
+
+
+class Recording(WandbLogger):
+    """Keeps tables instead of recording them."""
+
+    def __init__(self):
+        super().__init__(offline=True)
+        self.tables = []
+
+    @property
+    def experiment(self):
+        return self
+
+    def log_table(self, key, columns=None, data=None, dataframe=None, step=None):
+        self.tables.append((key, columns, data, step))
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def finalize(self, status):
+        pass
+
+
+@pytest.fixture
+def logger(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Recording()
+
+
+def test_sampled_groups(logger, tmp_path):
+    callback = Completions(every_n_steps=2, num_prompts=1, num_validation=0)
+    trainer(tmp_path, [callback], logger=logger, max_steps=4).fit(Judging())
+    assert [(key, step) for key, _, _, step in logger.tables] == [("completions/train", 2), ("completions/train", 4)]
+    _, columns, rows, _ = logger.tables[0]
+    assert columns == ["image", "prompt", "answer", "reward", "recall", "advantage"]
+    assert [row[1:] for row in rows] == [
+        ["find it", ANSWER, 0.0, 1.0, -2.0],
+        ["find it", "nothing", 1.0, 1.0, -1.0],
+        ["find it", ANSWER, 2.0, 1.0, 0.0],
+    ]
+    assert isinstance(rows[0][0], wandb.Image)
+
+
+def test_validations(logger, tmp_path):
+    callback = Completions(every_n_steps=0, num_validation=3)
+    settings = {"limit_val_batches": 1.0, "val_check_interval": 2}
+    trainer(tmp_path, [callback], logger=logger, max_steps=2, **settings).fit(Judging())
+    [(key, columns, rows, step)] = logger.tables
+    assert (key, step, len(rows)) == ("completions/val", 2, 3)
+    assert columns[3:] == ["reward", "dual_format", "recall", "precision", "advantage"]
+    assert rows[0][-1] is None
+
+
+def test_without_weights_and_biases_nothing_happens(tmp_path):
+    trainer(tmp_path, [Completions(every_n_steps=1)], max_steps=2).fit(Judging())
+
+
+def test_boxes_are_what_wandb_takes():
+    finding = example_finding()
+    overlay = boxes_overlay(finding.record, finding.detections)
+    wandb.Image(finding.record.image, boxes=overlay)
+    first = overlay["predictions"]["box_data"][0]
+    assert list(first["position"].values()) == finding.detections.boxes_xyxy[0].tolist()
+    assert overlay["predictions"]["class_labels"][first["class_id"]] == finding.detections.labels[0]
+    empty = example_finding(empty=True)
+    assert list(boxes_overlay(empty.record, empty.detections)) == ["ground_truth"]
+    assert np.isfinite(list(first["position"].values())).all()
+
+
+@pytest.mark.parametrize(
+    ("setting", "least"), [({"every_n_steps": -1}, 0), ({"num_prompts": 0}, 1), ({"num_validation": -2}, 0)]
+)
+def test_bad_settings(setting, least):
+    [(name, value)] = setting.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}: give at least {least}"):
+        Completions(**setting)

@@ -1,0 +1,94 @@
+"""Report: the page that a training leaves, also where it is stopped or fails."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+
+from callbacks import BeforeAfter, Curves, Gallery, Report, RuleRefinement
+from callbacks.data_summary import summarise
+from tests.callbacks.tiny import TinyDetector, trainer
+from vr1.drawing.examples import example_finding
+
+FIT = {"max_steps": 4, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 2}
+
+
+def test_a_training_leaves_a_page(tmp_path):
+    # First in the list: what the others write at the end is on the page all the same.
+    callbacks = [Report(), RuleRefinement(), Gallery(2, 64), Curves(), BeforeAfter()]
+    settings = {**FIT, "logger": CSVLogger(tmp_path, name=""), "log_every_n_steps": 1}
+    trainer(tmp_path, callbacks, **settings).fit(TinyDetector())
+    folder = tmp_path / "version_0"
+    page = (folder / "report.html").read_text()
+    assert "after (step 4)" in page
+    assert page.count("data:image/jpeg") == 3
+    assert '"switches":[[2,"advanced"]]' in page
+    assert '"name":"rule/xi0"' in page, "what only the log has"
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["versions"]["lightning"]
+    assert "ended" not in facts
+
+
+def test_without_a_logger(tmp_path):
+    trainer(tmp_path, [Report(), Curves()], max_steps=2).fit(TinyDetector())
+    assert "grpo/kl" in (tmp_path / "report.html").read_text()
+
+
+def test_nothing_to_report_is_no_failure(tmp_path):
+    trainer(tmp_path, [Report()], max_steps=1).fit(TinyDetector())
+    assert not (tmp_path / "report.html").exists()
+    assert (tmp_path / "run.json").is_file()
+
+
+def test_a_training_that_fails(tmp_path):
+    class Failing(TinyDetector):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 3:
+                raise RuntimeError("out of memory")
+            return super().training_step(batch, batch_idx)
+
+    run = trainer(tmp_path, [Report(), Curves()], **FIT)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.fit(Failing())
+    assert "ended early at step 3: RuntimeError" in (tmp_path / "report.html").read_text()
+
+
+def test_the_data_are_summed_up(tmp_path):
+    run = trainer(tmp_path, [Report(), Curves()], max_steps=1)
+    report = run.callbacks[0]
+    run.datamodule = SimpleNamespace(sources={"train": [example_finding().record] * 3})
+    report._folder = tmp_path
+    report.on_fit_start(run, TinyDetector())
+    found = json.loads((tmp_path / "data.json").read_text())["splits"]["train"]
+    assert (found["records"], found["boxes"], found["width"]) == (3, 3.0, [112, 112])
+    assert found["labels"]["red circle"] == 3
+
+
+def test_a_summary_opens_a_sample_and_survives_damage():
+    opened = []
+
+    class Source:
+        def __len__(self):
+            return 1000
+
+        def __getitem__(self, index):
+            opened.append(index)
+            if index == 0:
+                raise ValueError("damaged")
+            return example_finding().record
+
+    found = summarise(Source(), 10)
+    assert opened == list(range(0, 1000, 100))
+    assert (found["sampled"], found["unreadable"], found["records"]) == (9, 1, 1000)
+    assert summarise([], 10) == {"records": 0, "sampled": 0, "unreadable": 0}
+
+
+def test_fast_dev_run_leaves_nothing(tmp_path):
+    trainer(tmp_path, [Report(), Curves()], fast_dev_run=True).fit(TinyDetector())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="data_sample is -1: give 0"):
+        Report(data_sample=-1)

@@ -1,0 +1,185 @@
+import builtins
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.conftest import SHARED, needs_shared
+from vr1.data import Selection, VisionR1DataModule
+from vr1.data.coco import CocoSource, split_files
+from vr1.data.hub_table import load_table
+from vr1.data.images import ImageError
+from vr1.data.vision_r1 import VisionR1Source
+from vr1.families import Qwen25VL
+
+datasets = pytest.importorskip("datasets", reason="the optional library datasets is not installed")
+
+DETECTION = (
+    "Examine the image for any objects from the category set. Report the coordinates of each detected object. "
+    "The category set includes dog, person."
+)
+
+
+def record(**changes):
+    plain = {
+        "image": Image.new("RGB", (100, 80), (200, 30, 30)),
+        "problem": DETECTION,
+        "solution": json.dumps([["dog", [10, 20, 30, 40]], ["person", [0, 0, 100, 80]]]),
+        "width": 100,
+        "height": 80,
+        "num_instances": 2,
+        "target_id_maps": json.dumps({"dog": 0}),
+    }
+    return plain | changes
+
+
+def table(*records):
+    columns = {name: [item[name] for item in records] for name in records[0]}
+    found = datasets.Dataset.from_dict(columns)
+    return found.cast_column("image", datasets.Image()).cast_column("image", datasets.Image(decode=False))
+
+
+@needs_shared
+@pytest.mark.parametrize("form", ["parquet", "arrow", "save_to_disk", "dict", "one file"])
+def test_real_records_through_every_form(form, tmp_path):
+    reference = CocoSource(*split_files(SHARED / "thermal")["valid"])
+    names = ", ".join(reference.categories)
+    rows = [
+        record(
+            image=str(SHARED / "thermal/images" / reference._table.file_names[row]),
+            problem=DETECTION.replace("dog, person", names),
+            solution=json.dumps([[la, box] for la, box in zip(item.labels, item.boxes_xyxy.tolist(), strict=True)]),
+            width=item.image.width,
+            height=item.image.height,
+        )
+        for row, item in ((row, reference[row]) for row in range(12))
+    ]
+    columns = {name: [item[name] for item in rows] for name in rows[0]}
+    made = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if form in ("parquet", "one file"):
+        made.to_parquet(folder / "train-00000-of-00001.parquet")
+    elif form == "arrow":
+        made.save_to_disk(tmp_path / "saved")
+        [file] = (tmp_path / "saved").glob("*.arrow")
+        file.rename(folder / "train.arrow")
+    else:
+        (made if form == "save_to_disk" else datasets.DatasetDict(train=made)).save_to_disk(folder)
+    path = str(next(folder.iterdir())) if form == "one file" else str(folder)
+    source = VisionR1Source(load_table(path), path)
+    assert len(source) == 12
+    for row in range(12):
+        found, expected = source[row], reference[row]
+        assert found.boxes_xyxy.tolist() == expected.boxes_xyxy.tolist()
+        assert (found.labels, found.categories) == (expected.labels, expected.categories)
+        assert np.array_equal(found.image, expected.image)
+    assert source.object_counts.tolist() == [len(reference[row].labels) for row in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        ("Locate the exact position of dog in the picture, if you can.", ("dog",)),
+        ("Can you point out left dog in the image and provide the coordinates of its location?", ("left dog",)),
+    ],
+)
+def test_the_family_words_its_own_question(problem, expected):
+    solution = json.dumps([["dog", [10, 20, 30, 40]]])
+    [found] = VisionR1Source(table(record(problem=problem, solution=solution)), "made")
+    assert (found.categories, found.labels) == (expected, expected)
+    assert Qwen25VL().instruction(found.categories).startswith(f"Locate every {expected[0]} in the image")
+    [found] = VisionR1Source(table(record()), "made")
+    assert (found.categories, found.labels) == (("dog", "person"), ("dog", "person"))
+
+
+def test_nothing_to_find_is_a_record_too():
+    [found] = VisionR1Source(table(record(solution="[]")), "made")
+    assert (found.labels, found.boxes_xyxy.shape) == ((), (0, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"problem": "Where is it?"}, "record whose question is worded in a way that is not known"),
+        ({"problem": " "}, "record whose question is worded in a way that is not known"),
+        ({"solution": "[["}, "record whose solution is not JSON"),
+        ({"solution": '{"dog": 1}'}, "record whose solution is no list"),
+        ({"solution": '[["dog", [1, 2, 3]]]'}, "record with an item that is not"),
+        ({"solution": '[["dog", [1, 2, 3, "4"]]]'}, "record with an item that is not"),
+        ({"solution": '[["dog", [9, 2, 3, 4]]]'}, "box of negative size"),
+        ({"solution": '[["dog", [1, 2, NaN, 4]]]'}, "box with NaN"),
+        ({"solution": '[["cow", [1, 2, 3, 4]]]'}, "record with a label that its question does not name"),
+        ({"width": 0}, "record without a width and height above 0"),
+    ],
+)
+def test_faulty_records(changes, kind):
+    made = table(record(), record(**changes), record())
+    with pytest.raises(
+        ValueError, match=rf"made: 1 problem\n  {kind}.*: 1 \(record 1.*\nMend the data, or set"
+    ) as error:
+        VisionR1Source(made, "made")
+    assert "\0" not in str(error.value)
+    source = VisionR1Source(made, "made", bad_records="skip")
+    assert [item.image_id for item in source] == [1, 3]
+
+
+def test_images_that_show_their_faults_when_decoded():
+    made = table(record(width=90, height=80, solution="[]"), record())
+    with pytest.raises(ImageError, match=r"made\[0\]: the image is \(100, 80\), its record says \(90, 80\)"):
+        VisionR1Source(made, "made")[0]
+    assert VisionR1Source(made, "made", bad_records="skip")[0].image_id == 2
+    broken = table(record(image={"bytes": b"no image", "path": None}))
+    with pytest.raises(ImageError, match=r"made\[0\]: not an image that can be read"):
+        VisionR1Source(broken, "made")[0]
+    empty = table(record(image=None))
+    with pytest.raises(ImageError, match=r"made\[0\]: holds no image"):
+        VisionR1Source(empty, "made")[0]
+
+
+def test_the_data_module_keeps_records_back(tmp_path):
+    rows = [record(solution=json.dumps([["dog", [1, 1, 5, 5 + n]] for n in range(count)])) for count in range(40)]
+    made = datasets.Dataset.from_dict({name: [item[name] for item in rows] for name in rows[0]})
+    made.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    settings = {"path": str(tmp_path / "saved"), "val_records": 8, "seed": 5}
+    data = VisionR1DataModule(**settings)
+    train, val = data.build("train"), data.build("val")
+    assert len(val) == 8
+    assert set(train.object_counts) <= set(range(1, 31))
+    assert not {item.image_id for item in train} & {item.image_id for item in val}
+    everything = VisionR1DataModule(**settings, selection=Selection()).build("train")
+    assert len(everything) == 32
+    with pytest.raises(ValueError, match="val_records=40 of 40 records leaves none for train"):
+        VisionR1DataModule(**settings | {"val_records": 40}).build("train")
+    with pytest.raises(ValueError, match="val_records=-1"):
+        VisionR1DataModule(**settings | {"val_records": -1})
+
+
+def test_places_that_hold_no_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: cannot be read \(ValueError: no parquet or arrow file is there"):
+        load_table(str(tmp_path / "empty"))
+    (tmp_path / "a.parquet").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"a\.parquet: cannot be read \("):
+        load_table(str(tmp_path / "a.parquet"))
+    datasets.DatasetDict(test=table(record())).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="there is no split train, only test"):
+        load_table(str(tmp_path / "saved"))
+    other = datasets.Dataset.from_dict({"image": [1], "question": ["a"]})
+    with pytest.raises(ValueError, match="has no column problem, solution, width, height, only image, question"):
+        VisionR1Source(other, "other")
+
+
+def test_the_missing_library_is_named(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name == "datasets":
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r"needs the library `datasets` to be read; pip install 'vr1\[datasets\]'"):
+        load_table("somebody/something")

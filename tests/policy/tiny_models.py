@@ -1,0 +1,193 @@
+"""A tiny untrained model of each kind, with a processor made on the spot, in a folder that loads as any other."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    CLIPImageProcessor,
+    GotOcr2ImageProcessor,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVideoProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SiglipImageProcessor,
+)
+
+from vr1.families import family_of
+from vr1.policy.blank import CHAT_TEMPLATE, build_tokenizer
+
+HIDDEN = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+IMAGE_TOKENS = {
+    "internvl": {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    },
+    "paligemma": {"image_token": "<image>"},
+    "llava": {"image_token": "<image>"},
+}
+
+
+def tokenizer_for(kind: str) -> PreTrainedTokenizerFast:
+    """The blank model's tokenizer with the special tokens of another kind."""
+    tokenizer = build_tokenizer(max_number=99)
+    own = IMAGE_TOKENS.get(kind, {})
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=own,
+        padding_side="left",
+    )
+    if kind != "llava":
+        tokenizer.add_tokens(list(family_of(kind).markers), special_tokens=True)
+    return tokenizer
+
+
+def text_settings(tokenizer: PreTrainedTokenizerFast) -> dict:
+    ids = tokenizer.convert_tokens_to_ids
+    return {
+        **HIDDEN,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        # Some processors add tokens of their own afterwards.
+        "vocab_size": len(tokenizer) + 1200,
+        "bos_token_id": ids("<|im_start|>"),
+        "eos_token_id": ids("<|im_end|>"),
+        "pad_token_id": ids("<|endoftext|>"),
+    }
+
+
+def qwen_ids(tokenizer: PreTrainedTokenizerFast) -> dict:
+    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    return {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in names.items()}
+
+
+SIZE = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}
+
+
+def qwen2_vl():
+    tokenizer = tokenizer_for("qwen2_vl")
+    rope = {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [2, 3, 3]}
+    config = Qwen2VLConfig(
+        text_config=text_settings(tokenizer) | {"rope_parameters": rope},
+        vision_config={"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 4, "mlp_ratio": 2},
+        **qwen_ids(tokenizer),
+    )
+    images, videos = Qwen2VLImageProcessor(size=SIZE), Qwen2VLVideoProcessor(size=SIZE)
+    return Qwen2VLForConditionalGeneration(config), Qwen2VLProcessor(
+        image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=CHAT_TEMPLATE
+    )
+
+
+def qwen3_vl():
+    tokenizer = tokenizer_for("qwen3_vl")
+    rope = {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    config = Qwen3VLConfig(
+        text_config=text_settings(tokenizer) | {"rope_parameters": rope},
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_heads": 4,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        **qwen_ids(tokenizer),
+    )
+    images = Qwen2VLImageProcessor(size=SIZE, patch_size=16)
+    return Qwen3VLForConditionalGeneration(config), Qwen3VLProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(size=SIZE),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def internvl():
+    tokenizer = tokenizer_for("internvl")
+    config = InternVLConfig(
+        text_config={"model_type": "qwen2", **text_settings(tokenizer)},
+        vision_config={**HIDDEN, "image_size": [56, 56], "patch_size": [14, 14]},
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
+    # One tile for a square image, two and a whole view for a wide one.
+    images = GotOcr2ImageProcessor(size={"height": 56, "width": 56}, crop_to_patches=True, max_patches=2)
+    return InternVLForConditionalGeneration(config), InternVLProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        video_processor=InternVLVideoProcessor(size={"height": 56, "width": 56}),
+        image_seq_length=4,
+        chat_template=CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n"),
+    )
+
+
+def paligemma():
+    tokenizer = tokenizer_for("paligemma")
+    config = PaliGemmaConfig(
+        text_config={"model_type": "gemma", **text_settings(tokenizer)},
+        vision_config={**HIDDEN, "model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        projection_dim=64,
+    )
+    images = SiglipImageProcessor(size={"height": 28, "width": 28})
+    images.image_seq_length = 4
+    return PaliGemmaForConditionalGeneration(config), PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
+
+
+def llava():
+    """A kind that no family and no architecture is known for."""
+    tokenizer = tokenizer_for("llava")
+    config = LlavaConfig(
+        text_config={"model_type": "llama", **text_settings(tokenizer)},
+        vision_config={**HIDDEN, "model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    size = {"height": 28, "width": 28}
+    return LlavaForConditionalGeneration(config), LlavaProcessor(
+        image_processor=CLIPImageProcessor(size=size, do_center_crop=False),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>"),
+    )
+
+
+KINDS = {"qwen2_vl": qwen2_vl, "qwen3_vl": qwen3_vl, "internvl": internvl, "paligemma": paligemma, "llava": llava}
+
+
+def write_tiny(kind: str, folder: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, processor = KINDS[kind]()
+        # The usual 0.02 makes a narrow model blind: what the picture changes would drown in rounding.
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    model.generation_config.eos_token_id = model.config.get_text_config().eos_token_id
+    model.generation_config.pad_token_id = model.config.get_text_config().pad_token_id
+    # As released models have it: none of this may reach a rollout.
+    model.generation_config.repetition_penalty = 1.5
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

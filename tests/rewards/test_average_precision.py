@@ -1,0 +1,98 @@
+"""Compares with pycocotools on single images."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from tests.rewards.test_reward import found, true
+from vr1.matching import BoxMatcher
+from vr1.records import Detections, Targets, as_boxes
+from vr1.rewards import AveragePrecision, Criterion
+
+NAMES = ("cat", "dog", "bird")
+
+
+def pycocotools(detections, targets):
+    """(mAP, AP50) of one image with equal scores."""
+
+    def item(number, box, label):
+        x1, y1, x2, y2 = map(float, box)
+        size = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+        return {"id": number, "image_id": 1, "category_id": NAMES.index(label), "iscrowd": 0, "score": 0.99, **size}
+
+    truth, result = COCO(), COCO()
+    shared = {"images": [{"id": 1}], "categories": [{"id": row, "name": name} for row, name in enumerate(NAMES)]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for coco, given in ((truth, targets), (result, detections)):
+            rows = zip(given.boxes_xyxy, given.labels, strict=True)
+            items = [item(number, *row) for number, row in enumerate(rows, start=1)]
+            coco.dataset = {**shared, "annotations": items}
+            coco.createIndex()
+        evaluation = COCOeval(truth, result, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats[:2]
+
+
+def draw(generator):
+    corners = generator.uniform(0, 400, (generator.integers(1, 9), 2))
+    boxes = np.hstack([corners, corners + generator.uniform(10, 90, corners.shape)])
+    near = boxes[generator.random(len(boxes)) < 0.8].repeat(2, axis=0)
+    near = np.round(near + generator.normal(0, 5, near.shape))
+    near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
+    near = near[generator.permutation(len(near))[: generator.integers(0, len(near) + 1)]]
+    labels = (tuple(generator.choice(NAMES, len(part)).tolist()) for part in (near, boxes))
+    found_labels, true_labels = labels
+    detections = Detections(
+        boxes_xyxy=near, labels=found_labels, scores=np.full(len(near), 0.99), well_formed=True, valid=True
+    )
+    return detections, Targets(boxes_xyxy=boxes, labels=true_labels)
+
+
+def test_equals_pycocotools():
+    generator = np.random.default_rng(0)
+    seen = []
+    for _ in range(150):
+        detections, targets = draw(generator)
+        match = BoxMatcher()(detections, targets)
+        ours = [
+            AveragePrecision(absent="ignore").score(match, Criterion()),
+            AveragePrecision([0.5], absent="ignore").score(match, Criterion()),
+        ]
+        assert ours == pytest.approx(pycocotools(detections, targets), abs=1e-9)
+        seen.append(ours[0])
+    assert np.std(seen) > 0.05
+
+
+def test_at_most_a_hundred_boxes_count():
+    boxes = as_boxes([[row, 0, row + 1, 1] for row in range(120)])
+    everything = Targets(boxes_xyxy=boxes, labels=("cat",) * 120)
+    detections = Detections(
+        boxes_xyxy=boxes, labels=("cat",) * 120, scores=np.full(120, 0.99), well_formed=True, valid=True
+    )
+    match = BoxMatcher()(detections, everything)
+    assert AveragePrecision().score(match, Criterion()) == pytest.approx(pycocotools(detections, everything)[0])
+
+
+def test_made_up_categories_cost_unless_ignored():
+    box = [0, 0, 10, 10]
+    match = BoxMatcher()(found((box, "cat"), (box, "zebra")), true((box, "Cat.")))
+    assert AveragePrecision().score(match, Criterion()) == 0.5
+    assert AveragePrecision(absent="ignore").score(match, Criterion()) == 1
+
+
+def test_without_targets(matched):
+    assert AveragePrecision().score(matched([]), Criterion()) == 1
+    assert AveragePrecision().score(matched([], num_predicted=1), Criterion()) == 0
+    assert AveragePrecision().score(matched([], num_targets=1), Criterion()) == 0
+
+
+@pytest.mark.parametrize("settings", [{"thresholds": []}, {"thresholds": [1.5]}, {"absent": "punish"}])
+def test_refuses_wrong_settings(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        AveragePrecision(**settings)

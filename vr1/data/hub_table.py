@@ -1,0 +1,51 @@
+"""Opens a data set of the ``datasets`` library, from the hub or from a folder, without decoding its images."""
+
+from pathlib import Path
+from typing import Any
+
+
+def load_table(path: str, split: str = "train") -> Any:
+    """A data set by its name on the hub, or a local one.
+
+    Args:
+        path: a folder that ``save_to_disk`` wrote, a folder or file of parquet or arrow, or a name on the hub such as
+            ``JefferyZhan/Vision-R1-Data``.
+        split: the split to take, where there are several.
+
+    Returns:
+        A ``datasets.Dataset`` whose column ``image`` holds bytes or paths, read from disk row by row.
+
+    Raises:
+        ValueError: if the library is missing, there is no such data set or split, or its files cannot be read.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"{path}: needs the library `datasets` to be read; pip install 'vr1[datasets]'") from error
+    place = Path(path).expanduser()
+    try:
+        table = _local(datasets, place, split) if place.exists() else datasets.load_dataset(path, split=split)
+    except Exception as error:  # the library raises whatever its many backends raise
+        state = "cannot be read" if place.exists() else "is no local path, and cannot be loaded from the hub"
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: {state} ({type(error).__name__}: {reason}); check the path or the name") from error
+    if "image" in table.column_names and isinstance(table.features["image"], datasets.Image):
+        table = table.cast_column("image", datasets.Image(decode=False))
+    return table
+
+
+def _local(datasets: Any, place: Path, split: str) -> Any:
+    if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+        table = datasets.load_from_disk(str(place))
+        if not isinstance(table, datasets.DatasetDict):
+            return table
+        if split not in table:
+            raise ValueError(f"there is no split {split}, only {', '.join(table)}")
+        return table[split]
+    for kind in ("parquet", "arrow"):
+        files = [place] if place.suffix == f".{kind}" else sorted(place.rglob(f"*.{kind}"))
+        # Shards are named after their split: train-00000-of-00004.parquet.
+        files = [file for file in files if file.name.startswith(split)] or files
+        if files:
+            return datasets.load_dataset(kind, data_files=[str(file) for file in files], split="train")
+    raise ValueError("no parquet or arrow file is there, nor what save_to_disk writes")

@@ -1,0 +1,54 @@
+"""Finds in a worded question what it asks for, so that a model family can word the question its own way."""
+
+import re
+from collections.abc import Collection
+
+_LIST = re.compile(r"the category set includes (?P<asked>.+?)\.?(?: The output format .*)?", re.IGNORECASE | re.DOTALL)
+_WORDINGS = [
+    re.compile(pattern, re.IGNORECASE | re.DOTALL)
+    for pattern in (
+        r"Locate the exact position of (?P<asked>.+?) in the picture, if (?:you can|possible)\.?",
+        r"Can you point out (?P<asked>.+?) in the image and provide the coordinates of its location\?",
+        r"Locate every (?P<asked>.+?) in the image and output the coordinates in JSON format\.?",
+        r"Please provide the bounding box coordinates? of the region this sentence describes:(?P<asked>.+?)\.?",
+    )
+]
+
+
+def asked_for(question: str, known: Collection[str] = ()) -> tuple[str, ...] | None:
+    """The categories, or the one expression, that a question of Griffon, Qwen2.5-VL or VLM-R1 asks for.
+
+    Args:
+        question: the text, with or without an ``<image>`` in front.
+        known: names that may be in the list of categories, for those that hold a comma themselves.
+
+    Returns:
+        The names in the order of the question; None where the wording is not known.
+
+    Source: Vision-R1, arXiv 2503.18013, Table 8 (templates of each model and task).
+
+    Example:
+        >>> asked_for("Examine the image for any objects from the category set. Report the coordinates of each "
+        ...     "detected object. The category set includes cat, hot dog.")
+        ('cat', 'hot dog')
+        >>> asked_for("Can you point out lady on the left in the image and provide the coordinates of its location?")
+        ('lady on the left',)
+        >>> asked_for("What is this?") is None
+        True
+    """
+    text = " ".join(question.replace("<image>", " ").split())
+    start = text.lower().find("the category set includes ")
+    if start >= 0 and (found := _LIST.fullmatch(text[start:])):
+        return _split(found["asked"], known)
+    for wording in _WORDINGS:
+        if found := wording.fullmatch(text):
+            return (found["asked"].strip(),)
+    return None
+
+
+def _split(listed: str, known: Collection[str]) -> tuple[str, ...]:
+    """The names of a list with commas, where those that are known to hold a comma stay whole."""
+    names = sorted((name for name in known if ", " in name), key=len, reverse=True)
+    pattern = "|".join([*map(re.escape, names), r"[^,]+"])
+    found = [name.strip() for name in re.findall(rf"(?:^|, )({pattern})(?=, |$)", listed)]
+    return tuple(dict.fromkeys(found if ", ".join(found) == listed else listed.split(", ")))

@@ -1,0 +1,53 @@
+"""Griffon-G: ``label-[x1,y1,x2,y2]`` joined by ``&``, both axes from 0 to 1, three decimals."""
+
+from collections.abc import Sequence
+
+from vr1.families.base import Family
+from vr1.families.item_grammar import ItemGrammar
+from vr1.families.item_reader import read_items
+from vr1.families.wording import Wording
+from vr1.records import Answer, Boxes
+
+_WORDING = Wording(
+    one="Locate the exact position of {categories} in the picture, if you can.",
+    several="Examine the image for any objects from the category set. Report the coordinates of each detected object. "
+    "The category set includes {categories}.",
+)
+_GRAMMAR = ItemGrammar(item="{label}-{box}", box="[{x1:.3f},{y1:.3f},{x2:.3f},{y2:.3f}]", separator="&")
+
+
+class Griffon(Family):
+    """Griffon-G's way of grounding, and the wording of Vision-R1-Data.
+
+    Supported are the words and the frame: recorded answers of Griffon are read, scored and evaluated, and its target
+    texts are written for supervised training. Its *weights* are not: no class of transformers holds them, they load by
+    the authors' own package alone, so that nothing here chooses this family by itself. Today one generates with that
+    package, records each answer as a line of a file and evaluates it by ``python -m vr1 score --family
+    vr1.families.Griffon``; or one teaches Griffon's answers to a model that transformers has, by setting this family
+    for it. Where no object is there the answer is ``None``: no published text says what Griffon writes then.
+
+    Source: Vision-R1, arXiv 2503.18013, supplementary (instructions and answers of Griffon-G).
+
+    Example:
+        >>> from vr1.records import as_boxes
+        >>> family = Griffon()
+        >>> family.write(as_boxes([[0.0012, 0.345, 0.1, 0.5]]), ["cat"])
+        'cat-[0.001,0.345,0.100,0.500]'
+        >>> answer = family.read("cat-[0.001,0.345,0.100,0.500]&dog-[0.2,")
+        >>> answer.labels, answer.boxes.tolist()
+        (('cat',), [[0.001, 0.345, 0.1, 0.5]])
+    """
+
+    frame = 1.0
+
+    def instruction(self, categories: Sequence[str]) -> str:
+        """Grounding wording for one category, detection wording for several."""
+        return _WORDING.question(categories)
+
+    def read(self, completion: str) -> Answer:
+        """Read the items; see `read_items`."""
+        return read_items(completion, _GRAMMAR)
+
+    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
+        """Write the items with three decimals."""
+        return _GRAMMAR.write(boxes, labels)

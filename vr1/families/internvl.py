@@ -1,0 +1,52 @@
+"""InternVL: ``<ref>label</ref><box>[[x1, y1, x2, y2]]</box>``, both axes from 0 to 1000 over the whole image."""
+
+from collections.abc import Sequence
+
+from vr1.families.base import Family
+from vr1.families.item_grammar import ItemGrammar
+from vr1.families.item_reader import read_items
+from vr1.families.wording import Wording
+from vr1.records import Answer, Boxes
+
+_WORDING = Wording(
+    one="Please provide the bounding box coordinates of every region this describes: <ref>{categories}</ref>",
+    several="Please detect all objects of these categories in the image and mark their positions: "
+    "<ref>{categories}</ref>",
+    between="</ref>, <ref>",
+)
+_GRAMMAR = ItemGrammar(item="<ref>{label}</ref><box>[{boxes}]</box>")
+
+
+class InternVL(Family):
+    """InternVL's way of grounding (InternVL 2, 2.5 and 3, in the form that transformers has).
+
+    Neighbouring boxes of one label share an item. An image is cut into square tiles, or squeezed into one; coordinates
+    count over the whole image either way. Where no object is there, the answer is ``None``: the published formats have
+    no word for it.
+
+    Source: InternVL's documentation, chat data format (grounding and detection data).
+
+    Example:
+        >>> from vr1.records import as_boxes
+        >>> family = InternVL()
+        >>> family.write(as_boxes([[1, 2, 30, 40], [5, 6, 70, 80]]), ["cat", "cat"])
+        '<ref>cat</ref><box>[[1, 2, 30, 40], [5, 6, 70, 80]]</box>'
+        >>> family.read("cat[[1, 2, 30, 40]]").labels
+        ('cat',)
+    """
+
+    model_types = ("internvl",)
+    frame = 1000.0
+    markers = ("<ref>", "</ref>", "<box>", "</box>")
+
+    def instruction(self, categories: Sequence[str]) -> str:
+        """Each category marked as a reference, as in the training data."""
+        return _WORDING.question(categories)
+
+    def read(self, completion: str) -> Answer:
+        """Read the items, with or without their markers; see `read_items`."""
+        return read_items(completion, _GRAMMAR)
+
+    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
+        """Write one item a line, whole numbers."""
+        return _GRAMMAR.write(boxes, labels)

@@ -1,0 +1,143 @@
+"""The grammar of answers that are a row of items, each a label and a box, described by templates; writes them.
+
+`item_reader` reads them. Families differ in the templates alone, which is why a family can be described in YAML.
+
+Shape letter: N boxes.
+"""
+
+import itertools
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from vr1.records import Boxes
+
+COORDINATES = ("x1", "y1", "x2", "y2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemGrammar:
+    """How items are written.
+
+    Args:
+        box: a box, with each of ``{x1}``, ``{y1}``, ``{x2}``, ``{y2}`` once, in the order of the models. A format may
+            follow the name: ``{x1:.3f}`` for three decimals, ``{x1:04.0f}`` for four digits; whole numbers without.
+        item: a label and its box: ``{label}`` and ``{box}``; or ``{boxes}``, where neighbours of one label share an
+            item.
+        separator: what stands between items.
+        box_separator: what stands between the boxes of one item.
+        empty: the whole answer where there is no object.
+        shift: a written number stands for itself plus this: 0.5 where numbers are bins and mean their middle.
+        largest: the largest number that can be written, for models that have a token for each; None for no limit.
+
+    Raises:
+        ValueError: a template that lacks a field, has one too many, or a format that writes no number.
+
+    Example:
+        >>> from vr1.records import as_boxes
+        >>> grammar = ItemGrammar(item="{label}-{box}", box="[{x1:.1f},{y1:.1f},{x2:.1f},{y2:.1f}]", separator="&")
+        >>> grammar.write(as_boxes([[0, 0, 0.5, 1], [0.1, 0, 0.2, 1]]), ["cat", "dog"])
+        'cat-[0.0,0.0,0.5,1.0]&dog-[0.1,0.0,0.2,1.0]'
+    """
+
+    box: str = "[{x1}, {y1}, {x2}, {y2}]"
+    item: str = "{label}: {box}"
+    separator: str = "\n"
+    box_separator: str = ", "
+    empty: str = "None"
+    shift: float = 0.0
+    largest: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, template in (("box", self.box), ("item", self.item)):
+            try:
+                for _, _, spec in _parts(template):
+                    _write_number(0.0, spec)
+            except ValueError as error:
+                raise ValueError(f"grammar.{name}={template!r}: {error}") from error
+        fields = [name for _, name, _ in self._box_parts if name]
+        if sorted(fields) != sorted(COORDINATES):
+            raise ValueError(f"grammar.box={self.box!r}: needs each of {{x1}}, {{y1}}, {{x2}} and {{y2}} once")
+        item = sorted(name for _, name, _ in _parts(self.item) if name)
+        if item not in (["box", "label"], ["boxes", "label"]):
+            raise ValueError(f"grammar.item={self.item!r}: needs {{label}} once, and {{box}} or {{boxes}} once")
+
+    @cached_property
+    def _box_parts(self) -> list[tuple[str, str, str]]:
+        return _parts(self.box)
+
+    @cached_property
+    def order(self) -> list[int]:
+        """For the four written numbers in turn, which of ``x1, y1, x2, y2`` each one is."""
+        return [COORDINATES.index(name) for _, name, _ in self._box_parts if name]
+
+    @cached_property
+    def box_literals(self) -> list[str]:
+        """Five texts: before the first number, between the numbers, after the last."""
+        literals = [literal for literal, _, _ in self._box_parts]
+        return literals if len(literals) == 5 else [*literals, ""]
+
+    @cached_property
+    def item_literals(self) -> tuple[str, str, str]:
+        """Three texts of an item: before its first part, between label and boxes, after its last."""
+        literals = [literal for literal, _, _ in _parts(self.item)]
+        return literals[0], literals[1], literals[2] if len(literals) > 2 else ""
+
+    @cached_property
+    def label_first(self) -> bool:
+        """Whether the label stands in front of its box."""
+        return self.item.index("{label}") < self.item.index("{box")
+
+    @property
+    def shares_label(self) -> bool:
+        """Whether an item may hold several boxes."""
+        return "{boxes}" in self.item
+
+    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
+        """Write boxes ``[N, 4]`` of the family's frame with their N labels, runs of blanks in a label as one space."""
+        assert len(boxes) == len(labels), (len(boxes), len(labels))
+        if not len(boxes):
+            return self.empty
+        items = [(" ".join(label.split()), self._box(box)) for label, box in zip(labels, boxes.tolist(), strict=True)]
+        if not self.shares_label:
+            return self.render((label, [box]) for label, box in items)
+        grouped = itertools.groupby(items, key=lambda item: item[0])
+        return self.render((label, [box for _, box in group]) for label, group in grouped)
+
+    def render(self, items: Iterable[tuple[str, Sequence[str]]]) -> str:
+        """The answer made of labels, each with the written boxes that belong to it."""
+        before, between, after = self.item_literals
+        texts = []
+        for label, boxes in items:
+            joined = self.box_separator.join(boxes)
+            first, second = (label, joined) if self.label_first else (joined, label)
+            texts.append(f"{before}{first}{between}{second}{after}")
+        return self.separator.join(texts)
+
+    def render_box(self, numbers: Sequence[str]) -> str:
+        """A box made of its four numbers, as they stand in the text."""
+        first, *rest = self.box_literals
+        return first + "".join(number + literal for number, literal in zip(numbers, rest, strict=True))
+
+    def _box(self, box: Sequence[float]) -> str:
+        formats = [spec for _, name, spec in self._box_parts if name]
+        return self.render_box(
+            [self._number(box[place], spec) for place, spec in zip(self.order, formats, strict=True)]
+        )
+
+    def _number(self, value: float, spec: str) -> str:
+        value -= self.shift
+        if self.largest is not None:
+            value = min(max(value, 0.0), float(self.largest))
+        return _write_number(value, spec)
+
+
+def _write_number(value: float, spec: str) -> str:
+    # "z" keeps a rounded -0.2 from being written as -0.
+    return format(value, f"z{spec or '.0f'}")
+
+
+def _parts(template: str) -> list[tuple[str, str, str]]:
+    """Literal, field name and format of each part; the name is empty in the last part where text follows all fields."""
+    return [(literal, name or "", spec or "") for literal, name, spec, _ in string.Formatter().parse(template)]

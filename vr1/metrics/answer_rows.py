@@ -1,0 +1,114 @@
+"""Evaluated answers as lines of a file, in the form that ``python -m vr1 score`` reads."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vr1.metrics.evaluated import Evaluated
+from vr1.records import DetectionRecord, Detections, Targets, as_boxes
+
+
+def answer_row(
+    record: DetectionRecord, detections: Detections, completion: str, instruction: str, input_size: tuple[int, int]
+) -> dict[str, Any]:
+    """One answer as a JSON object, ground truth and all.
+
+    ``boxes_xyxy``, ``labels`` and ``areas`` are the true objects, ``crowd`` lists crowd regions apart, ``scores`` are
+    those of the boxes that were read, which ``read`` repeats.
+    """
+    objects, crowd = np.flatnonzero(~record.crowd), np.flatnonzero(record.crowd)
+    return {
+        "set": record.set_name,
+        # Without the file and line of the question: several may be about one image.
+        "image": record.origin.rpartition("]: ")[2],
+        "image_id": record.image_id,
+        "image_size": list(record.image_size),
+        "input_size": list(input_size),
+        "instruction": instruction,
+        "categories": list(record.categories),
+        "completion": completion,
+        "read": {"boxes_xyxy": detections.boxes_xyxy.tolist(), "labels": list(detections.labels)},
+        "scores": [float(score) for score in detections.scores],
+        "boxes_xyxy": record.boxes_xyxy[objects].tolist(),
+        "labels": [record.labels[row] for row in objects],
+        "areas": record.areas[objects].tolist(),
+        "crowd": [
+            {"box_xyxy": record.boxes_xyxy[row].tolist(), "label": record.labels[row], "area": float(record.areas[row])}
+            for row in crowd
+        ],
+    }
+
+
+def read_row(fields: dict[str, Any], number: int) -> Evaluated:
+    """The evaluated answer of a line that `answer_row` made; its completion is not read again."""
+    read = fields["read"]
+    found = Detections(
+        boxes_xyxy=as_boxes(read["boxes_xyxy"]),
+        labels=tuple(read["labels"]),
+        scores=np.asarray(fields["scores"], np.float64),
+        well_formed=True,
+        valid=True,
+    )
+    targets = Targets(boxes_xyxy=as_boxes(fields["boxes_xyxy"]), labels=tuple(fields["labels"]))
+    width, height = fields["image_size"]
+    return evaluated_row(fields, number, targets, found, (width, height), known=())
+
+
+def evaluated_row(
+    fields: dict[str, Any],
+    number: int,
+    targets: Targets,
+    detections: Detections,
+    image_size: tuple[int, int],
+    known: Sequence[str],
+) -> Evaluated:
+    """The evaluated answer of a line.
+
+    Args:
+        fields: what the line holds. Of ``set``, ``image``, ``image_id``, ``categories``, ``areas``, ``crowd`` and
+            ``scores``, each may be missing.
+        number: number of the line, taken for its image's id where it gives none.
+        targets: its true objects.
+        detections: what was read from its completion.
+        image_size: width and height of its image in pixels.
+        known: the categories that were asked for where the line does not say so.
+
+    Raises:
+        ValueError: if a field is not what it should be.
+    """
+    crowd = _list(fields, "crowd", [])
+    if not all(isinstance(item, dict) and {"box_xyxy", "label"} <= item.keys() for item in crowd):
+        raise ValueError('"crowd" is no list of {"box_xyxy", "label"}; write one object for each crowd region')
+    boxes = np.concatenate([targets.boxes_xyxy, as_boxes([item["box_xyxy"] for item in crowd])])
+    sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    areas = _list(fields, "areas", sizes[: len(targets)].tolist())
+    crowd_areas = [item.get("area", sizes[len(targets) + row]) for row, item in enumerate(crowd)]
+    if len(areas) != len(targets):
+        raise ValueError(f'{len(areas)} in "areas" but {len(targets)} in "boxes_xyxy"; write one area for each box')
+    scores = _list(fields, "scores", [])
+    image_id = fields.get("image_id", number)
+    if not isinstance(image_id, int):
+        raise ValueError('"image_id" is no whole number; write one, or leave it out')
+    return Evaluated(
+        set_name=str(fields.get("set", "")),
+        image_id=image_id,
+        image=str(fields.get("image") or f"line {number}"),
+        image_size=image_size,
+        categories=tuple(map(str, _list(fields, "categories", list(known)))),
+        boxes=detections.boxes_xyxy,
+        labels=detections.labels,
+        # A file that was scored with another grammar gives scores of other boxes.
+        scores=np.asarray(scores, np.float64) if len(scores) == len(detections) else detections.scores,
+        true_boxes=boxes,
+        true_labels=(*targets.labels, *(str(item["label"]) for item in crowd)),
+        areas=np.asarray([*areas, *crowd_areas], np.float64),
+        crowd=np.arange(len(boxes)) >= len(targets),
+    )
+
+
+def _list(fields: dict[str, Any], name: str, default: list[Any]) -> list[Any]:
+    value = fields.get(name, default)
+    if not isinstance(value, list):
+        raise ValueError(f'"{name}" is no list; write one, or leave it out')
+    return value

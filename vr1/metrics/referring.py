@@ -1,0 +1,86 @@
+"""Accuracy of referring expressions: is the one box asked for where it should be?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from vr1.boxes import pairwise_iou
+from vr1.records import Boxes, DetectionRecord, Detections
+
+
+class ReferringAccuracy(Metric):
+    """Share of answers whose first box overlaps the one true box by at least ``threshold``.
+
+    Only the first box counts, as in the published evaluations: an answer with several is not right because one of them
+    is. Labels play no part, nor does the form of the answer beyond that a box can be read. A record that was seen
+    before (a distributed sampler repeats some to fill the last batch) counts again.
+
+    Args:
+        threshold: the IoU from which a box is right.
+        kwargs: settings of every torchmetrics metric.
+
+    Raises:
+        ValueError: if the threshold is not above 0 and at most 1, or a record has not one true box.
+
+    Source: Mao et al., Generation and Comprehension of Unambiguous Object Descriptions, arXiv 1511.02283; Yu et al.,
+        Modeling Context in Referring Expressions, arXiv 1608.00272.
+
+    Example:
+        >>> from vr1.metrics.referring import first_box_hits
+        >>> from vr1.records import as_boxes
+        >>> first_box_hits(as_boxes([[0, 0, 10, 6], [0, 0, 10, 10]]), as_boxes([0, 0, 10, 10]), threshold=0.5)
+        True
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    hits: Tensor
+    answers: Tensor
+
+    def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 < threshold <= 1:
+            raise ValueError(f"ReferringAccuracy(threshold={threshold}): give an IoU above 0 and at most 1")
+        self.threshold = threshold
+        for name in ("hits", "answers"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, detections: Sequence[Detections], records: Sequence[DetectionRecord]) -> None:
+        """Count the answers to some records, boxes in image pixels.
+
+        Raises:
+            ValueError: if there are not as many answers as records, or a record has not one true box.
+        """
+        if len(detections) != len(records):
+            raise ValueError(
+                f"ReferringAccuracy: {len(detections)} answers to {len(records)} records; give one a record"
+            )
+        for answer, record in zip(detections, records, strict=True):
+            true = record.boxes_xyxy[~record.crowd]
+            if len(true) != 1:
+                raise ValueError(
+                    f"ReferringAccuracy: {record.origin} has {len(true)} true boxes; an expression refers to one, so "
+                    "measure other data by CocoMetrics"
+                )
+            self.hits += first_box_hits(answer.boxes_xyxy, true, self.threshold)
+            self.answers += 1
+
+    def compute(self) -> Tensor:
+        """The accuracy, 0..1; 0 where there is no answer."""
+        return (self.hits / self.answers.clamp(min=1)).float()
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot one result of `compute`, or a list of them over time."""
+        return self._plot(val, ax)
+
+
+def first_box_hits(boxes: Boxes, true: Boxes, threshold: float) -> bool:
+    """Whether the first of the boxes ``[N, 4]`` overlaps the true box ``[1, 4]`` by at least ``threshold``."""
+    return bool(len(boxes)) and bool(pairwise_iou(boxes[:1], true)[0, 0] >= threshold)

@@ -1,0 +1,20 @@
+"""InternVL: tiles of one size, a plain language model with positions of one axis."""
+
+from typing import Any
+
+from torch import Tensor
+
+from vr1.policy.architectures.base import Architecture
+from vr1.prompts import PromptBatch
+
+
+class InternVL(Architecture):
+    """InternVL, around whichever language model its config names."""
+
+    def positions(self, base: Any, prompts: PromptBatch) -> Tensor:
+        """Places ``[1, B, P]`` of the tokens in their prompt."""
+        return (prompts.mask.long().cumsum(1) - 1).clamp(min=0)[None]
+
+    def hidden(self, base: Any, inputs: dict[str, Any], positions: Tensor, mask: Tensor | None, **cache: Any) -> Any:
+        """Run the language model, which knows positions of one axis only; see `Architecture.hidden`."""
+        return super().hidden(base, inputs, positions[0], mask, **cache)
