@@ -191,33 +191,32 @@ def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int = 0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
-        _initialise(model, tokenizer)
+        _initialise(model, tokenizer, sizes)
     model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     return model
 
 
 @torch.no_grad()
-def _initialise(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+def _initialise(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> None:
     """Initial weights for a narrow model; the usual standard deviation of 0.02 is meant for thousands of units.
 
     Every matrix keeps the variance of its input; what writes into the residual stream starts smaller, by the number of
     such writes; neighbouring numbers start as neighbours, on waves of many lengths, or each coordinate would have to be
     learned as a word unrelated to the next.
     """
-    layers = model.config.text_config.num_hidden_layers
     for name, weight in model.named_parameters():
         if weight.dim() < 2:
             continue
         std = weight[0].numel() ** -0.5
         if name.endswith(("o_proj.weight", "attn.proj.weight", "down_proj.weight")):
-            std *= (2 * layers) ** -0.5
+            std *= (2 * sizes.layers) ** -0.5
         weight.normal_(0.0, std)
-    embedding = model.get_input_embeddings().weight
+    embedding = model.get_parameter("model.language_model.embed_tokens.weight")
     numbers = {int(token): row for token, row in tokenizer.vocab.items() if token.isascii() and token.isdigit()}
-    wavelengths = 4.0 * 200.0 ** torch.linspace(0.0, 1.0, embedding.shape[1] // 2)
+    wavelengths = 4.0 * 200.0 ** torch.linspace(0.0, 1.0, sizes.hidden // 2)
     angles = 2 * torch.pi * torch.tensor(sorted(numbers)).float()[:, None] / wavelengths
-    waves = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / embedding.shape[1]) ** 0.5
+    waves = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / sizes.hidden) ** 0.5
     rows = torch.tensor([numbers[number] for number in sorted(numbers)])
     embedding[rows] = 0.9 * waves + 0.4 * embedding[rows]
 
