@@ -65,7 +65,7 @@ def write(folder: Path, images: int, boxes: int, polygons: bool) -> None:
 def open_first_batch(folder: Path, task: str, workers: int) -> None:
     """What a training run does until its first batch, without a model; prints what each step took."""
     start = _now()
-    from torch.utils.data import DataLoader, RandomSampler
+    from torch.utils.data import DataLoader
 
     from vr1.data import CocoDataModule, Selection
     from vr1.data.repeat import RepeatedBatches
@@ -74,7 +74,7 @@ def open_first_batch(folder: Path, task: str, workers: int) -> None:
     data = CocoDataModule(folder, task=task, selection=Selection(max_objects=30))  # type: ignore[arg-type]
     source = data.build("train")
     opened = _report(f"open {len(source):,} records", imported)  # type: ignore[arg-type]
-    batches = RepeatedBatches(RandomSampler(source), batch_size=16)  # type: ignore[arg-type]
+    batches = RepeatedBatches(len(source), batch_size=16, seed=0)  # type: ignore[arg-type]
     loader = DataLoader(source, batch_sampler=batches, collate_fn=list, num_workers=workers)
     batch = next(iter(loader))
     _report(f"first batch of {len(batch)}", opened)

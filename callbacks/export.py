@@ -1,7 +1,6 @@
 """Export: the trained model as an ordinary Hugging Face folder."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -9,10 +8,15 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from callbacks.run_outputs import run_folder
+from vr1.detector import Detector
+from vr1.export import write_model
+from vr1.model_card import model_card
 
 
 class Export(Callback):
     """Write the trained model, processor and chat template when training ends, to load by ``from_pretrained``.
+
+    With adapters, these alone are written. ``python -m vr1 export`` does the same with a checkpoint, and merges them.
 
     Args:
         dirname: folder to write; relative to the run folder unless absolute.
@@ -37,11 +41,10 @@ class Export(Callback):
 
     @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if not trainer.is_global_zero:
-            return
-        network: Any = pl_module.policy.network  # type: ignore[union-attr]
-        weights = network.state_dict()
-        if self.dtype is not None:
-            weights = {name: value.to(getattr(torch, self.dtype)) for name, value in weights.items()}
-        network.save_pretrained(self._folder, state_dict=weights)
-        pl_module.processor.save_pretrained(self._folder)  # type: ignore[operator, union-attr]
+        assert isinstance(pl_module, Detector)
+        # Reading the metrics may make the processes exchange results, so every one of them reads.
+        run = pl_module.run()
+        if trainer.is_global_zero:
+            network = pl_module.policy.network
+            card = model_card(run, trainer.global_step, adapters=pl_module.policy.has_adapters)
+            write_model(network, pl_module.processor, self._folder, self.dtype, card)

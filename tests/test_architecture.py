@@ -8,19 +8,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up. A module may import modules of its own layer and of those below.
 LAYERS = [
-    {"records", "seeds", "runs"},
+    {"records", "seeds", "runs", "ranks", "random_states", "checkpoint_file", "meter", "memory_advice"},
     {"boxes", "drawing"},
     {"families"},
     {"matching", "detections", "input_sizes"},
     {"rewards", "metrics", "data.sources", "advantage", "losses", "tally", "answer_lines"},
-    {"prompts", "experience"},
+    {"prompts", "experience", "divide"},
     {"policy"},
+    {"checkpoint", "export", "model_card"},
     {"rollout"},
     {"detector"},
     {"module", "sft"},
     {"data.modules"},
     {"mistakes", "report", "sweeps", "wandb_resume"},
-    {"score", "cli", "__main__", "__init__"},
+    {"score", "export_command", "cli", "__main__", "__init__"},
 ]
 
 

@@ -1,6 +1,7 @@
-"""The command line: ``python -m vr1 fit|validate|test|predict|score|sweep|compare|report``."""
+"""The command line: ``python -m vr1 fit|validate|test|predict|score|export|sweep|compare|report``."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,6 +18,7 @@ import vr1.module
 import vr1.sft  # noqa: F401 - what is imported can be named without its package: --model SFTModule
 from vr1.data.datamodule import RecordDataModule
 from vr1.detector import Detector
+from vr1.memory_advice import is_out_of_memory
 from vr1.mistakes import innermost, told_by_us
 from vr1.runs.settings import flat_settings
 from vr1.wandb_resume import KEY, continue_run, run_of
@@ -24,6 +26,7 @@ from vr1.wandb_resume import KEY, continue_run, run_of
 # Commands without a trainer, each by the module whose `main` it is; imported when it is asked for.
 _COMMANDS = {
     "compare": "vr1.runs.compare",
+    "export": "vr1.export_command",
     "report": "vr1.report.command",
     "score": "vr1.score",
     "sweep": "vr1.sweeps.command",
@@ -57,19 +60,27 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             parser_class=_Parser,
             parser_kwargs={"prog": "vr1", "description": _DESCRIPTION},
             args=None if argv is None else words,
+            command=shlex.join(["python", "-m", "vr1", *words]),
         )
     except (ValueError, OSError) as error:
         if (ours := told_by_us(error)) is None:
             raise
         print(f"vr1: error: {ours}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if not (is_out_of_memory(error) and (notes := getattr(error, "__notes__", None))):
+            raise
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        print(f"vr1: error: {notes[-1]} ({first})", file=sys.stderr)
+        return 2
     return None
 
 
 _DESCRIPTION = (
     "Vision-R1: reinforcement learning that teaches vision-language models to find things in images. "
-    "Commands without a model, each with a --help of its own: `vr1 score` rewards recorded answers, `vr1 sweep` runs"
-    " trials over settings, `vr1 compare` shows runs side by side, `vr1 report` makes one page of a run."
+    "Commands without a trainer, each with a --help of its own: `vr1 score` rewards recorded answers, `vr1 export`"
+    " makes a Hugging Face folder of a checkpoint, `vr1 sweep` runs trials over settings, `vr1 compare` shows runs"
+    " side by side, `vr1 report` makes one page of a run."
 )
 
 
@@ -94,6 +105,19 @@ class _Parser(LightningArgumentParser):
 
 class _CLI(LightningCLI):
     """LightningCLI that finds out before any model is loaded what would end a run later."""
+
+    def __init__(self, *args: Any, command: str, **kwargs: Any) -> None:
+        self.command = command
+        super().__init__(*args, **kwargs)
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint alone: it holds no settings of the configuration, and the run reads it once anyway."""
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        parser, settings = self._parser(self.subcommand), self.config[self.subcommand]
+        self.model.told = {"command": self.command, "config": parser.dump(settings)}
 
     @override
     def before_instantiate_classes(self) -> None:

@@ -1,19 +1,26 @@
 """What every module has in common: a policy, its prompts, and the evaluation of what it finds."""
 
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from vr1.checkpoint import adapt_window, add_run, check_weights, drop_base
+from vr1.checkpoint_file import AtomicCheckpointIO
 from vr1.detections import read_detections
 from vr1.families import Family
+from vr1.meter import Meter
 from vr1.metrics import AnswerStatistics, CocoMetrics
 from vr1.policy.loading import PolicySource
 from vr1.policy.model import Policy
 from vr1.prompts import PromptBatch, PromptEncoder
+from vr1.random_states import random_states, restore_random_states
+from vr1.ranks import gather
 from vr1.records import Detections, Finding, Targets
 from vr1.rewards import Reward
 from vr1.rollout.generate import generate
@@ -55,6 +62,14 @@ class Detector(L.LightningModule, ABC):
         self.policy: Policy
         self.answers = AnswerStatistics()
         self.coco = CocoMetrics()
+        self.meter = Meter()
+        self.told: dict[str, str] = {}
+        self._random_states: list[dict[str, Any]] = []
+
+    def setup(self, stage: str) -> None:
+        """Have checkpoints written by `AtomicCheckpointIO`, unless a plugin of the user's own writes them."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def configure_model(self) -> None:
         """Load the weights; Lightning calls this once the strategy knows where they belong."""
@@ -68,6 +83,33 @@ class Detector(L.LightningModule, ABC):
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what makes a resumed run exact, and what `vr1 export` needs; adapter runs leave the base out."""
+        drop_base(checkpoint, self.policy)
+        add_run(checkpoint, self.run())
+        checkpoint["vr1_random_states"] = gather(random_states())
+
+    def run(self) -> dict[str, Any]:
+        """What this run is, in plain values: settings of the policy, last figures, command and configuration.
+
+        Reading the figures may make the processes exchange results: call it on all of them.
+        """
+        figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        return {"policy": asdict(self.source), "module": type(self).__name__, "figures": figures, **self.told}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the weights belong here, and take up what `on_save_checkpoint` stored."""
+        check_weights(checkpoint, self.policy, self.source)
+        self.strict_loading = not self.policy.has_adapters
+        adapt_window(checkpoint, self.trainer.accumulate_grad_batches)
+        self._random_states = checkpoint.get("vr1_random_states", [])
+
+    def on_train_start(self) -> None:
+        """Draw on where the checkpoint left the random generators, if as many processes do as then."""
+        if len(self._random_states) == self.trainer.world_size:
+            restore_random_states(self._random_states[self.global_rank])
+        self._random_states = []
 
     def findings(self, prompts: PromptBatch, texts: list[str]) -> list[Finding]:
         """Read, match and reward one completion per prompt."""

@@ -30,8 +30,9 @@ class Experience:
     old_log_probs: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain tensors for a checkpoint."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Plain tensors on the CPU for a checkpoint."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: None if value is None else value.detach().cpu() for name, value in values.items()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any], device: torch.device) -> "Experience":

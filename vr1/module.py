@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from vr1.advantage import Advantage, equal_groups
 from vr1.detector import Detector, mean_where, targets
+from vr1.divide import divide
 from vr1.experience import Experience, JudgedGroups
 from vr1.families import Family
 from vr1.losses import GRPO, PolicyLoss, PolicyTerms
 from vr1.policy.loading import PolicySource
 from vr1.policy.reference import Reference
 from vr1.prompts import PromptBatch
+from vr1.ranks import data_share, gather
 from vr1.records import Rollout
 from vr1.rewards import Reward
 from vr1.rollout.generate import generate
@@ -82,8 +85,8 @@ class GRPOModule(Detector):
         self.updates_per_rollout, self.resample_equal = updates_per_rollout, resample_equal
         self.reference: Reference | None = None
         self.judged: JudgedGroups | None = None
-        self._experience: dict[int, Experience] = {}
-        self._batches_seen = 0
+        # What the next updates learn from, by the batch's place in the optimizer step.
+        self.experience: dict[int, Experience] = {}
 
     def configure_model(self) -> None:
         """Load the policy and, before its first update, remember it as the reference."""
@@ -96,9 +99,9 @@ class GRPOModule(Detector):
         started = time.perf_counter()
         window = self.trainer.accumulate_grad_batches
         slot, update = batch_idx % window, batch_idx // window % self.updates_per_rollout
-        if update == 0 or slot not in self._experience:
-            self._experience[slot] = self._gather(batch)
-        experience = self._experience[slot]
+        if update == 0 or slot not in self.experience:
+            self.experience[slot] = self._gather(batch)
+        experience = self.experience[slot]
 
         before = time.perf_counter()
         log_probs, entropy = self.policy.log_probs(batch, experience.tokens, experience.mask, self.sampling.temperature)
@@ -114,10 +117,10 @@ class GRPOModule(Detector):
             )
         )
         now = time.perf_counter()
+        self.meter.tokens += int(experience.mask.sum())
         metrics = {**metrics, "loss": loss.detach(), "entropy": mean_where(entropy, experience.mask)}
         self._log("grpo", metrics, len(batch))
         self._log("perf", {"policy_forward_seconds": now - before, "sampling_seconds": before - started}, len(batch))
-        self._batches_seen += 1
         return loss
 
     def _gather(self, batch: PromptBatch) -> Experience:
@@ -140,7 +143,8 @@ class GRPOModule(Detector):
             mask = mask & rollout.finished[..., None]
         reference = None
         if self.reference is not None:
-            reference = self.reference.log_probs(batch, rollout.tokens, mask, self.sampling.temperature)
+            with self.meter.measure("reference"):
+                reference = self.reference.log_probs(batch, rollout.tokens, mask, self.sampling.temperature)
         self._report(batch, rollout, rewards, terms, reference_seconds=time.perf_counter() - started)
         advantages = self.advantage(rewards)
         self.judged = JudgedGroups(
@@ -160,10 +164,12 @@ class GRPOModule(Detector):
         )
 
     def _rollout(self, batch: PromptBatch, draw: int) -> Rollout:
-        # Every attempt at every batch draws from a stream of its own, which a resumed run meets again.
-        number = (self.seed * 1_000_003 + self._batches_seen) * (self.resample_equal + 1) + draw
+        # Every attempt at every step draws from a stream of its own for each record, which a resumed run meets again,
+        # on as many processes as it likes.
+        number = (self.seed * 1_000_003 + self.trainer.global_step) * (self.resample_equal + 1) + draw
         self.policy.eval()
-        rollout = generate(self.policy, batch, self.sampling, self.processor.tokenizer, number)
+        with self.meter.measure("rollout"):
+            rollout = generate(self.policy, batch, self.sampling, self.processor.tokenizer, number)
         self.policy.train()
         return rollout
 
@@ -172,7 +178,8 @@ class GRPOModule(Detector):
         shape = rollout.finished.shape
         texts = [text for group in rollout.texts for text in group]
         repeated = [target for target in targets(batch) for _ in range(shape[1])]
-        outcome = self.reward(self.read(batch, texts), repeated)
+        with self.meter.measure("reward"):
+            outcome = self.reward(self.read(batch, texts), repeated)
         return outcome.total.reshape(shape), {name: value.reshape(shape) for name, value in outcome.terms.items()}
 
     def _report(
@@ -202,20 +209,21 @@ class GRPOModule(Detector):
         self.log_dict(named, batch_size=batch_size, sync_dist=self.trainer.world_size > 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the rollouts in flight and how many batches were sampled."""
-        checkpoint["vr1_rollouts"] = {
-            "batches_seen": self._batches_seen,
-            "experience": {slot: experience.state_dict() for slot, experience in self._experience.items()},
-        }
+        """Store the rollouts in flight too: those of all processes, since one of them writes the file."""
+        super().on_save_checkpoint(checkpoint)
+        if self.updates_per_rollout > 1:
+            own = [self.experience[slot].state_dict() for slot in sorted(self.experience)]
+            # One list a process becomes one list a batch, the order in which the prompts were drawn.
+            checkpoint["vr1_rollouts"] = [list(pieces) for pieces in zip(*gather(own), strict=True)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the rollouts in flight."""
-        if (state := checkpoint.get("vr1_rollouts")) is None:
+        """Take up the rollouts in flight, this process's share of them."""
+        super().on_load_checkpoint(checkpoint)
+        stored, share = checkpoint.get("vr1_rollouts", []), data_share(self.trainer)
+        if not stored or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        self._batches_seen = state["batches_seen"]
-        self._experience = {
-            slot: Experience.from_state(stored, self.device) for slot, stored in state["experience"].items()
-        }
+        pieces = divide(stored, self.trainer.accumulate_grad_batches, share.world)
+        self.experience = {slot: Experience.from_state(row[share.rank], self.device) for slot, row in enumerate(pieces)}
 
 
 def merge(kept: Rollout, drawn: Rollout, take: Tensor) -> Rollout:

@@ -51,6 +51,7 @@ class SFTModule(Detector):
         tokens, mask = self.encoder.targets(batch, self.policy.eos_tokens[0], self.target_order)
         log_probs, entropy = self.policy.log_probs(batch, tokens, mask)
         loss = -mean_where(log_probs, mask)
+        self.meter.tokens += int(mask.sum())
         self.log_dict(
             {
                 "sft/loss": loss.detach(),

@@ -5,9 +5,11 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
+from vr1.data.loader import TrainingLoader
 from vr1.data.repeat import RepeatedBatches
+from vr1.ranks import data_share
 from vr1.records import DetectionRecord
 from vr1.seeds import run_seed
 
@@ -69,30 +71,37 @@ class RecordDataModule(L.LightningDataModule, ABC):
     def _try(self, split: Split, source: Any) -> None:
         """Find now what would otherwise end the run after a whole validation, or in the middle of training."""
         if split == "train":
-            RepeatedBatches(range(len(source)), self.batch_size)
+            self._batches(source)
         if self.trainer is not None:
             # The record whose prompt is the longest, as far as that is known without decoding all of them.
             self._module().encoder([source[getattr(source, "largest", 0)]])
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> TrainingLoader:
         """Training batches; each is repeated for as many updates as the module makes from one rollout."""
         source = self.sources["train"]
-        module, trainer = self._module(), self.trainer
-        assert trainer is not None
-        generator = torch.Generator().manual_seed(self.seed)
-        sampler = RandomSampler(source, generator=generator) if self.shuffle else SequentialSampler(source)  # type: ignore[arg-type]
-        batches = RepeatedBatches(
-            sampler,
-            batch_size=self.batch_size,
-            repeats=getattr(module, "updates_per_rollout", 1),
-            window=trainer.accumulate_grad_batches,
-        )
-        return DataLoader(
+        return TrainingLoader(
             source,
-            batch_sampler=batches,
-            collate_fn=module.encoder,
+            self._batches(source),
+            collate_fn=self._module().encoder,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            # The generator that everything shares is not to be drawn from: a resumed run makes its workers anew.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _batches(self, source: Any) -> RepeatedBatches:
+        if (trainer := self.trainer) is None:
+            return RepeatedBatches(len(source), self.batch_size)
+        share = data_share(trainer)
+        return RepeatedBatches(
+            len(source),
+            batch_size=self.batch_size,
+            repeats=getattr(self._module(), "updates_per_rollout", 1),
+            window=trainer.accumulate_grad_batches,
+            # Overfitting is asked for on the same batches in every epoch.
+            seed=self.seed if self.shuffle and not trainer.overfit_batches else None,  # type: ignore[attr-defined]
+            rank=share.rank,
+            world=share.world,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:

@@ -157,7 +157,7 @@ class PolicySource:
         if self.lora is not None:
             network.enable_input_require_grads()
             try:
-                network = get_peft_model(network, self._lora_config())
+                network = get_peft_model(network, self.lora_config())
             except ValueError as error:
                 raise ValueError(f"policy.lora.targets={self.lora.targets}: {error}") from error
         return Policy(network.train(), self.share_prompt)
@@ -178,7 +178,8 @@ class PolicySource:
                 layer.support_avx512bf16_for_cpu = False
         return network
 
-    def _lora_config(self) -> LoraConfig:
+    def lora_config(self) -> LoraConfig:
+        """The adapters as peft describes them; only for a source that has some."""
         assert self.lora is not None
         names = "|".join(self.lora.targets)
         return LoraConfig(

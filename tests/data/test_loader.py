@@ -1,0 +1,146 @@
+"""The position in the data, through real trainers that train one number."""
+
+from itertools import chain, pairwise
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from tests.save_at import SaveAt
+from vr1.checkpoint import adapt_window
+from vr1.data.loader import TrainingLoader
+from vr1.data.repeat import RepeatedBatches
+
+pytestmark = [
+    pytest.mark.filterwarnings("error:You're resuming from a checkpoint"),
+    pytest.mark.filterwarnings("ignore:The .*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec"),
+]
+
+
+class Seen(pl.LightningModule):
+    """Remembers the records of every batch, with the step that they were for."""
+
+    def __init__(self, loader):
+        super().__init__()
+        self.loader, self.records = loader, []
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def train_dataloader(self):
+        return self.loader
+
+    def training_step(self, batch, batch_idx):
+        self.records.append((self.trainer.current_epoch, batch_idx, batch))
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(range(2))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def on_load_checkpoint(self, checkpoint):
+        adapt_window(checkpoint, self.trainer.accumulate_grad_batches)
+
+
+def loader(batch_size=2, repeats=1, window=1, workers=0, length=13, seed=1):
+    batches = RepeatedBatches(length, batch_size, repeats, window, seed=seed)
+    return TrainingLoader(range(length), batches, collate_fn=list, num_workers=workers)
+
+
+def fit(tmp_path, data, steps=10, callbacks=(), ckpt_path=None, **settings):
+    module = Seen(data)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=list(callbacks),
+        accumulate_grad_batches=data.batches.window,
+        **({"limit_val_batches": 0} | settings),
+    )
+    trainer.fit(module, ckpt_path=ckpt_path)
+    return module.records
+
+
+@pytest.mark.parametrize(("repeats", "window"), [(1, 1), (2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_resume_goes_on_with_the_next_records(tmp_path, repeats, window, stop):
+    def make():
+        return loader(batch_size=1 if window == 3 else 2, repeats=repeats, window=window)
+
+    whole = fit(tmp_path, make())
+    fit(tmp_path, make(), stop + 1, [SaveAt(stop, tmp_path / "at.ckpt")])
+    assert fit(tmp_path, make(), ckpt_path=tmp_path / "at.ckpt") == whole[stop * window :]
+    # Every epoch has its own order, and none of them was begun twice.
+    epochs = [[record for e, _, batch in whole for record in batch if e == epoch] for epoch in range(3)]
+    assert all(first != second for first, second in pairwise(epochs) if first and second)
+
+
+@pytest.mark.parametrize(("hook", "step"), [("epoch", 6), ("validation", 4), ("validation", 6)])
+def test_resume_from_other_moments(tmp_path, hook, step):
+    # Six batches an epoch, validated after every second.
+    settings = {"limit_val_batches": 1, "val_check_interval": 2, "num_sanity_val_steps": 0}
+    whole = fit(tmp_path, loader(), **settings)
+    fit(tmp_path, loader(), callbacks=[SaveAt(step, tmp_path / "at.ckpt", hook)], **settings)
+    assert fit(tmp_path, loader(), ckpt_path=tmp_path / "at.ckpt", **settings) == whole[step:]
+
+
+def test_what_workers_have_prepared_is_not_counted(tmp_path):
+    whole = fit(tmp_path, loader())
+    fit(tmp_path, loader(workers=1), 3, [SaveAt(2, tmp_path / "at.ckpt")])
+    assert fit(tmp_path, loader(workers=1), 5, ckpt_path=tmp_path / "at.ckpt") == whole[2:5]
+
+
+def test_an_epoch_cut_short_is_followed_by_the_beginning_of_the_next(tmp_path):
+    records = fit(tmp_path, loader(), steps=6, limit_train_batches=2)
+    by_epoch = RepeatedBatches(13, 2, seed=1)
+    for epoch in range(3):
+        by_epoch.set_epoch(epoch)
+        assert [batch for e, _, batch in records if e == epoch] == list(by_epoch)[:2]
+
+
+@pytest.mark.parametrize(("before", "after"), [((4, 1), (2, 2)), ((2, 2), (4, 1)), ((1, 4), (2, 2))])
+def test_resume_with_other_batches_of_the_same_step(tmp_path, before, after):
+    def steps(records, window):
+        batches = [batch for _, _, batch in records]
+        return [list(chain(*batches[at : at + window])) for at in range(0, len(batches), window)]
+
+    whole = steps(fit(tmp_path, loader(4, 2, 1), 13), 1)
+    saving = [SaveAt(5, tmp_path / "at.ckpt")]
+    fit(tmp_path, loader(before[0], 2, before[1]), 6, saving)
+    resumed = fit(tmp_path, loader(after[0], 2, after[1]), 13, ckpt_path=tmp_path / "at.ckpt")
+    assert steps(resumed, after[1]) == whole[5:]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"batch_size": 3},
+            r"epoch with 2 as the records of one optimizer step .*, and now it is 3: set it to 2 again",
+        ),
+        ({"length": 14}, "with 13 as the number of training records, and now it is 14"),
+        ({"seed": 2}, "with 1 as the seed of their order .*, and now it is 2"),
+        ({"repeats": 2}, "with 1 as model.updates_per_rollout, and now it is 2"),
+    ],
+)
+def test_other_records_in_the_middle_of_an_epoch_are_refused(changed, told):
+    first = loader()
+    next(iter(first))
+    with pytest.raises(ValueError, match=told):
+        loader(**changed).load_state_dict(first.state_dict())
+
+
+def test_half_an_optimizer_step_is_refused():
+    first = loader(window=2)
+    next(iter(first))
+    with pytest.raises(ValueError, match="in the middle of an optimizer step; resume from an earlier one"):
+        loader(window=2).load_state_dict(first.state_dict())

@@ -1,0 +1,85 @@
+"""``python -m vr1 export``: a checkpoint as an ordinary Hugging Face folder."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from vr1.checkpoint import run_of, source_of
+from vr1.checkpoint_file import read_checkpoint
+from vr1.export import trained_network, write_model
+from vr1.model_card import model_card
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: the words after ``python -m vr1 export``.
+
+    Returns:
+        The exit status: 2 for a user's mistake, which is told in one line.
+    """
+    settings = _parser().parse_args(argv)
+    command = shlex.join(["python", "-m", "vr1", "export", *argv])
+    try:
+        print(export(settings.ckpt, settings.out, settings.merge, settings.dtype, settings.base, command))
+    except (ValueError, OSError) as error:
+        print(f"vr1 export: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | None, command: str = "") -> str:
+    """Write the model of a checkpoint.
+
+    Args:
+        ckpt: a checkpoint of a run of vr1.
+        out: folder to write.
+        merge: add the adapters to the weights of the base.
+        dtype: precision of the written weights; None takes that of the run.
+        base: where the base model is now, if not where the run found it.
+        command: the exact command, for the model card.
+
+    Returns:
+        One line that says what was written.
+
+    Raises:
+        ValueError: the checkpoint, its base or the folder cannot be used.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} exists and is not an empty folder; name another one")
+    checkpoint = read_checkpoint(ckpt)
+    source = source_of(checkpoint)
+    if base is not None:
+        source = replace(source, path=base)
+        run_of(checkpoint)["policy"] = asdict(source)
+    source.check()
+    if merge and source.lora is None:
+        raise ValueError("--merge: this run trained all weights, so there are no adapters to merge; leave --merge out")
+    adapters = source.lora is not None and not merge
+    card = model_card(run_of(checkpoint), checkpoint["global_step"], adapters, command)
+    network = trained_network(checkpoint, merge, dtype)
+    write_model(network, source.processor(), out, dtype, card)
+    what = f"adapters for {source.path}" if adapters else "a whole model"
+    return f"{out}: {what} after {checkpoint['global_step']} steps, with processor and model card"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vr1 export",
+        allow_abbrev=False,
+        description="Write the model of a checkpoint as a folder that transformers and peft load by from_pretrained.",
+    )
+    parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a run (.ckpt)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; new or empty")
+    parser.add_argument("--merge", action="store_true", help="one whole model instead of adapters alone")
+    parser.add_argument("--dtype", choices=DTYPES, help="precision of the written weights; default: that of the run")
+    parser.add_argument(
+        "--base", help="folder or hub name of the base model, if it is no longer where the run found it"
+    )
+    return parser
