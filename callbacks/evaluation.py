@@ -1,7 +1,7 @@
 """Evaluation.
 
-Keep what ``test`` finds in the forms that others read: every answer, COCO's results and ground truth, all figures, and
-tables by set and by class.
+Keep what ``test`` finds in the forms that others read: every answer, COCO's results and ground truth, all figures,
+tables by set and by class, and the best and the worst images.
 """
 
 import json
@@ -14,35 +14,47 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from callbacks.run_outputs import run_folder
+from callbacks.extremes import Extremes
+from callbacks.run_outputs import run_folder, write_picture
+from vr1.drawing import draw_grid
 from vr1.metrics.answer_rows import answer_row, read_row
 from vr1.metrics.evaluation_files import table_text, write_evaluation
 from vr1.prompts import PromptBatch
+from vr1.recorded_answers import Answered, Question, question_of, recorded_answers, whole_lines
 from vr1.records import Finding
+
+_TILE = 360
 
 
 class Evaluation(Callback):
     """Write the files of an evaluation for ``test`` and ``validate``, and print the table of its sets.
 
-    The files are ``answers.jsonl``, ``results.json``, ``ground_truth.json``, ``metrics.json``, ``per_set.csv`` and
-    ``per_class.csv``. ``answers.jsonl`` is written as answers come, so an interrupted run keeps what it had;
-    ``python -m vr1 score --completions answers.jsonl --coco FOLDER`` makes the other files from it, without a model.
-    Where the data have several sets (ODINW, mixtures, RefCOCO's splits), each is measured on its own, and ``average``
-    is their mean.
+    The files are ``answers.jsonl``, ``results.json``, ``ground_truth.json``, ``metrics.json``, ``per_set.csv``,
+    ``per_class.csv``, ``gallery/best.png`` and ``gallery/worst.png``. Where the data have several sets (ODINW,
+    mixtures, RefCOCO's splits), each is measured on its own, and ``average`` is their mean.
+
+    ``answers.jsonl`` is written as answers come. An evaluation that was interrupted goes on where it was when the same
+    command is given again: questions that are answered there are not asked again, on any number of processes. Answers
+    of another model, other settings or another resolution (see ``evaluation.json``) do not count, nor do those of an
+    evaluation that was finished. ``python -m vr1 score --completions answers.jsonl --coco FOLDER`` makes the other
+    files from it, without a model.
 
     Args:
         output_dir: folder of all files, made if it is missing; files of the same names in it are replaced. None takes
             ``evaluation`` in the run's folder.
         annotations: a COCO json whose category ids ``results.json`` takes; needed to hand results to somebody who has
             that file. None numbers categories from 1.
+        resume: go on with an interrupted evaluation of the same model; False begins anew.
+        num_images: how many of the best and of the worst images to draw; 0 draws none.
 
     Note:
         With several processes ``output_dir`` must be a folder that all of them see.
 
-        Wants ``test_step`` and ``validation_step`` to return lists of :class:`~vr1.records.Finding`.
+        Wants ``test_step`` and ``validation_step`` to return lists of :class:`~vr1.records.Finding`, and can go on only
+        where the module is a :class:`~vr1.detector.Detector`.
 
     Raises:
-        ValueError: if the folder cannot be written to, or ``annotations`` cannot be read.
+        ValueError: if the folder cannot be written to, ``annotations`` cannot be read, or ``num_images`` is negative.
         TypeError: if a step returns something else.
 
     Example::
@@ -53,11 +65,22 @@ class Evaluation(Callback):
 
     """
 
-    def __init__(self, output_dir: str | Path | None = None, annotations: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        output_dir: str | Path | None = None,
+        annotations: str | Path | None = None,
+        resume: bool = True,
+        num_images: int = 8,
+    ) -> None:
+        if num_images < 0:
+            raise ValueError(f"Evaluation: num_images is {num_images}: give 0 (no gallery) or more")
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.category_ids = None if annotations is None else _category_ids(Path(annotations))
+        self.resume, self.num_images = resume, num_images
         self._folder = Path()
         self._file: TextIO | None = None
+        self._known: dict[Question, Answered] = {}
+        self._extremes = Extremes(num_images)
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -68,12 +91,21 @@ class Evaluation(Callback):
         self._folder = (self.output_dir or default).expanduser()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = _part(self._folder, trainer.global_rank).open("w", encoding="utf-8")
+            _part(self._folder, trainer.global_rank).open("a").close()
         except OSError as error:
             raise ValueError(
                 f"Evaluation: output_dir is {str(self._folder)!r}, which cannot be written to ({error.strerror}): give"
                 " a folder of your own"
             ) from error
+
+    @override
+    def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._begin(trainer, pl_module)
+
+    @override
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._begin(trainer, pl_module)
 
     @override
     def on_test_batch_end(
@@ -112,10 +144,28 @@ class Evaluation(Callback):
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         self._close()
+        if self._known:
+            pl_module.recorded = {}  # type: ignore[assignment]
+            self._known = {}
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         self._close()
+
+    def _begin(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Take up what is answered; not in ``setup``, where the checkpoint is not known yet."""
+        answers = _part(self._folder, 0)
+        trainer.strategy.barrier("Evaluation, folder")
+        if trainer.is_global_zero:
+            _take_up(self._folder, _made_by(trainer, pl_module), self.resume)
+        trainer.strategy.barrier("Evaluation, answers")
+        self._known = recorded_answers(answers)
+        trainer.strategy.barrier("Evaluation, start")
+        self._file = _part(self._folder, trainer.global_rank).open("a", encoding="utf-8")
+        self._extremes = Extremes(self.num_images)
+        if self._known:
+            pl_module.recorded = self._known  # type: ignore[assignment]
+            rank_zero_info(f"Evaluation: goes on with the {len(self._known)} answers in {answers}")
 
     def _keep(self, outputs: Any, batch: Any) -> None:
         if not isinstance(outputs, list) or not all(isinstance(output, Finding) for output in outputs):
@@ -127,13 +177,18 @@ class Evaluation(Callback):
         for number, finding in enumerate(outputs):
             record = finding.record
             size = batch.input_sizes[number] if isinstance(batch, PromptBatch) else record.image_size
+            if question_of(record, finding.instruction, size) in self._known:
+                continue
             row = answer_row(record, finding.detections, finding.completion, finding.instruction, size)
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
+        self._extremes.add(outputs)
 
     def _finish(self, trainer: "pl.Trainer") -> None:
         self._close()
         trainer.strategy.barrier("Evaluation")
+        best, worst = self._extremes.tiles(_TILE)
+        self._extremes = Extremes(self.num_images)
         if not trainer.is_global_zero:
             return
         with _part(self._folder, 0).open("a", encoding="utf-8") as merged:
@@ -147,11 +202,10 @@ class Evaluation(Callback):
             return
         found = write_evaluation(self._folder, rows, self.category_ids)
         rank_zero_info(table_text(found))
-        if len(found.sets) > 1:
-            figures = {f"{name}/{key}": found.sets[name][key] for name in found.sets for key in ("map", "map_50")}
-            figures |= {f"average/{key}": value for key, value in found.average.items()}
-            for logger in trainer.loggers:
-                logger.log_metrics({f"sets/{name}": value for name, value in figures.items()}, trainer.global_step)
+        for name, tiles in (("best", best), ("worst", worst)):
+            if tiles:
+                sheet = draw_grid(tiles, f"{name} {len(tiles)} of {len(rows)} answers")
+                write_picture(trainer, self._folder, f"gallery/{name}.png", sheet, key=f"gallery/{name}")
 
     def _close(self) -> None:
         if self._file is not None:
@@ -161,6 +215,39 @@ class Evaluation(Callback):
 
 def _part(folder: Path, rank: int) -> Path:
     return folder / ("answers.jsonl" if rank == 0 else f"answers.rank{rank}.jsonl")
+
+
+def _take_up(folder: Path, made_by: dict[str, Any], resume: bool) -> None:
+    """Leave in ``answers.jsonl`` what an interrupted evaluation of the same kind answered, else nothing."""
+    # As it comes back from the file: tuples are lists there.
+    described = json.loads(json.dumps(made_by, default=str))
+    about, finished, answers = folder / "evaluation.json", folder / "metrics.json", _part(folder, 0)
+    try:
+        before = json.loads(about.read_bytes())
+    except (OSError, ValueError):
+        before = None
+    kept = made_by and resume and not finished.exists() and before == described
+    parts = [answers, *sorted(folder.glob("answers.rank*.jsonl"))]
+    written = folder / ".answers.jsonl.part"
+    with written.open("wb") as file:
+        file.writelines(line for line, _ in whole_lines(parts if kept else []))
+    written.replace(answers)
+    for part in parts[1:]:
+        part.unlink()
+    finished.unlink(missing_ok=True)
+    about.write_text(json.dumps(described, indent=1), encoding="utf-8")
+
+
+def _made_by(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:
+    """What the answers come from: settings, and size and time of the files of weights; nothing where nobody knows."""
+    settings = getattr(pl_module, "evaluation_settings", None)
+    if settings is None:
+        return {}
+    values = settings()
+    places = [Path(values["policy"]["path"]), *([Path(trainer.ckpt_path)] if trainer.ckpt_path else [])]
+    files = [file for place in places for file in (place.glob("*.safetensors") if place.is_dir() else [place])]
+    weights = {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()}
+    return {**values, "weights": dict(sorted(weights.items()))}
 
 
 def _category_ids(path: Path) -> dict[str, int]:

@@ -11,6 +11,7 @@ from callbacks.run_outputs import run_folder
 from vr1.detector import Detector
 from vr1.export import write_model
 from vr1.model_card import model_card
+from vr1.strategies import FullySharded
 
 
 class Export(Callback):
@@ -23,7 +24,7 @@ class Export(Callback):
         dtype: precision of the written weights; None keeps the one trained in.
 
     Raises:
-        ValueError: the precision is no floating-point type of torch.
+        ValueError: the precision is no floating-point type of torch, or the model is divided among processes.
 
     Example:
         >>> Export(dtype="bfloat16").dirname
@@ -37,6 +38,11 @@ class Export(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        if isinstance(trainer.strategy, FullySharded):
+            raise ValueError(
+                "Export: no process has the whole model with trainer.strategy fully_sharded; leave the callback out,"
+                " and run `python -m vr1 export --ckpt ... --out ...` with a checkpoint"
+            )
         self._folder = run_folder(trainer) / self.dirname
 
     @override

@@ -8,20 +8,30 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up. A module may import modules of its own layer and of those below.
 LAYERS = [
-    {"records", "seeds", "runs", "ranks", "random_states", "checkpoint_file", "meter", "memory_advice"},
-    {"boxes", "drawing"},
+    {
+        "records",
+        "seeds",
+        "runs",
+        "ranks",
+        "random_states",
+        "checkpoint_file",
+        "child_process",
+        "meter",
+        "memory_advice",
+    },
+    {"boxes", "drawing", "recorded_answers"},
     {"families"},
-    {"matching", "detections", "input_sizes"},
+    {"matching", "detections", "input_sizes", "box_scores"},
     {"rewards", "metrics", "data.sources", "advantage", "losses", "tally", "answer_lines"},
     {"prompts", "experience", "divide"},
     {"policy"},
-    {"checkpoint", "export", "model_card"},
+    {"checkpoint", "export", "model_card", "model_words", "strategies"},
     {"rollout"},
     {"detector"},
     {"module", "sft"},
     {"data.modules"},
     {"mistakes", "report", "sweeps", "wandb_resume"},
-    {"score", "export_command", "cli", "__main__", "__init__"},
+    {"score", "export_command", "check", "trainer_commands", "plan", "cli", "__main__", "__init__"},
 ]
 
 

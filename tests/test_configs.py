@@ -8,7 +8,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from tests.command import CONFIGS, ROOT, run
-from vr1 import cli
+from vr1 import trainer_commands
 from vr1.rewards import Reward
 
 ALL = sorted(CONFIGS.rglob("*.yaml"))
@@ -37,7 +37,7 @@ def read_reward(path):
 def made(monkeypatch):
     """What commands make, instead of running it."""
     found = []
-    monkeypatch.setattr(cli._CLI, "_run_subcommand", lambda self, subcommand: found.append(self))
+    monkeypatch.setattr(trainer_commands._CLI, "_run_subcommand", lambda self, subcommand: found.append(self))
     return found
 
 

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torchmetrics.detection import MeanAveragePrecision
 
-from vr1.data import SceneDataModule, SceneStyle
+from vr1.data import SceneDataModule, SceneSource, SceneStyle
+from vr1.data.sets import SetsSource
 from vr1.detector import targets
+from vr1.metrics import CocoMetrics
 from vr1.module import GRPOModule
+from vr1.recorded_answers import Answered
 from vr1.records import Finding, as_boxes
 from vr1.rollout import Sampling
 
@@ -47,7 +50,7 @@ def good_answers(module, batch):
         limit = np.tile(np.array(size, float), 2)
         text = module.family.write(np.clip(boxes + shift, 0, limit - 1), list(record.labels))
         texts.append("I cannot see that." if row == 2 else text)
-    return texts
+    return [Answered(completion=text) for text in texts]
 
 
 @pytest.fixture(params=["validate", "test"])
@@ -148,3 +151,30 @@ def test_crowd_regions_are_no_targets(encoder, records):
     )
     [target] = targets(encoder([record]))
     assert (target.boxes_xyxy.tolist(), target.labels) == ([[0, 0, 9, 9]], ("a",))
+
+
+class TwoSets(SceneDataModule):
+    """Scenes as records of two sets, the second of which is twice as large."""
+
+    def build(self, split):
+        parts = {"one": SceneSource(3, "val", style=self.style), "two": SceneSource(6, "test", style=self.style)}
+        return SetsSource(parts)
+
+
+def test_several_sets_are_logged_each_and_by_their_mean(source, tmp_path, monkeypatch):
+    module = GRPOModule(policy=source)
+    monkeypatch.setattr(module, "_answer", lambda batch: good_answers(module, batch))
+    data = TwoSets(SceneStyle(num_objects=(1, 4)), eval_batch_size=4, num_workers=0)
+    recorder = Recorder()
+    [metrics] = trainer_of(tmp_path, recorder).validate(module, data, verbose=False)
+    parts = {}
+    for name in ("one", "two"):
+        alone = CocoMetrics()
+        found = [finding for finding in recorder.findings if finding.record.set_name == name]
+        alone.update([finding.detections for finding in found], [finding.record for finding in found])
+        parts[name] = alone.compute()
+        assert metrics[f"val/{name}/map"] == pytest.approx(float(parts[name]["map"]))
+        assert f"val/{name}/ar_1" not in metrics
+    assert len(found) == 6
+    assert metrics["val/map"] == pytest.approx((float(parts["one"]["map"]) + float(parts["two"]["map"])) / 2)
+    assert metrics["val/one/map"] != metrics["val/two/map"]

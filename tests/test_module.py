@@ -127,6 +127,15 @@ def test_the_reference_is_neither_trained_nor_stored(source):
     assert len(list(module.parameters())) == len(list(module.policy.parameters()))
 
 
+def test_evaluation_holds_no_reference(source, tmp_path):
+    module = build(source)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.validate(module, SceneDataModule(SceneStyle(), val_scenes=2, num_workers=0), verbose=False)
+    assert module.reference is None
+    fit(module, tmp_path, steps=1)
+    assert module.reference is not None
+
+
 def test_several_updates_use_one_rollout(source, tmp_path, monkeypatch):
     module = build(source, updates_per_rollout=2)
     gathered = []

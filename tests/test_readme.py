@@ -56,8 +56,13 @@ def test_commands_are_understood(command, in_project, capsys):
         assert main(words) == 0
         assert json.loads((in_project / "scored.jsonl").read_text())["rewards"]["total"] == 3
         return
+    trained = words[0] in ("fit", "validate", "test", "predict")
     with pytest.raises(SystemExit) as stopped:
-        main([*words, "--print_config"])
+        main([*words, "--print_config"] if trained else [words[0], "--help"])
+    if not trained:
+        told = capsys.readouterr().out
+        # Options with a dot are settings of the configuration, as `fit --help` lists them.
+        assert all(word in told for word in words if word.startswith("--") and "." not in word)
     assert stopped.value.code == 0, capsys.readouterr().err
 
 

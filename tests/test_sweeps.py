@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from tests.command import CONFIGS, ROOT, run
-from vr1 import cli
+from vr1 import trainer_commands
 from vr1.sweeps import expand, parameters_of, read_plan
 
 
@@ -12,7 +12,7 @@ from vr1.sweeps import expand, parameters_of, read_plan
 def made(monkeypatch):
     """Makes what a trial of a sweep describes, instead of running it."""
     found = []
-    monkeypatch.setattr(cli._CLI, "_run_subcommand", lambda self, subcommand: found.append(self))
+    monkeypatch.setattr(trainer_commands._CLI, "_run_subcommand", lambda self, subcommand: found.append(self))
 
     def make(name, folder=None, *words):
         plan = read_plan(CONFIGS / "sweeps" / f"{name}.yaml")

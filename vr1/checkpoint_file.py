@@ -73,12 +73,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return loaded
 
 
-def read_checkpoint(path: _PATH, weights_only: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: _PATH, weights_only: bool = True, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint file onto the CPU.
 
     Args:
         path: a file written by `AtomicCheckpointIO` or by Lightning.
         weights_only: read tensors and plain values only; False runs whatever code the file names.
+        mmap: leave tensors in the file until they are used, which processes of one machine then share.
 
     Raises:
         ValueError: there is no such file, it is damaged, or it holds more than tensors and plain values.
@@ -87,7 +88,7 @@ def read_checkpoint(path: _PATH, weights_only: bool = True) -> dict[str, Any]:
         what = "is a folder of shards" if Path(path).is_dir() else "does not exist"
         raise ValueError(f"checkpoint {path} {what}; give the path of a .ckpt file")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=weights_only)
+        loaded = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint {path} holds more than tensors and plain values, or is damaged; it is not read, since that"

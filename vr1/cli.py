@@ -1,38 +1,27 @@
-"""The command line: ``python -m vr1 fit|validate|test|predict|score|export|sweep|compare|report``."""
+"""The command line, ``python -m vr1 COMMAND``: finds the module of a command, and imports no other."""
 
-import os
-import shlex
+import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import Any, NoReturn
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from typing_extensions import override
-
-import vr1.data
-import vr1.module
-import vr1.sft  # noqa: F401 - what is imported can be named without its package: --model SFTModule
-from vr1.data.datamodule import RecordDataModule
-from vr1.detector import Detector
-from vr1.memory_advice import is_out_of_memory
-from vr1.mistakes import innermost, told_by_us
-from vr1.runs.settings import flat_settings
-from vr1.wandb_resume import KEY, continue_run, run_of
-
-# Commands without a trainer, each by the module whose `main` it is; imported when it is asked for.
+# Commands without a trainer, each by the module whose `main` it is and what `--help` says of it.
 _COMMANDS = {
-    "compare": "vr1.runs.compare",
-    "export": "vr1.export_command",
-    "report": "vr1.report.command",
-    "score": "vr1.score",
-    "sweep": "vr1.sweeps.command",
+    "score": ("vr1.score", "reward recorded answers, without a model"),
+    "check": ("vr1.check.command", "read a whole data set once and draw what the model will see"),
+    "plan": ("vr1.plan.command", "predict the memory of a training, without a GPU or weights"),
+    "export": ("vr1.export_command", "make a Hugging Face folder of a checkpoint"),
+    "sweep": ("vr1.sweeps.command", "run trials over settings"),
+    "compare": ("vr1.runs.compare", "show runs side by side"),
+    "report": ("vr1.report.command", "make one page of a run"),
 }
-# What Lightning takes for --ckpt_path beside files.
-_KEYWORDS = ("best", "last", "hpc", "registry")
+_TRAINER = "vr1.trainer_commands"
+_TRAINER_COMMANDS = {
+    "fit": "train a model, with validation on the way",
+    "validate": "measure a model on the validation data",
+    "test": "measure a model on the test data",
+    "predict": "draw and write down what a model finds in images",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -45,133 +34,30 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         The exit status, where the command has one: 2 for a user's mistake, which is told in one line.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    if words and words[0] in _COMMANDS:
-        status: int = import_module(_COMMANDS[words[0]]).main(words[1:])
-        return status
-    try:
-        _CLI(
-            Detector,
-            RecordDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=_SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            parser_class=_Parser,
-            parser_kwargs={"prog": "vr1", "description": _DESCRIPTION},
-            args=None if argv is None else words,
-            command=shlex.join(["python", "-m", "vr1", *words]),
-        )
-    except (ValueError, OSError) as error:
-        if (ours := told_by_us(error)) is None:
-            raise
-        print(f"vr1: error: {ours}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError) as error:
-        if not (is_out_of_memory(error) and (notes := getattr(error, "__notes__", None))):
-            raise
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        print(f"vr1: error: {notes[-1]} ({first})", file=sys.stderr)
-        return 2
-    return None
+    first = words[0] if words else None
+    if first in ("-h", "--help"):
+        print(_help(), end="")
+        return 0
+    # What a command needs takes seconds to import: nobody waits for that of another.
+    status: int | None
+    if first in _COMMANDS:
+        status = import_module(_COMMANDS[first][0]).main(words[1:])
+    else:
+        status = import_module(_TRAINER).main(argv)
+    return status
 
 
-_DESCRIPTION = (
-    "Vision-R1: reinforcement learning that teaches vision-language models to find things in images. "
-    "Commands without a trainer, each with a --help of its own: `vr1 score` rewards recorded answers, `vr1 export`"
-    " makes a Hugging Face folder of a checkpoint, `vr1 sweep` runs trials over settings, `vr1 compare` shows runs"
-    " side by side, `vr1 report` makes one page of a run."
-)
-
-
-class _Parser(LightningArgumentParser):
-    """Tells a mistake in one line where one of our own checks found it, and never with all the settings' names."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Taken for an abbreviation, a mistyped name would go unnoticed.
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:
-            super().error(message, ex)
-        if ex is not None and (ours := told_by_us(ex)) is not None:
-            sys.stderr.write(f"vr1: error: {ours}\n")
-            self.exit(2)
-        prog = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
-        sys.stderr.write(f"vr1: error: {innermost(message)}\n")
-        sys.stderr.write(f"`{prog} --help` lists the settings; with --model.help GRPOModule, those of a class\n")
-        self.exit(2)
-
-
-class _CLI(LightningCLI):
-    """LightningCLI that finds out before any model is loaded what would end a run later."""
-
-    def __init__(self, *args: Any, command: str, **kwargs: Any) -> None:
-        self.command = command
-        super().__init__(*args, **kwargs)
-
-    @override
-    def _parse_ckpt_path(self) -> None:
-        """Leave the checkpoint alone: it holds no settings of the configuration, and the run reads it once anyway."""
-
-    @override
-    def after_instantiate_classes(self) -> None:
-        parser, settings = self._parser(self.subcommand), self.config[self.subcommand]
-        self.model.told = {"command": self.command, "config": parser.dump(settings)}
-
-    @override
-    def before_instantiate_classes(self) -> None:
-        checkpoint = str(self.config[self.subcommand].get("ckpt_path") or "")
-        known = checkpoint.split(":")[0] in _KEYWORDS or "://" in checkpoint
-        if checkpoint and not known and not Path(checkpoint).exists():
-            raise ValueError(f"ckpt_path={checkpoint}: no such checkpoint; check the path")
-        if checkpoint and not known and self.subcommand == "fit":
-            continue_run(self.config[self.subcommand].trainer.logger, checkpoint)
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
-        _share_version(trainer.loggers)
-        folders = [logger.save_dir for logger in trainer.loggers if logger.save_dir] or [trainer.default_root_dir]
-        for folder in dict.fromkeys(map(str, folders)):
-            _refuse_unwritable(folder)
-        return trainer
-
-
-class _SaveConfig(SaveConfigCallback):
-    """Keeps the settings of a run beside its results, and in Weights & Biases where that is used."""
-
-    @override
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_hyperparams(flat_settings(self.config.as_dict()))
-
-    @override
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if (run := run_of(trainer.loggers)) is not None:
-            checkpoint[KEY] = run
-
-
-def _share_version(loggers: Sequence[Logger]) -> None:
-    """Let loggers that number the runs of one folder give this run one number, and so one folder."""
-    numbers: dict[tuple[Any, Any], Any] = {}
-    for logger in loggers:
-        if isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None:
-            # Each would count the folders that it finds when it first writes, the other's among them.
-            logger._version = numbers.setdefault((logger.save_dir, logger.name), logger.version)
-
-
-def _refuse_unwritable(folder: str) -> None:
-    """Refuse a folder for results in which nothing can be made; one that is missing will be made."""
-    if "://" in folder:
-        return
-    there = Path(folder).absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        fault = "no folder" if not there.is_dir() else "write-protected"
-        raise ValueError(
-            f"{folder}: results cannot be written there, since {there} is {fault}; give another folder, as"
-            " trainer.default_root_dir or the save_dir of trainer.logger"
-        )
+def _help() -> str:
+    """What ``--help`` prints: all commands, and where their settings are listed."""
+    parser = argparse.ArgumentParser(
+        prog="vr1",
+        description="Vision-R1: reinforcement learning that teaches vision-language models to find things in images.",
+        epilog="`vr1 COMMAND --help` lists the settings of a command, `vr1 fit --model.help GRPOModule` and `vr1 fit"
+        " --data.help SceneDataModule` those of a class. Any setting of a --config file can be set by its path on the"
+        " command line, as in `vr1 fit --config configs/demo.yaml --model.sampling.group_size 16`.",
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="settings of several commands, each under its name")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for name, does in {**_TRAINER_COMMANDS, **{name: does for name, (_, does) in _COMMANDS.items()}}.items():
+        commands.add_parser(name, help=does)
+    return parser.format_help()

@@ -9,7 +9,7 @@ from vr1.families import Family
 from vr1.records import Boxes, Detections
 
 SCORE = 0.99
-"""A language model gives no confidence; every released evaluation of this method gives each box this one."""
+"""Every released evaluation of this method gives each box this score; `vr1.box_scores` tells boxes apart."""
 
 
 def read_detections(

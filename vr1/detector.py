@@ -1,15 +1,19 @@
 """What every module has in common: a policy, its prompts, and the evaluation of what it finds."""
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from vr1.box_scores import box_scores, token_ends
 from vr1.checkpoint import adapt_window, add_run, check_weights, drop_base
 from vr1.checkpoint_file import AtomicCheckpointIO
 from vr1.detections import read_detections
@@ -21,10 +25,14 @@ from vr1.policy.model import Policy
 from vr1.prompts import PromptBatch, PromptEncoder
 from vr1.random_states import random_states, restore_random_states
 from vr1.ranks import gather
-from vr1.records import Detections, Finding, Targets
+from vr1.recorded_answers import Answered, Question, question_of
+from vr1.records import Detections, Finding, Rollout, Targets
 from vr1.rewards import Reward
 from vr1.rollout.generate import generate
 from vr1.rollout.settings import Sampling
+from vr1.strategies.combinations import check_combination
+
+_SHOWN = ("map", "map_50", "map_75", "ar_100", "accuracy_50")
 
 
 class Detector(L.LightningModule, ABC):
@@ -40,6 +48,8 @@ class Detector(L.LightningModule, ABC):
         max_prompt_tokens: longest prompt, image tokens included; longer ones are refused, never cut.
         optimizer: optimizer over the trainable parameters.
         lr_scheduler: learning-rate schedule per optimizer step; None keeps the rate.
+        box_scores: score of each box in evaluation: ``constant`` (0.99, as in all released evaluations of this method)
+            or ``log_probs``, the probability of the tokens that the box is written in; see `vr1.box_scores`.
     """
 
     def __init__(
@@ -51,11 +61,12 @@ class Detector(L.LightningModule, ABC):
         max_prompt_tokens: int,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
+        box_scores: Literal["constant", "log_probs"] = "constant",
     ) -> None:
         super().__init__()
         policy.check()
         self.source, self.family, self.evaluation = policy, family or policy.family(), evaluation
-        self.reward = reward or Reward()
+        self.reward, self.box_scores = reward or Reward(), box_scores
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.processor = policy.processor()
         self.encoder = PromptEncoder(self.processor, self.family, max_prompt_tokens)
@@ -64,10 +75,18 @@ class Detector(L.LightningModule, ABC):
         self.coco = CocoMetrics()
         self.meter = Meter()
         self.told: dict[str, str] = {}
+        # Answers that an earlier run gave, by question; `callbacks.Evaluation` takes them up.
+        self.recorded: dict[Question, Answered] = {}
         self._random_states: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
-        """Have checkpoints written by `AtomicCheckpointIO`, unless a plugin of the user's own writes them."""
+        """Refuse what cannot work together, before weights are loaded, and have `AtomicCheckpointIO` write checkpoints.
+
+        A plugin of the user's own that writes them is left alone.
+        """
+        check_combination(
+            self.trainer.strategy, self.source, str(self.trainer.precision), self._optimizer_class(stage == "fit")
+        )
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
@@ -83,6 +102,18 @@ class Detector(L.LightningModule, ABC):
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    def _optimizer_class(self, training: bool) -> type | None:
+        """What the optimizer will be, found out on parameters of no importance."""
+        if not training:
+            return None
+        layer = torch.nn.Linear(1, 1)
+        return type(self.optimizer(layer.named_parameters()))
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """All weights on this process for a while, where the strategy divides them: rollouts differ in their length."""
+        gathered = getattr(self.trainer.strategy, "gathered", nullcontext)
+        return gathered()  # type: ignore[no-any-return]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what makes a resumed run exact, and what `vr1 export` needs; adapter runs leave the base out."""
@@ -111,9 +142,13 @@ class Detector(L.LightningModule, ABC):
             restore_random_states(self._random_states[self.global_rank])
         self._random_states = []
 
-    def findings(self, prompts: PromptBatch, texts: list[str]) -> list[Finding]:
-        """Read, match and reward one completion per prompt."""
-        detections = self.read(prompts, texts)
+    def findings(self, prompts: PromptBatch, answers: Sequence[Answered]) -> list[Finding]:
+        """Read, match and reward one answer per prompt."""
+        texts = [answer.completion for answer in answers]
+        detections = [
+            replace(found, scores=np.asarray(answer.scores)) if len(answer.scores or ()) == len(found) > 0 else found
+            for answer, found in zip(answers, self.read(prompts, texts), strict=True)
+        ]
         outcome = self.reward(detections, targets(prompts))
         rewards = {**outcome.terms, "total": outcome.total}
         return [
@@ -158,14 +193,57 @@ class Detector(L.LightningModule, ABC):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Finding]:
         """Answer greedily."""
-        return self.findings(batch, self._answer(batch))
+        return self.findings(batch, self._answers(batch))
 
-    def _answer(self, batch: PromptBatch) -> list[str]:
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Plain values that decide, beside weights and questions, which answers an evaluation gets."""
+        family = type(self.family)
+        return {
+            "policy": asdict(self.source),
+            "family": f"{family.__module__}.{family.__qualname__} {vars(self.family)}",
+            "evaluation": asdict(self.evaluation),
+            "box_scores": self.box_scores,
+        }
+
+    def _answers(self, batch: PromptBatch) -> list[Answered]:
+        """Answers that are recorded, and new ones to the other questions."""
+        asked = zip(batch.records, batch.instructions, batch.input_sizes, strict=True)
+        answers = [self.recorded.get(question_of(*question)) for question in asked]
+        missing = [row for row, answer in enumerate(answers) if answer is None]
+        # Processes that hold parts of one model gather them together, also where one of them has nothing to ask.
+        with self.whole_weights():
+            if missing:
+                whole = len(missing) == len(batch)
+                asking = batch if whole else self.encoder([batch.records[row] for row in missing]).to(self.device)
+                for row, answer in zip(missing, self._answer(asking), strict=True):
+                    answers[row] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _answer(self, batch: PromptBatch) -> list[Answered]:
         rollout = generate(self.policy, batch, self.evaluation, self.processor.tokenizer)
-        return [texts[0] for texts in rollout.texts]
+        texts = [texts[0] for texts in rollout.texts]
+        if self.box_scores == "constant":
+            return [Answered(completion=text) for text in texts]
+        return [
+            Answered(completion=text, scores=scores)
+            for text, scores in zip(texts, self._box_scores(batch, rollout), strict=True)
+        ]
+
+    def _box_scores(self, batch: PromptBatch, rollout: Rollout) -> list[tuple[float, ...]]:
+        """Scores of the boxes of each prompt's first completion."""
+        log_probs = self.policy.log_probs(batch, rollout.tokens, rollout.mask)[0].cpu().double().numpy()
+        added = self.processor.tokenizer.added_tokens_decoder
+        left_out = {token for token, kind in added.items() if kind.special} - batch.markers
+        scores = []
+        for row, (text, *_) in enumerate(rollout.texts):
+            length = int(rollout.mask[row, 0].sum())
+            ends = token_ends(self.processor.tokenizer, rollout.tokens[row, 0, :length].tolist(), left_out)
+            boxes = self.family.read(text).boxes
+            scores.append(tuple(box_scores(text, boxes, ends, log_probs[row, 0, :length]).tolist()))
+        return scores
 
     def _evaluate(self, batch: PromptBatch) -> list[Finding]:
-        findings = self.findings(batch, self._answer(batch))
+        findings = self.findings(batch, self._answers(batch))
         self.coco.update([finding.detections for finding in findings], batch.records)
         self.answers.update([finding.match for finding in findings])
         for name in findings[0].rewards:
@@ -184,8 +262,9 @@ class Detector(L.LightningModule, ABC):
         self._log_metrics()
 
     def _log_metrics(self) -> None:
+        """All figures of a test, the main ones of a validation; of several sets each one's and their average."""
         coco = self.coco.compute()
-        shown = coco if self.trainer.testing else {name: coco[name] for name in ("map", "map_50", "map_75", "ar_100")}
+        shown = {name: value for name, value in coco.items() if self.trainer.testing or name.split("/")[-1] in _SHOWN}
         self.log_dict({f"{self._stage}/{name}": value for name, value in {**shown, **self.answers.compute()}.items()})
         self.coco.reset()
         self.answers.reset()

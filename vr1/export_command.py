@@ -7,11 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from vr1.checkpoint import run_of, source_of
-from vr1.checkpoint_file import read_checkpoint
-from vr1.export import trained_network, write_model
-from vr1.model_card import model_card
-
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -51,9 +46,16 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
     Raises:
         ValueError: the checkpoint, its base or the folder cannot be used.
     """
+    # Here, so that --help does not wait for torch.
+    from vr1.checkpoint import run_of, source_of
+    from vr1.checkpoint_file import read_checkpoint
+    from vr1.export import trained_network, write_model
+    from vr1.model_card import model_card
+    from vr1.strategies.shards import read_shards
+
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists and is not an empty folder; name another one")
-    checkpoint = read_checkpoint(ckpt)
+    checkpoint = read_shards(ckpt) if ckpt.is_dir() else read_checkpoint(ckpt)
     source = source_of(checkpoint)
     if base is not None:
         source = replace(source, path=base)

@@ -4,7 +4,7 @@ Shape letters: B prompts, G group size, C completion tokens.
 """
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -45,6 +45,8 @@ class GRPOModule(Detector):
         seed: seed of the rollouts; None takes that of ``seed_everything``.
         optimizer: optimizer over the trainable parameters.
         lr_scheduler: learning-rate schedule per optimizer step; None keeps the rate.
+        box_scores: score of each box in evaluation: ``constant`` (0.99, as in all released evaluations of this method)
+            or ``log_probs``, the probability of the tokens that the box is written in; see `vr1.box_scores`.
 
     Raises:
         ValueError: a group of one completion (nothing to compare), or a sampling temperature of 0.
@@ -67,8 +69,9 @@ class GRPOModule(Detector):
         seed: int | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        box_scores: Literal["constant", "log_probs"] = "constant",
     ) -> None:
-        super().__init__(policy, family, reward, evaluation, max_prompt_tokens, optimizer, lr_scheduler)
+        super().__init__(policy, family, reward, evaluation, max_prompt_tokens, optimizer, lr_scheduler, box_scores)
         if sampling.group_size < 2:
             raise ValueError(
                 f"sampling.group_size={sampling.group_size}: GRPO compares the completions of a group, so it needs at"
@@ -84,14 +87,20 @@ class GRPOModule(Detector):
         self.sampling, self.advantage, self.loss, self.seed = sampling, advantage, loss or GRPO(), run_seed(seed)
         self.updates_per_rollout, self.resample_equal = updates_per_rollout, resample_equal
         self.reference: Reference | None = None
+        self._is_trained = True
         self.judged: JudgedGroups | None = None
         # What the next updates learn from, by the batch's place in the optimizer step.
         self.experience: dict[int, Experience] = {}
 
+    def setup(self, stage: str) -> None:
+        """Check the settings, and learn whether a reference will be wanted."""
+        super().setup(stage)
+        self._is_trained = stage == "fit"
+
     def configure_model(self) -> None:
-        """Load the policy and, before its first update, remember it as the reference."""
+        """Load the policy and, where it is about to be trained, remember it as the reference."""
         super().configure_model()
-        if self.loss.kl_coef > 0 and self.reference is None:
+        if self.loss.kl_coef > 0 and self.reference is None and self._is_trained:
             self.reference = Reference(self.policy)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
@@ -118,25 +127,17 @@ class GRPOModule(Detector):
         )
         now = time.perf_counter()
         self.meter.tokens += int(experience.mask.sum())
-        metrics = {**metrics, "loss": loss.detach(), "entropy": mean_where(entropy, experience.mask)}
-        self._log("grpo", metrics, len(batch))
+        per_token = {**metrics, "entropy": mean_where(entropy, experience.mask)}
+        share = self._share_of_tokens(experience.mask)
+        metrics = {name: value * share for name, value in per_token.items()}
+        self._log("grpo", {**metrics, "loss": loss.detach()}, len(batch))
         self._log("perf", {"policy_forward_seconds": now - before, "sampling_seconds": before - started}, len(batch))
         return loss
 
     def _gather(self, batch: PromptBatch) -> Experience:
         """Sample, reward and compare the completions of a batch."""
-        rollout = self._rollout(batch, draw=0)
-        rewards, terms = self._rewards(batch, rollout)
-        for attempt in range(1, self.resample_equal + 1):
-            stuck = equal_groups(rewards)
-            if not stuck.any():
-                break
-            again = self._rollout(batch, draw=attempt)
-            new_rewards, new_terms = self._rewards(batch, again)
-            rollout = merge(rollout, again, stuck)
-            rewards = torch.where(stuck[:, None], new_rewards, rewards)
-            terms = {name: torch.where(stuck[:, None], new_terms[name], value) for name, value in terms.items()}
-
+        with self.whole_weights():
+            rollout, rewards, terms = self._sample(batch)
         started = time.perf_counter()
         mask = rollout.mask
         if self.loss.mask_truncated:
@@ -162,6 +163,21 @@ class GRPOModule(Detector):
             advantages=advantages.to(rollout.tokens.device),
             reference_log_probs=reference,
         )
+
+    def _sample(self, batch: PromptBatch) -> tuple[Rollout, Tensor, dict[str, Tensor]]:
+        """Completions, their rewards ``[B, G]`` and the same by term; groups without any difference drawn again."""
+        rollout = self._rollout(batch, draw=0)
+        rewards, terms = self._rewards(batch, rollout)
+        for attempt in range(1, self.resample_equal + 1):
+            stuck = equal_groups(rewards)
+            if not stuck.any():
+                break
+            again = self._rollout(batch, draw=attempt)
+            new_rewards, new_terms = self._rewards(batch, again)
+            rollout = merge(rollout, again, stuck)
+            rewards = torch.where(stuck[:, None], new_rewards, rewards)
+            terms = {name: torch.where(stuck[:, None], new_terms[name], value) for name, value in terms.items()}
+        return rollout, rewards, terms
 
     def _rollout(self, batch: PromptBatch, draw: int) -> Rollout:
         # Every attempt at every step draws from a stream of its own for each record, which a resumed run meets again,
@@ -203,6 +219,12 @@ class GRPOModule(Detector):
         self._log(
             "perf", {"tokens_per_second": tokens / seconds, "reference_seconds": reference_seconds, **parts}, size
         )
+
+    def _share_of_tokens(self, mask: Tensor) -> Tensor:
+        """This process's tokens over the processes' mean: so weighted, a mean of means is the mean over all tokens."""
+        tokens = mask.sum().float()
+        mean = self.trainer.strategy.reduce(tokens.clone(), reduce_op="mean")
+        return tokens / mean.clamp(min=1)
 
     def _log(self, group: str, values: dict[str, Any], batch_size: int) -> None:
         named = {f"{group}/{name}": float(value) for name, value in values.items()}

@@ -100,7 +100,10 @@ class PromptEncoder:
         Raises:
             ValueError: a prompt is longer than ``max_prompt_tokens``. It is never cut: that would cut image tokens.
         """
-        instructions = [self.family.instruction(record.categories) for record in records]
+        instructions = [
+            self.family.refer(record.categories[0]) if record.referring else self.family.instruction(record.categories)
+            for record in records
+        ]
         encoded = self.processor(
             text=[self.chat(instruction) for instruction in instructions],
             images=[record.image for record in records],

@@ -34,6 +34,7 @@ class DetectionRecord:
         areas: ``[M]`` float64 object areas in square pixels, as COCO's size ranges use them.
         crowd: ``[M]`` bool, COCO's ``iscrowd``: such a region is no target and no prediction in it is an error.
         set_name: which of several data sets it belongs to; empty where there is only one.
+        referring: the one category is an expression that refers to one object, such as "the man on the left".
     """
 
     image: Image.Image
@@ -45,6 +46,7 @@ class DetectionRecord:
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
     set_name: str = ""
+    referring: bool = False
 
     @property
     def image_size(self) -> tuple[int, int]:

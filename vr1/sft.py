@@ -28,6 +28,8 @@ class SFTModule(Detector):
         target_order: boxes as ``annotated``, or ``sorted`` by their left edge.
         optimizer: optimizer over the trainable parameters.
         lr_scheduler: learning-rate schedule per optimizer step; None keeps the rate.
+        box_scores: score of each box in evaluation: ``constant`` (0.99, as in all released evaluations of this method)
+            or ``log_probs``, the probability of the tokens that the box is written in; see `vr1.box_scores`.
 
     Source: the SFT baseline of Vision-R1, arXiv 2503.18013, section 4.
     """
@@ -42,8 +44,9 @@ class SFTModule(Detector):
         target_order: Literal["annotated", "sorted"] = "annotated",
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        box_scores: Literal["constant", "log_probs"] = "constant",
     ) -> None:
-        super().__init__(policy, family, reward, evaluation, max_prompt_tokens, optimizer, lr_scheduler)
+        super().__init__(policy, family, reward, evaluation, max_prompt_tokens, optimizer, lr_scheduler, box_scores)
         self.target_order = target_order
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:

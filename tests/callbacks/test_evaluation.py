@@ -1,13 +1,22 @@
 """The files of a test run."""
 
+import contextlib
 import json
+import os
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 
 from callbacks import Evaluation
+from callbacks.extremes import Extremes, quality
 from tests.callbacks.tiny import TinyDetector, trainer
+from vr1.data import SceneDataModule, SceneStyle
+from vr1.drawing.examples import example_finding
+from vr1.module import GRPOModule
+from vr1.recorded_answers import Answered
+from vr1.rollout import Sampling
 
 
 class Sets(TinyDetector):
@@ -21,8 +30,8 @@ class Sets(TinyDetector):
 def test_files_of_one_set(tmp_path, capsys):
     folder = tmp_path / "my evaluation"
     trainer(tmp_path, [Evaluation(folder)]).test(TinyDetector(), verbose=False)
-    names = ["answers.jsonl", "ground_truth.json", "metrics.json", "per_class.csv", "per_set.csv", "results.json"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    names = ["answers.jsonl", "evaluation.json", "gallery", "ground_truth.json", "metrics.json", "per_class.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "per_set.csv", "results.json"]
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["image_id"] for line in lines] == list(range(6))
     assert lines[0]["read"]["labels"] == ["red circle", "blue square", "blue square"]
@@ -37,18 +46,14 @@ def test_files_of_one_set(tmp_path, capsys):
     assert set(figures["classes"][""]) == {"red circle", "blue square", "green triangle"}
 
 
-def test_sets_are_measured_apart_and_logged(tmp_path):
-    from lightning.pytorch.loggers import CSVLogger
-
-    logger = CSVLogger(tmp_path, name="", version="run")
-    trainer(tmp_path, [Evaluation()], logger=logger).test(Sets(), verbose=False)
-    folder = tmp_path / "run" / "evaluation"
+def test_sets_are_measured_apart(tmp_path):
+    trainer(tmp_path, [Evaluation()]).test(Sets(), verbose=False)
+    folder = tmp_path / "evaluation"
     figures = json.loads((folder / "metrics.json").read_text())
     assert {name: part["records"] for name, part in figures["sets"].items()} == {"others": 3, "shapes": 3}
     mean = (figures["sets"]["others"]["map"] + figures["sets"]["shapes"]["map"]) / 2
     assert figures["average"]["map"] == pytest.approx(mean)
     assert (folder / "shapes" / "results.json").is_file()
-    assert "sets/average/map" in (tmp_path / "run" / "metrics.csv").read_text()
 
 
 def test_validate_writes_and_training_does_not(tmp_path):
@@ -101,3 +106,122 @@ def test_other_outputs_are_named(tmp_path):
 
     with pytest.raises(TypeError, match="the step returned str"):
         trainer(tmp_path, [Evaluation(tmp_path / "out")]).test(Other(), verbose=False)
+
+
+def test_the_best_and_the_worst_images_are_drawn(tmp_path):
+    trainer(tmp_path, [Evaluation(tmp_path / "out", num_images=2)]).test(TinyDetector(), verbose=False)
+    best, worst = (Image.open(tmp_path / f"out/gallery/{name}.png") for name in ("best", "worst"))
+    assert best.size == worst.size
+    assert best.tobytes() != worst.tobytes()
+    trainer(tmp_path, [Evaluation(tmp_path / "none", num_images=0)]).test(TinyDetector(), verbose=False)
+    assert not (tmp_path / "none" / "gallery").exists()
+    with pytest.raises(ValueError, match="num_images is -1"):
+        Evaluation(num_images=-1)
+
+
+def test_extremes_are_those_of_all_answers(monkeypatch):
+    """Against sorting everything; whatever the order, and whoever saw them."""
+    findings = [TinyDetector().finding(index) for index in range(6)]
+    ordered = sorted(findings, key=lambda found: (quality(found), found.record.image_id))
+    drawn = []
+    monkeypatch.setattr("callbacks.extremes.draw_tile", lambda finding, side: drawn.append(finding))
+    for order in (findings, findings[::-1], [*findings, *findings]):
+        extremes = Extremes(3)
+        for finding in order:
+            extremes.add([finding])
+        drawn.clear()
+        extremes.tiles(64)
+        assert sorted(quality(found) for found in drawn[:3]) == [quality(found) for found in ordered[-3:]]
+        assert [quality(found) for found in drawn[3:]] == [quality(found) for found in ordered[:3]]
+        assert len({found.record.image_id for found in drawn[:3]}) == 3
+    assert quality(example_finding(empty=True)) == 0
+
+
+class PowerCutError(Exception):
+    pass
+
+
+class Counting(GRPOModule):
+    """Answers two of the true boxes, and counts what it is asked until it is interrupted."""
+
+    limit = 99
+
+    def _answer(self, batch):
+        Counting.asked += [record.image_id for record in batch.records]
+        if len(Counting.asked) > self.limit:
+            raise PowerCutError
+        answers = []
+        for record, size in zip(batch.records, batch.input_sizes, strict=True):
+            boxes = self.family.from_image(record.boxes_xyxy, record.image_size, size)[:2]
+            text = self.family.write(boxes, record.labels[:2])
+            answers.append(Answered(completion=text, scores=(0.5, 0.75)[: len(boxes)]))
+        return answers
+
+
+@pytest.fixture
+def evaluated(source, tmp_path):
+    """Evaluates the same 9 scenes; the images that the model was asked about."""
+
+    def evaluate(folder, limit=99, batch_size=2, **settings):
+        module = Counting(policy=source, **settings)
+        module.limit, Counting.asked = limit, []
+        data = SceneDataModule(SceneStyle(num_objects=(1, 4)), test_scenes=9, eval_batch_size=batch_size, num_workers=0)
+        loop = trainer(tmp_path, [Evaluation(tmp_path / folder)])
+        with contextlib.suppress(PowerCutError):
+            loop.test(module, data, verbose=False)
+        return Counting.asked
+
+    return evaluate
+
+
+FILES = ("answers.jsonl", "metrics.json", "results.json", "ground_truth.json", "per_class.csv")
+
+
+def same(tmp_path, *folders):
+    return all(len({(tmp_path / folder / name).read_bytes() for folder in folders}) == 1 for name in FILES)
+
+
+def test_an_interrupted_evaluation_goes_on(evaluated, tmp_path):
+    assert evaluated("whole") == list(range(1, 10))
+    assert evaluated("cut", limit=4) == [1, 2, 3, 4, 5, 6]
+    answers = tmp_path / "cut" / "answers.jsonl"
+    assert len(answers.read_text().splitlines()) == 4
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    with answers.open("ab") as file:  # what a kill leaves
+        file.write(answers.read_bytes().splitlines()[0][:200])
+    assert evaluated("cut") == [5, 6, 7, 8, 9]
+    assert same(tmp_path, "whole", "cut")
+
+
+def test_single_answers_that_are_missing_are_asked_for(evaluated, tmp_path):
+    evaluated("whole")
+    evaluated("cut", limit=4)
+    answers = tmp_path / "cut" / "answers.jsonl"
+    lines = answers.read_bytes().splitlines(keepends=True)
+    answers.write_bytes(lines[0] + lines[3])
+    (tmp_path / "cut" / "answers.rank1.jsonl").write_bytes(lines[1])
+    assert evaluated("cut", batch_size=4) == [3, 5, 6, 7, 8, 9]
+    assert not (tmp_path / "cut" / "answers.rank1.jsonl").exists()
+    for name in ("metrics.json", "results.json"):
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+@pytest.mark.parametrize("change", ["settings", "weights", "finished", "not wanted"])
+def test_answers_of_something_else_do_not_count(evaluated, tmp_path, source, change):
+    everything = list(range(1, 10))
+    assert evaluated("out", limit=99 if change == "finished" else 4)[:4] == [1, 2, 3, 4]
+    if change == "settings":
+        assert evaluated("out", evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=7)) == everything
+    elif change == "weights":
+        [file] = (tmp_path / source.path).glob("*.safetensors")
+        os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns + 10**9))
+        assert evaluated("out") == everything
+    elif change == "finished":
+        assert evaluated("out") == everything
+    else:
+        module = Counting(policy=source)
+        Counting.asked = []
+        data = SceneDataModule(SceneStyle(num_objects=(1, 4)), test_scenes=9, num_workers=0)
+        trainer(tmp_path, [Evaluation(tmp_path / "out", resume=False)]).test(module, data, verbose=False)
+        assert Counting.asked == everything
+    assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 9

@@ -34,7 +34,7 @@ def test_the_real_slice():
         assert record.categories == record.labels == (" ".join(line["expression"].split()),)
         assert record.boxes_xyxy.tolist() == [line["bbox_xyxy"]]
         assert record.image.size == (line["width"], line["height"])
-        assert (record.set_name, int(record.crowd.sum())) == ("refcoco_val", 0)
+        assert (record.set_name, int(record.crowd.sum()), record.referring) == ("refcoco_val", 0, True)
     assert len({record.image_id for record in source}) == 20
     # The prompt alone gives the same expression, worded around it.
     worded = [{"image": line["image"], "problem": line["prompt"], "solution": line["bbox_xyxy"]} for line in lines]

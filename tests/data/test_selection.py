@@ -1,4 +1,5 @@
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,23 +86,47 @@ def test_negatives_and_crowds_are_counted(tmp_path, picture):
         assert 0 in source.object_counts
 
 
-@needs_shared
-def test_the_loader_of_a_curriculum_keeps_its_order(encoder):
-    class Trainer:
-        accumulate_grad_batches = 1
-
-        class lightning_module:  # noqa: N801 - stands for an attribute
-            updates_per_rollout = 1
-
-    Trainer.lightning_module.encoder = staticmethod(lambda records: [len(record.labels) for record in records])
-    data = CocoDataModule(SHARED / "thermal", batch_size=3, num_workers=0, selection=Selection(curriculum=True))
-    data.trainer = Trainer()
+def curriculum(rank=0, world=1, batch_size=4):
+    """The training loader of a data module whose records are ordered by their number of objects."""
+    module = SimpleNamespace(updates_per_rollout=1, encoder=lambda records: [len(record.labels) for record in records])
+    data = CocoDataModule(
+        SHARED / "thermal", batch_size=batch_size, num_workers=0, selection=Selection(curriculum=True)
+    )
+    data.trainer = SimpleNamespace(
+        accumulate_grad_batches=1,
+        overfit_batches=0,
+        lightning_module=module,
+        distributed_sampler_kwargs={"rank": rank, "num_replicas": world},
+    )
     data.setup("fit")
-    counts = [count for batch in data.train_dataloader() for count in batch]
+    return data, data.train_dataloader()
+
+
+@needs_shared
+def test_the_loader_of_a_curriculum_keeps_its_order():
+    data, loader = curriculum()
+    counts = [count for batch in loader for count in batch]
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
+    # The next epoch begins anew.
+    loader.set_epoch(1)
+    assert [count for batch in loader for count in batch] == counts
     # What is measured stays whole and in order.
     assert len(data.sources["val"]) == 41
+
+
+@needs_shared
+def test_a_curriculum_is_resumed_and_shared_in_its_order():
+    loader = curriculum()[1]
+    batches = iter(loader)
+    first = [next(batches) for _ in range(4)]
+    state, rest = loader.state_dict(), list(batches)
+    resumed = curriculum()[1]
+    resumed.load_state_dict(state)
+    assert list(resumed) == rest
+    # Two processes see at each step what one alone would see.
+    shares = [list(curriculum(rank, 2, batch_size=2)[1]) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == first + rest
 
 
 def test_a_selected_source_travels_and_refuses_rows_outside(tmp_path):

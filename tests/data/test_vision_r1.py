@@ -1,17 +1,20 @@
 import builtins
 import json
+import pickle
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.data.conftest import SHARED, needs_shared
-from vr1.data import Selection, VisionR1DataModule
+from vr1.data import MixtureDataModule, SceneDataModule, Selection, VisionR1DataModule
 from vr1.data.coco import CocoSource, split_files
 from vr1.data.hub_table import load_table
 from vr1.data.images import ImageError
+from vr1.data.loader import TrainingLoader
+from vr1.data.repeat import RepeatedBatches
 from vr1.data.vision_r1 import VisionR1Source
-from vr1.families import Qwen25VL
+from vr1.data.vision_r1_stream import VisionR1Stream
 
 datasets = pytest.importorskip("datasets", reason="the optional library datasets is not installed")
 
@@ -85,11 +88,12 @@ def test_real_records_through_every_form(form, tmp_path):
         ("Can you point out left dog in the image and provide the coordinates of its location?", ("left dog",)),
     ],
 )
-def test_the_family_words_its_own_question(problem, expected):
+def test_the_family_words_its_own_question(problem, expected, encoder):
     solution = json.dumps([["dog", [10, 20, 30, 40]]])
     [found] = VisionR1Source(table(record(problem=problem, solution=solution)), "made")
-    assert (found.categories, found.labels) == (expected, expected)
-    assert Qwen25VL().instruction(found.categories).startswith(f"Locate every {expected[0]} in the image")
+    assert (found.categories, found.labels, found.referring) == (expected, expected, "point out" in problem)
+    [instruction] = encoder([found]).instructions
+    assert instruction.startswith("Locate left dog, output" if found.referring else "Locate every dog in the image")
     [found] = VisionR1Source(table(record()), "made")
     assert (found.categories, found.labels) == (("dog", "person"), ("dog", "person"))
 
@@ -183,3 +187,94 @@ def test_the_missing_library_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ValueError, match=r"needs the library `datasets` to be read; pip install 'vr1\[datasets\]'"):
         load_table("somebody/something")
+
+
+def numbered(folder, count=40):
+    """A parquet file of records told apart by the first corner of their boxes; record n has n % 4 objects."""
+    rows = [
+        record(solution=json.dumps([["dog", [number, 1 + row, 60, 70]] for row in range(number % 4)]))
+        for number in range(count)
+    ]
+    made = datasets.Dataset.from_dict({name: [item[name] for item in rows] for name in rows[0]})
+    made.cast_column("image", datasets.Image()).to_parquet(folder / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+def content(items):
+    return [(item.image_id, item.boxes_xyxy.tolist(), item.labels) for item in items]
+
+
+@pytest.mark.parametrize("form", ["parquet", "save_to_disk"])
+def test_a_stream_has_the_records_of_the_table(form, tmp_path):
+    path = numbered(tmp_path)
+    if form == "save_to_disk":
+        load_table(path).save_to_disk(tmp_path / "saved")
+        path = str(tmp_path / "saved")
+    source = VisionR1Source(load_table(path), path)
+    stream = VisionR1Stream(load_table(path, streaming=True), path, records=40, kept=3)
+    assert content(stream[row] for row in range(40)) == content(source)
+    # Back, on, back by more than is kept, and beyond the end of a pass.
+    assert content(stream[row] for row in (7, 6, 5, 30, 2)) == content(source[row] for row in (7, 6, 5, 30, 2))
+    longer = VisionR1Stream(load_table(path, streaming=True), path, records=50)
+    assert content([longer[45]]) == content([source[5]])
+    with pytest.raises(IndexError):
+        stream[40]
+    assert content([pickle.loads(pickle.dumps(stream))[3]]) == content([source[3]])
+
+
+def test_a_stream_passes_over_what_the_limits_exclude(tmp_path):
+    path = numbered(tmp_path, 12)
+    stream = VisionR1Stream(load_table(path, streaming=True), path, records=6, min_objects=1, max_objects=2)
+    assert [len(stream[row].labels) for row in range(6)] == [1, 2] * 3
+    none = VisionR1Stream(load_table(path, streaming=True), path, records=6, min_objects=9)
+    with pytest.raises(ValueError, match="no record of the stream can be used"):
+        none[0]
+
+
+def test_faults_of_a_stream_show_when_they_are_read(tmp_path):
+    made = table(record(), record(solution="[["), record(width=99), record()).to_iterable_dataset()
+    stream = VisionR1Stream(made, "made", records=3)
+    assert stream[0].image_id == 1
+    with pytest.raises(ValueError, match=r"made\[1\]: record whose solution is not JSON.*set bad_records: skip"):
+        stream[1]
+    stream = VisionR1Stream(made, "made", records=3, bad_records="skip")
+    assert [stream[row].image_id for row in (0, 1, 2)] == [1, 4, 4]  # the third is the one that stood in before
+    other = datasets.Dataset.from_dict({"image": [1], "question": ["a"]}).to_iterable_dataset()
+    with pytest.raises(ValueError, match="has no column problem"):
+        VisionR1Stream(other, "other", 1)
+
+
+def test_training_on_a_stream_goes_on_in_the_middle(tmp_path, encoder):
+    """By two workers, each of which reads the whole stream, against a whole epoch."""
+    path = numbered(tmp_path)
+    settings = {"path": path, "val_records": 4, "streaming": True, "records": 30, "batch_size": 3, "num_workers": 2}
+
+    def loader():
+        data = VisionR1DataModule(**settings, seed=1)
+        source = data.build("train")
+        assert len(data.build("val")) == 4
+        assert len(source) == 30
+        assert not data.shuffle
+        return TrainingLoader(source, RepeatedBatches(30, 3, repeats=2), collate_fn=content, num_workers=2)
+
+    whole = list(loader())
+    assert whole[::2] == whole[1::2]
+    seen = [item for batch in whole[::2] for item in batch]
+    assert len({str(boxes) for _, boxes, _ in seen}) > 20
+    assert [boxes[0][0] for _, boxes, _ in seen] != sorted(boxes[0][0] for _, boxes, _ in seen)
+    assert all(boxes[0][0] >= 4 for _, boxes, _ in seen)  # those are validated on
+    first = loader()
+    batches = iter(first)
+    begun = [next(batches) for _ in range(6)]
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert begun + list(second) == whole
+
+
+def test_what_a_stream_cannot_do_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a stream does not know how many objects later records have"):
+        VisionR1DataModule(str(tmp_path), streaming=True, selection=Selection(curriculum=True))
+    with pytest.raises(ValueError, match=r"set data\.records to the number"):
+        VisionR1DataModule(numbered(tmp_path, 4), val_records=0, streaming=True).build("train")
+    with pytest.raises(ValueError, match=r"data\.parts\.b\.streaming=true: a stream .* cannot be mixed"):
+        MixtureDataModule({"a": SceneDataModule(), "b": VisionR1DataModule(str(tmp_path), streaming=True)})

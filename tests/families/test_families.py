@@ -107,6 +107,26 @@ def test_the_question_names_every_category(family):
         assert all(name in family.instruction(categories) for name in categories)
 
 
+@each_family
+def test_an_expression_is_asked_for_as_it_stands(family):
+    question = family.refer("the man on the left")
+    assert question.count("the man on the left") == 1
+    assert "every the" not in question
+
+
+def test_an_expression_is_asked_for_in_the_familys_own_words():
+    worded = {type(family): family.refer("a cup") for family in FAMILIES[:7]}
+    assert worded[Qwen25VL] == "Locate a cup, output its bbox coordinates using JSON format."
+    assert worded[InternVL].endswith("the region this sentence describes: <ref>a cup</ref>")
+    assert "<|object_ref_start|>a cup<|object_ref_end|>" in worded[Qwen2VL]
+    own = [kind for kind, text in worded.items() if text != kind().instruction(["a cup"])]
+    assert own == [Qwen25VL, Qwen2VL, Qwen3VL, InternVL, Griffon, Florence2]
+    described = Described(frame=1, wording=Wording(one="Find every {categories}.", referring="Find {categories}."))
+    assert (described.refer("a cup"), described.instruction(["cup"])) == ("Find a cup.", "Find every cup.")
+    with pytest.raises(ValueError, match=r"wording\.referring='Find it': needs"):
+        Wording(one="{categories}", referring="Find it")
+
+
 @pytest.mark.parametrize(
     ("model_type", "family"),
     [

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from vr1.data.coco import CocoSource
 from vr1.matching import BoxMatcher, fold_label
-from vr1.metrics import CocoMetrics
+from vr1.metrics import CocoMetrics, ReferringAccuracy
 from vr1.records import DetectionRecord, Detections, Targets, as_boxes
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -257,7 +257,7 @@ def test_more_than_a_hundred_boxes():
         assert_same(metrics, reference(document, everything))
 
 
-def one(labels=("cat",), categories=("cat", "dog"), boxes=((0, 0, 40, 40),), image_id=1, origin="a"):
+def one(labels=("cat",), categories=("cat", "dog"), boxes=((0, 0, 40, 40),), image_id=1, origin="a", set_name=""):
     return DetectionRecord(
         image=Image.new("RGB", (1, 1)),
         boxes_xyxy=as_boxes(boxes),
@@ -267,6 +267,7 @@ def one(labels=("cat",), categories=("cat", "dog"), boxes=((0, 0, 40, 40),), ima
         origin=origin,
         areas=np.full(len(labels), 1600.0),
         crowd=np.zeros(len(labels), bool),
+        set_name=set_name,
     )
 
 
@@ -348,6 +349,31 @@ def test_the_same_image_id_in_two_files_counts_twice():
     metrics = CocoMetrics()
     metrics.update([answer("cat"), answer()], [one(origin="a"), one(origin="b")])
     assert float(metrics.compute()["ar_100"]) == 0.5
+
+
+def test_sets_are_measured_each_on_its_own():
+    metrics = CocoMetrics()
+    cat, dog = answer("cat"), answer("dog")
+    metrics.update([cat], [one(set_name="b", categories=("cat",))])
+    metrics.update([dog, cat], [one(set_name="a/large"), one(set_name="a/large", image_id=2)])
+    result = {name: float(value) for name, value in metrics.compute().items()}
+    assert (result["b/map"], result["b/records"], result["records"], result["a/large/records"]) == (1, 1, 3, 2)
+    alone = CocoMetrics()
+    alone.update([dog, cat], [one(), one(image_id=2)])
+    assert result["a/large/map"] == float(alone.compute()["map"]) < 1
+    assert result["map"] == (result["a/large/map"] + 1) / 2
+    assert set(metrics.per_class()) == {"a/large/cat", "a/large/dog", "b/cat"}
+    # One category and one true box are asked for in one of the sets only.
+    assert (result["b/accuracy_50"], "accuracy_50" in result, "a/large/accuracy_50" in result) == (1, False, False)
+
+
+def test_accuracy_of_questions_for_one_box():
+    metrics, plain = CocoMetrics(), ReferringAccuracy()
+    records = [one(image_id=number, categories=("cat",)) for number in range(3)]
+    found = [answer("cat"), answer(), answer("anything")]
+    metrics.update(found, records)
+    plain.update(found, records)
+    assert float(metrics.compute()["accuracy_50"]) == pytest.approx(float(plain.compute())) == pytest.approx(2 / 3)
 
 
 def test_as_many_answers_as_records():

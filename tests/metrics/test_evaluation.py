@@ -203,4 +203,4 @@ def test_thousands_of_expressions_are_one_category():
     assert {name: float(value) for name, value in evaluate(given).items()} == {
         name: float(value) for name, value in evaluate(merged).items()
     }
-    assert list(evaluate_classes(given)) == ["any expression"]
+    assert list(evaluate_classes(given)[1]) == ["any expression"]

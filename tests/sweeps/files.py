@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-# Logs the product of its settings. `stop` in the working folder makes trial 1 wait, `crash` makes it fail.
+# Logs the product of its settings. In the working folder, `crash` makes trial 1 fail, `stop` the trial it names wait.
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -20,7 +20,7 @@ with open("calls.txt", "a") as file:
     file.write(folder.name + "\\n")
 if folder.name == "trial_001" and Path("crash").exists():
     sys.exit("something went wrong")
-if folder.name == "trial_001" and Path("stop").exists():
+if Path("stop").exists() and Path("stop").read_text() == folder.name:
     time.sleep(600)
 value = float(words["a.lr"]) * float(words.get("a.size", 1))
 (folder / "metrics.csv").write_text(f"step,val/map\\n0,9\\n5,{value}\\n")

@@ -77,34 +77,42 @@ def test_all_trials_crash(there, capsys):
     assert "No trial finished." in said
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_killed_in_the_middle_and_resumed(sent, there):
-    (there / "stop").write_text("")
-    path = write_sweep(there)
-    process = started(path, "--count", "4")
+def until_it_waits(process, folder, trial):
+    """Wait until the running sweep has come to a trial that waits."""
     deadline = time.monotonic() + 300
-    while not (there / "calls.txt").exists() or "trial_001" not in calls(there):
+    while not (folder / "calls.txt").exists() or trial not in calls(folder):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(sent)
-    assert process.wait(timeout=120) != 0
-    assert [state(there, number)["state"] for number in range(2)] == ["finished", "running"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_in_the_middle_twice_and_resumed(sent, there):
+    path, (first, second) = write_sweep(there), ("trial_001", "trial_004")
+    (there / "stop").write_text(first)
+    for waits in (first, second):
+        process = started(path)
+        until_it_waits(process, there, waits)
+        process.send_signal(sent)
+        assert process.wait(timeout=120) != 0
+        (there / "stop").write_text(second)
+    finished = ["trial_000", "trial_001", "trial_002", "trial_003"]
+    assert [state(there, number)["state"] for number in range(5)] == ["finished"] * 4 + ["running"]
     (there / "stop").unlink()
-    assert main([str(path), "--count", "4"]) == 0
-    assert calls(there) == ["trial_000", "trial_001", "trial_001", "trial_002", "trial_003"]
-    assert [state(there, number)["state"] for number in range(4)] == ["finished"] * 4
+    assert main([str(path)]) == 0
+    # What was interrupted is run again; no other trial is, and none is left out.
+    assert calls(there) == ["trial_000", first, *finished[1:], second, second, "trial_005"]
+    assert [state(there, number)["state"] for number in range(6)] == ["finished"] * 6
+    with (there / "runs/sweeps/mine/results.csv").open() as file:
+        assert sorted(row["trial"] for row in csv.DictReader(file)) == list("012345")
 
 
 def test_two_at_once_on_one_folder(there, capsys):
-    (there / "stop").write_text("")
     path = write_sweep(there)
+    (there / "stop").write_text("trial_001")
     process = started(path)
     try:
-        deadline = time.monotonic() + 300
-        while not (there / "calls.txt").exists() or "trial_001" not in calls(there):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until_it_waits(process, there, "trial_001")
         assert main([str(path)]) == 2
         assert "is in use by another sweep" in capsys.readouterr().err
     finally:

@@ -11,8 +11,8 @@ import yaml
 from tests.sweeps.files import CONFIGS
 from vr1.sweeps import expand, parameters_of, read_plan
 
-# The file of the package `sweeps` 0.3.0 (MIT), which checks what `wandb sweep` is given. The package itself needs an
-# older numpy than everything else here.
+# The file of the package `sweeps` 0.3.0 (MIT, its notice lies beside it), which checks what `wandb sweep` is given. The
+# package itself needs an older numpy than everything else here.
 SCHEMA = json.loads((Path(__file__).parent / "wandb_sweep_schema.json").read_text())
 SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
 

@@ -55,6 +55,7 @@ class CocoSource(Dataset[DetectionRecord]):
         categories: the categories to ask for, in this order, instead of all that the file uses. Objects of other
             categories do not count then.
         read: reads the annotations; another format than COCO's json has a reader of its own.
+        referring: the categories are expressions, each for one object; needs ``grounding``.
 
     Attributes:
         categories: what is asked for.
@@ -96,10 +97,12 @@ class CocoSource(Dataset[DetectionRecord]):
         header_checks: int = 1000,
         categories: Sequence[str] | None = None,
         read: Reader = read_coco,
+        referring: bool = False,
     ) -> None:
+        assert not referring or task == "grounding"
         _check_settings(task, bad_records, empty_images, negatives, header_checks)
         self._annotations, self._images = Path(annotations), Path(images)
-        self._skip = bad_records == "skip"
+        self._skip, self._referring = bad_records == "skip", referring
         table, problems, notes = read(self._annotations)
         sound = check_images(table, self._images, header_checks, problems)
         if len(problems) and not self._skip:
@@ -162,6 +165,7 @@ class CocoSource(Dataset[DetectionRecord]):
             origin=f"{self._annotations}[{index}]: {self._table.file_names[image_row]}",
             areas=self._table.areas[rows],
             crowd=self._table.crowd[rows],
+            referring=self._referring,
         )
 
     def _upright(self, image_row: int, boxes: Boxes) -> tuple[Image.Image, Boxes]:

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vr1.child_process import die_with_parent
 from vr1.data.loader import TrainingLoader
 from vr1.data.repeat import RepeatedBatches
 from vr1.ranks import data_share
@@ -85,6 +86,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
             collate_fn=self._module().encoder,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=die_with_parent,
             # The generator that everything shares is not to be drawn from: a resumed run makes its workers anew.
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -122,6 +124,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
             batch_size=self.eval_batch_size,
             collate_fn=self._module().encoder,
             num_workers=self.num_workers,
+            worker_init_fn=die_with_parent,
         )
 
     def _module(self) -> Any:

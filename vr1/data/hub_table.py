@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import Any
 
 
-def load_table(path: str, split: str = "train") -> Any:
+def load_table(path: str, split: str = "train", streaming: bool = False) -> Any:
     """A data set by its name on the hub, or a local one.
 
     Args:
         path: a folder that ``save_to_disk`` wrote, a folder or file of parquet or arrow, or a name on the hub such as
             ``JefferyZhan/Vision-R1-Data``.
         split: the split to take, where there are several.
+        streaming: read it as it comes from the hub (or the disk), and keep none of it.
 
     Returns:
-        A ``datasets.Dataset`` whose column ``image`` holds bytes or paths, read from disk row by row.
+        A ``datasets.Dataset`` whose column ``image`` holds bytes or paths, read from disk row by row; for a stream a
+        ``datasets.IterableDataset``.
 
     Raises:
         ValueError: if the library is missing, there is no such data set or split, or its files cannot be read.
@@ -24,28 +26,32 @@ def load_table(path: str, split: str = "train") -> Any:
         raise ValueError(f"{path}: needs the library `datasets` to be read; pip install 'vr1[datasets]'") from error
     place = Path(path).expanduser()
     try:
-        table = _local(datasets, place, split) if place.exists() else datasets.load_dataset(path, split=split)
+        if place.exists():
+            table = _local(datasets, place, split, streaming)
+        else:
+            table = datasets.load_dataset(path, split=split, streaming=streaming)
     except Exception as error:  # the library raises whatever its many backends raise
         state = "cannot be read" if place.exists() else "is no local path, and cannot be loaded from the hub"
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path}: {state} ({type(error).__name__}: {reason}); check the path or the name") from error
-    if "image" in table.column_names and isinstance(table.features["image"], datasets.Image):
+    if isinstance((table.features or {}).get("image"), datasets.Image):
         table = table.cast_column("image", datasets.Image(decode=False))
     return table
 
 
-def _local(datasets: Any, place: Path, split: str) -> Any:
+def _local(datasets: Any, place: Path, split: str, streaming: bool) -> Any:
     if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
         table = datasets.load_from_disk(str(place))
-        if not isinstance(table, datasets.DatasetDict):
-            return table
-        if split not in table:
-            raise ValueError(f"there is no split {split}, only {', '.join(table)}")
-        return table[split]
+        if isinstance(table, datasets.DatasetDict):
+            if split not in table:
+                raise ValueError(f"there is no split {split}, only {', '.join(table)}")
+            table = table[split]
+        return table.to_iterable_dataset() if streaming else table
     for kind in ("parquet", "arrow"):
         files = [place] if place.suffix == f".{kind}" else sorted(place.rglob(f"*.{kind}"))
         # Shards are named after their split: train-00000-of-00004.parquet.
         files = [file for file in files if file.name.startswith(split)] or files
         if files:
-            return datasets.load_dataset(kind, data_files=[str(file) for file in files], split="train")
+            names = [str(file) for file in files]
+            return datasets.load_dataset(kind, data_files=names, split="train", streaming=streaming)
     raise ValueError("no parquet or arrow file is there, nor what save_to_disk writes")

@@ -40,6 +40,11 @@ class MixtureDataModule(RecordDataModule):
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in parts}
         if not parts or not all(0 < weight < math.inf for weight in self.weights.values()):
             raise ValueError(f"data.weights={self.weights}: needs at least one part, and weights above 0")
+        if streams := [name for name, part in parts.items() if getattr(part, "streaming", False)]:
+            raise ValueError(
+                f"data.parts.{streams[0]}.streaming=true: a stream is read from front to back and cannot be mixed; set"
+                " it to false"
+            )
         if records is not None and records < 1:
             raise ValueError(f"data.records={records} must be at least 1")
         self.parts, self.records, self.evaluate = parts, records, evaluate or list(parts)

@@ -1,7 +1,9 @@
 """Collects what is wrong with a data set, so that a user hears of all of it at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
+from typing import ClassVar
 
 SHOWN = 5
 
@@ -19,6 +21,8 @@ class Problems:
         train.json: 2 problems
           box of zero size: 2 (annotation 7 on a.jpg; annotation 9 on b.jpg)
     """
+
+    shown: ClassVar[int] = SHOWN
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -40,6 +44,16 @@ class Problems:
         """One line a kind: its count and the first few records."""
         lines = [f"{self.source}: {len(self)} problem{'s' if len(self) != 1 else ''}"]
         for kind, where in self._found.items():
-            more = f"; and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
-            lines.append(f"  {kind}: {len(where)} ({'; '.join(where[:SHOWN])}{more})")
+            more = f"; and {len(where) - self.shown} more" if len(where) > self.shown else ""
+            lines.append(f"  {kind}: {len(where)} ({'; '.join(where[: self.shown])}{more})")
         return "\n".join(lines)
+
+
+@contextmanager
+def all_shown() -> Iterator[None]:
+    """Within it, problems are told in full, and not the first few of each kind alone."""
+    Problems.shown = 10**9
+    try:
+        yield
+    finally:
+        Problems.shown = SHOWN

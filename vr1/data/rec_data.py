@@ -58,7 +58,14 @@ class RecDataModule(RecordDataModule):
             raise ValueError(f"data.{name}: no file is named, such as {{refcoco_val: refcoco_val.jsonl}}; name one")
         read = partial(read_rec, images=self.images, box_format=self.box_format)
         sources = {
-            name: CocoSource(path, self.images, task="grounding", bad_records=self.bad_records, read=read)  # type: ignore[arg-type]
+            name: CocoSource(
+                path,
+                self.images,
+                task="grounding",
+                bad_records=self.bad_records,  # type: ignore[arg-type]
+                read=read,
+                referring=True,
+            )
             for name, path in self.files[split].items()
         }
         return select(SetsSource(sources), self.selection, split, self.seed)

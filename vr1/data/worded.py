@@ -4,12 +4,17 @@ import re
 from collections.abc import Collection
 
 _LIST = re.compile(r"the category set includes (?P<asked>.+?)\.?(?: The output format .*)?", re.IGNORECASE | re.DOTALL)
-_WORDINGS = [
+_CATEGORY = [
     re.compile(pattern, re.IGNORECASE | re.DOTALL)
     for pattern in (
         r"Locate the exact position of (?P<asked>.+?) in the picture, if (?:you can|possible)\.?",
-        r"Can you point out (?P<asked>.+?) in the image and provide the coordinates of its location\?",
         r"Locate every (?P<asked>.+?) in the image and output the coordinates in JSON format\.?",
+    )
+]
+_EXPRESSION = [
+    re.compile(pattern, re.IGNORECASE | re.DOTALL)
+    for pattern in (
+        r"Can you point out (?P<asked>.+?) in the image and provide the coordinates of its location\?",
         r"Please provide the bounding box coordinates? of the region this sentence describes:(?P<asked>.+?)\.?",
     )
 ]
@@ -40,10 +45,21 @@ def asked_for(question: str, known: Collection[str] = ()) -> tuple[str, ...] | N
     start = text.lower().find("the category set includes ")
     if start >= 0 and (found := _LIST.fullmatch(text[start:])):
         return _split(found["asked"], known)
-    for wording in _WORDINGS:
+    for wording in (*_CATEGORY, *_EXPRESSION):
         if found := wording.fullmatch(text):
             return (found["asked"].strip(),)
     return None
+
+
+def is_referring(question: str) -> bool:
+    """Whether the words of a question are those for a referring expression, not for a category.
+
+    Example:
+        >>> is_referring("Can you point out lady on the left in the image and provide the coordinates of its location?")
+        True
+    """
+    text = " ".join(question.replace("<image>", " ").split())
+    return any(wording.fullmatch(text) for wording in _EXPRESSION)
 
 
 def _split(listed: str, known: Collection[str]) -> tuple[str, ...]:

@@ -29,6 +29,13 @@ class Family(ABC):
     def instruction(self, categories: Sequence[str]) -> str:
         """The text of the question that asks for every object of the given categories."""
 
+    def refer(self, expression: str) -> str:
+        """The text of the question that asks for the one object that an expression describes.
+
+        It is worded as a category where a family has no words of its own for it.
+        """
+        return self.instruction([expression])
+
     @abstractmethod
     def read(self, completion: str) -> Answer:
         """Read a completion. Never raises: text that is no answer gives an answer without boxes."""

@@ -56,6 +56,10 @@ class Described(Family):
         """The wording for these categories."""
         return self.wording.question(categories)
 
+    def refer(self, expression: str) -> str:
+        """The wording for an expression."""
+        return self.wording.refer(expression)
+
     def read(self, completion: str) -> Answer:
         """Read by the grammar; see `read_items` and `read_json_answer`."""
         return read_items(completion, self.grammar) if self.grammar else read_json_answer(completion)

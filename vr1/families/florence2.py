@@ -8,7 +8,11 @@ from vr1.families.item_reader import read_items
 from vr1.families.wording import Wording
 from vr1.records import Answer, Boxes
 
-_WORDING = Wording(one="<OPEN_VOCABULARY_DETECTION>{categories}", between=". ")
+_WORDING = Wording(
+    one="<OPEN_VOCABULARY_DETECTION>{categories}",
+    referring="<CAPTION_TO_PHRASE_GROUNDING>{categories}",
+    between=". ",
+)
 _GRAMMAR = ItemGrammar(
     item="{label}{boxes}",
     box="<loc_{x1}><loc_{y1}><loc_{x2}><loc_{y2}>",
@@ -43,6 +47,10 @@ class Florence2(Family):
     def instruction(self, categories: Sequence[str]) -> str:
         """The task token of open-vocabulary detection and the categories, which the processor words."""
         return _WORDING.question(categories)
+
+    def refer(self, expression: str) -> str:
+        """The task token of phrase grounding and the expression."""
+        return _WORDING.refer(expression)
 
     def read(self, completion: str) -> Answer:
         """Read the items; see `read_items`."""

@@ -12,6 +12,7 @@ _WORDING = Wording(
     one="Locate the exact position of {categories} in the picture, if you can.",
     several="Examine the image for any objects from the category set. Report the coordinates of each detected object. "
     "The category set includes {categories}.",
+    referring="Can you point out {categories} in the image and provide the coordinates of its location?",
 )
 _GRAMMAR = ItemGrammar(item="{label}-{box}", box="[{x1:.3f},{y1:.3f},{x2:.3f},{y2:.3f}]", separator="&")
 
@@ -43,6 +44,10 @@ class Griffon(Family):
     def instruction(self, categories: Sequence[str]) -> str:
         """Grounding wording for one category, detection wording for several."""
         return _WORDING.question(categories)
+
+    def refer(self, expression: str) -> str:
+        """The wording of referring expressions in Vision-R1-Data."""
+        return _WORDING.refer(expression)
 
     def read(self, completion: str) -> Answer:
         """Read the items; see `read_items`."""

@@ -12,6 +12,8 @@ _WORDING = Wording(
     one="Please provide the bounding box coordinates of every region this describes: <ref>{categories}</ref>",
     several="Please detect all objects of these categories in the image and mark their positions: "
     "<ref>{categories}</ref>",
+    referring="Please provide the bounding box coordinate of the region this sentence describes: "
+    "<ref>{categories}</ref>",
     between="</ref>, <ref>",
 )
 _GRAMMAR = ItemGrammar(item="<ref>{label}</ref><box>[{boxes}]</box>")
@@ -42,6 +44,10 @@ class InternVL(Family):
     def instruction(self, categories: Sequence[str]) -> str:
         """Each category marked as a reference, as in the training data."""
         return _WORDING.question(categories)
+
+    def refer(self, expression: str) -> str:
+        """The wording of InternVL's own evaluation on RefCOCO."""
+        return _WORDING.refer(expression)
 
     def read(self, completion: str) -> Answer:
         """Read the items, with or without their markers; see `read_items`."""

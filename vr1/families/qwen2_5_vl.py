@@ -36,6 +36,10 @@ class Qwen25VL(Family):
             f"The category set includes {listed}."
         )
 
+    def refer(self, expression: str) -> str:
+        """The cookbook's wording for a single described object."""
+        return f"Locate {expression}, output its bbox coordinates using JSON format."
+
     def read(self, completion: str) -> Answer:
         """Read a JSON list of ``{"bbox_2d": [x1, y1, x2, y2], "label": text}``, leniently; see `read_json_answer`."""
         return read_json_answer(completion)

@@ -12,6 +12,7 @@ _WORDING = Wording(
     one="Find every <|object_ref_start|>{categories}<|object_ref_end|> in the image with grounding.",
     several="Find every object of these categories in the image with grounding: "
     "<|object_ref_start|>{categories}<|object_ref_end|>.",
+    referring="Find <|object_ref_start|>{categories}<|object_ref_end|> in the image with grounding.",
     between="<|object_ref_end|>, <|object_ref_start|>",
 )
 _GRAMMAR = ItemGrammar(
@@ -44,6 +45,10 @@ class Qwen2VL(Family):
     def instruction(self, categories: Sequence[str]) -> str:
         """Each category marked as a reference."""
         return _WORDING.question(categories)
+
+    def refer(self, expression: str) -> str:
+        """The expression marked as a reference; no published wording is known, this one is ours."""
+        return _WORDING.refer(expression)
 
     def read(self, completion: str) -> Answer:
         """Read the items, with or without their markers; see `read_items`."""

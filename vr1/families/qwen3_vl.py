@@ -13,7 +13,8 @@ class Qwen3VL(Family):
     The frame is what tells the two apart, and nothing in an answer shows it: numbers read in the wrong one are boxes in
     the wrong place.
 
-    Source: Qwen3-VL's published cookbook on 2D grounding (wording, frame); arXiv 2511.21631.
+    Source: Qwen3-VL's published cookbook on 2D grounding (wording, frame); arXiv 2511.21631 (appendix on evaluation
+        prompts: referring expressions).
 
     Example:
         >>> from vr1.records import as_boxes
@@ -32,6 +33,13 @@ class Qwen3VL(Family):
         listed = ", ".join(categories)
         return (
             f'Locate every instance that belongs to the following categories: "{listed}". '
+            "Report bbox coordinates in JSON format."
+        )
+
+    def refer(self, expression: str) -> str:
+        """The wording of the authors' own evaluation on referring expressions."""
+        return (
+            f'Locate every object that matches the description "{expression}" in the image. '
             "Report bbox coordinates in JSON format."
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from vr1.metrics.evaluated import Evaluated
+from vr1.recorded_answers import image_name
 from vr1.records import DetectionRecord, Detections, Targets, as_boxes
 
 
@@ -20,8 +21,7 @@ def answer_row(
     objects, crowd = np.flatnonzero(~record.crowd), np.flatnonzero(record.crowd)
     return {
         "set": record.set_name,
-        # Without the file and line of the question: several may be about one image.
-        "image": record.origin.rpartition("]: ")[2],
+        "image": image_name(record),
         "image_id": record.image_id,
         "image_size": list(record.image_size),
         "input_size": list(input_size),

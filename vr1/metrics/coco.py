@@ -16,13 +16,15 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from vr1.matching import fold_label
-from vr1.metrics.coco_eval import CocoInput, evaluate, evaluate_classes
+from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate, evaluate_classes
 from vr1.metrics.label_keys import label_key, text_key
+from vr1.metrics.referring import first_box_hits
 from vr1.records import DetectionRecord, Detections
 
-# Columns of the states: a record is (key, image id, N, M, dropped boxes), a prediction (label key, box, score), a
-# target (label key, box, area, crowd).
-_RECORD, _PREDICTION, _TARGET = 5, 6, 7
+# Columns of the states: a record is (key, set key, image id, N, M, dropped boxes, hit: 1, 0, or -1 where there is not
+# one true box to be hit), a prediction (label key, box, score), a target (label key, box, area, crowd).
+_RECORD, _PREDICTION, _TARGET = 7, 6, 7
+_HIT_FROM = 0.5
 
 
 class CocoMetrics(Metric):
@@ -33,6 +35,8 @@ class CocoMetrics(Metric):
     ``other_labels``: COCO has no category to charge it to, and leaves such results out as well. At most 100 boxes of
     one category on one image count, the highest scores first and, among equal scores, the first written; crowd regions
     and areas are honoured as COCO does.
+
+    Several sets of data (``DetectionRecord.set_name``) are measured each on its own.
 
     Where scores are equal, precision depends on the order of the images: records are ordered by ``image_id``, as
     pycocotools does. A record that was seen before (a distributed sampler repeats some to fill the last batch) counts
@@ -68,13 +72,14 @@ class CocoMetrics(Metric):
     predictions: list[Tensor]
     targets: list[Tensor]
     names: list[Tensor]
+    sets: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in ("records", "predictions", "targets", "names"):
+        for name in ("records", "predictions", "targets", "names", "sets"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
-        self._evaluated: CocoInput | None = None
-        self._sent: set[str] = set()
+        self._evaluated: dict[str, CocoInput] = {}
+        self._sent: set[tuple[str, str]] = set()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -101,9 +106,10 @@ class CocoMetrics(Metric):
             self._append("predictions", labels, answer.boxes_xyxy[kept], answer.scores[kept])
             labels = [label_key(label) for label in record.labels]
             self._append("targets", labels, record.boxes_xyxy, record.areas, record.crowd)
-            dropped = len(answer) - len(kept)
-            self._append("records", [_record_key(record)], [[record.image_id, len(kept), len(record.labels), dropped]])
-            self._send_names(record.categories)
+            counts = [len(kept), len(record.labels), len(answer) - len(kept), _hit(answer, record)]
+            self._append("records", [_record_key(record)], [[text_key(record.set_name), record.image_id, *counts]])
+            self._send_names("names", record.categories)
+            self._send_names("sets", [record.set_name])
 
     def compute(self) -> dict[str, Tensor]:
         """COCO's figures over all records so far, as scalar tensors.
@@ -111,37 +117,55 @@ class CocoMetrics(Metric):
         Returns:
             ``map``, ``map_50``, ``map_75``, ``map_small``, ``map_medium``, ``map_large``, ``ar_1``, ``ar_10``,
             ``ar_100``, ``ar_small``, ``ar_medium``, ``ar_large`` (-1, as COCO has it, where there is no ground truth to
-            measure by), ``records`` and ``other_labels``.
+            measure by), ``accuracy_50`` where every question has one category and one true box (the share of answers
+            whose first box overlaps it by half), ``records`` and ``other_labels``. Of several sets: the mean of each
+            figure that all of them have, the sum of the last two, and all figures of each as ``set/figure``.
         """
         records = _rows(self.records, _RECORD)
-        predictions = _split(_rows(self.predictions, _PREDICTION), records[:, 2])
-        targets = _split(_rows(self.targets, _TARGET), records[:, 3])
+        predictions = _split(_rows(self.predictions, _PREDICTION), records[:, 3])
+        targets = _split(_rows(self.targets, _TARGET), records[:, 4])
+        spellings = {label_key(name): name for name in self._texts("names")}
         chosen = _once_in_order(records)
-        self._evaluated = CocoInput(
-            predictions=[predictions[row] for row in chosen],
-            targets=[targets[row] for row in chosen],
-            spellings=self._spellings(),
-        )
-        result = evaluate(self._evaluated)
-        result["records"] = torch.tensor(float(len(chosen)))
-        result["other_labels"] = torch.tensor(float(records[chosen, 4].sum()))
-        return result
+        sets: dict[str, dict[str, float]] = {}
+        self._evaluated = {}
+        for name in self._texts("sets") or [""]:
+            rows = [row for row in chosen if records[row, 1] == text_key(name)]
+            self._evaluated[name] = CocoInput(
+                predictions=[predictions[row] for row in rows],
+                targets=[targets[row] for row in rows],
+                spellings=spellings,
+            )
+            sets[name] = {key: float(value) for key, value in evaluate(self._evaluated[name]).items()}
+            if rows and (hits := records[rows, 6]).min() >= 0:
+                sets[name]["accuracy_50"] = float(hits.mean())
+            sets[name] |= {"records": float(len(rows)), "other_labels": float(records[rows, 5].sum())}
+        result = average_figures(list(sets.values()))
+        for name in ("records", "other_labels"):
+            result[name] = sum(figures[name] for figures in sets.values())
+        if len(sets) > 1:
+            result |= {f"{name}/{key}": value for name, figures in sets.items() for key, value in figures.items()}
+        return {name: torch.tensor(value) for name, value in result.items()}
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """``map``, ``map_50``, ``ar_100`` and number of ``objects`` (no crowd regions) by category, sorted by name.
+
+        Of several sets: by ``set/category``.
 
         This evaluates a second time. With several processes, call `compute` on all of them first; then it needs no
         communication and one process can do it alone.
         """
         self.compute()
-        assert self._evaluated is not None
-        return evaluate_classes(self._evaluated)
+        return {
+            f"{name}/{category}" if len(self._evaluated) > 1 else category: figures
+            for name, given in self._evaluated.items()
+            for category, figures in evaluate_classes(given)[1].items()
+        }
 
     def reset(self) -> None:
         """Forget all records."""
         super().reset()
         self._sent = set()
-        self._evaluated = None
+        self._evaluated = {}
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one result of `compute`, or a list of them over time."""
@@ -153,21 +177,27 @@ class CocoMetrics(Metric):
         flat = np.concatenate(parts, axis=1).ravel() if parts else np.zeros(0)
         getattr(self, state).append(torch.from_numpy(flat).to(self.device))
 
-    def _send_names(self, categories: Sequence[str]) -> None:
-        new = [name for name in dict.fromkeys(categories) if name not in self._sent]
+    def _send_names(self, state: str, names: Sequence[str]) -> None:
+        new = [name for name in dict.fromkeys(names) if (state, name) not in self._sent]
         if new:
             data = "".join(f"{name}\0" for name in new).encode()
-            self.names.append(torch.tensor(list(data), dtype=torch.float64, device=self.device))
-            self._sent.update(new)
+            getattr(self, state).append(torch.tensor(list(data), dtype=torch.float64, device=self.device))
+            self._sent.update((state, name) for name in new)
 
-    def _spellings(self) -> dict[int, str]:
-        """Category names by label key, sorted by name."""
-        text = bytes(_rows(self.names, 1).ravel().astype(np.uint8).tolist()).decode()
-        return {label_key(name): name for name in sorted(text.split("\0")[:-1])}
+    def _texts(self, state: str) -> list[str]:
+        """The names that were sent, each once, sorted."""
+        data = bytes(_rows(getattr(self, state), 1).ravel().astype(np.uint8).tolist()).decode()
+        return sorted(set(data.split("\0")[:-1]))
 
 
 def _record_key(record: DetectionRecord) -> int:
     return text_key("\0".join([record.origin, str(record.image_id), *record.categories]))
+
+
+def _hit(answer: Detections, record: DetectionRecord) -> int:
+    """Whether the first box hits the one true box; -1 where the question has not one category and one box."""
+    true = record.boxes_xyxy[~record.crowd]
+    return int(first_box_hits(answer.boxes_xyxy, true, _HIT_FROM)) if len(true) == len(record.categories) == 1 else -1
 
 
 def _rows(state: list[Tensor] | Tensor, columns: int) -> NDArray[np.float64]:
@@ -183,4 +213,4 @@ def _split(rows: NDArray[np.float64], counts: NDArray[np.float64]) -> list[NDArr
 def _once_in_order(records: NDArray[np.float64]) -> list[int]:
     """Rows of the records by image id, each record once."""
     first = {key: row for row, key in reversed(list(enumerate(records[:, 0].tolist())))}
-    return sorted(first.values(), key=lambda row: (records[row, 1], records[row, 0]))
+    return sorted(first.values(), key=lambda row: (records[row, 2], records[row, 0]))

@@ -3,7 +3,7 @@
 Shape letters: N predicted boxes and M ground-truth boxes of one record, K categories.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,17 +56,19 @@ def evaluate(given: CocoInput) -> dict[str, Tensor]:
     More than 1500 categories are referring expressions and count as one.
     """
     given = _as_one_category(given)
-    if not given.targets:
-        return dict.fromkeys(FIGURES, torch.tensor(-1.0))
-    found = _run(given, extended_summary=False)
-    return {name: found[theirs].reshape(()) for name, theirs in FIGURES.items()}
+    return _figures(_run(given, extended_summary=False)) if given.targets else _unmeasured()
 
 
-def evaluate_classes(given: CocoInput) -> dict[str, dict[str, float]]:
-    """``map``, ``map_50``, ``ar_100`` and number of ``objects`` (no crowd regions) of each category that occurs."""
+def evaluate_classes(given: CocoInput) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    """What `evaluate` gives, and the same by category, from one evaluation.
+
+    Returns:
+        COCO's twelve figures, and ``map``, ``map_50``, ``ar_100`` and number of ``objects`` (no crowd regions) of each
+        category that occurs.
+    """
     given = _as_one_category(given)
     if not any(map(len, (*given.targets, *given.predictions))):
-        return {}
+        return _unmeasured(), {}
     found = _run(given, extended_summary=True)
     precision, recall = found["precision"][:, :, :, 0, -1], found["recall"][:, :, 0, -1]
     objects = np.concatenate([rows[rows[:, 6] == 0, 0] for rows in given.targets])
@@ -80,7 +82,34 @@ def evaluate_classes(given: CocoInput) -> dict[str, dict[str, float]]:
             "ar_100": _mean(recall[:, column]),
             "objects": float((objects == key).sum()),
         }
-    return table
+    return _figures(found), table
+
+
+def average_figures(sets: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over several sets of every figure that all of them have.
+
+    What a set cannot measure (-1, such as large objects where there are none) is left out.
+
+    Example:
+        >>> average_figures([{"map": 0.25, "map_large": -1.0}, {"map": 0.75, "map_large": 0.5, "accuracy_50": 1.0}])
+        {'map': 0.5, 'map_large': 0.5}
+    """
+    average = {}
+    for name in sets[0]:
+        values = [figures[name] for figures in sets if name in figures]
+        if len(values) < len(sets):
+            continue
+        measured = [value for value in values if value > -1]
+        average[name] = sum(measured) / len(measured) if measured else -1.0
+    return average
+
+
+def _unmeasured() -> dict[str, Tensor]:
+    return dict.fromkeys(FIGURES, torch.tensor(-1.0))
+
+
+def _figures(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: found[theirs].reshape(()) for name, theirs in FIGURES.items()}
 
 
 def _as_one_category(given: CocoInput) -> CocoInput:

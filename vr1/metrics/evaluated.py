@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vr1.matching import fold_label
-from vr1.metrics.coco_eval import CocoInput, evaluate, evaluate_classes
+from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate_classes
 from vr1.metrics.label_keys import label_key
 from vr1.metrics.referring import first_box_hits
 from vr1.records import Boxes
@@ -104,27 +104,15 @@ def evaluate_sets(rows: Iterable[Evaluated]) -> Evaluation:
         raise ValueError("evaluation: there is no answer to evaluate; give at least one")
     sets, classes = {}, {}
     for name, found in grouped.items():
-        given = _coco_input(found)
-        figures = {key: float(value) for key, value in evaluate(given).items()}
+        measured, classes[name] = evaluate_classes(_coco_input(found))
+        figures = {key: float(value) for key, value in measured.items()}
         if all(len(row.categories) == 1 and (~row.crowd).sum() == 1 for row in found):
             hits = [first_box_hits(row.boxes, row.true_boxes[~row.crowd], 0.5) for row in found]
             figures["accuracy_50"] = sum(hits) / len(hits)
         figures["records"] = float(len(found))
         figures["other_labels"] = float(sum(len(row.labels) - len(row.asked_rows()) for row in found))
-        sets[name], classes[name] = figures, evaluate_classes(given)
-    return Evaluation(average=_average(list(sets.values())), sets=sets, classes=classes)
-
-
-def _average(sets: Sequence[Figures]) -> Figures:
-    """Mean over the sets; what a set cannot measure (-1, such as large objects where there are none) is left out."""
-    average = {}
-    for name in sets[0]:
-        values = [figures[name] for figures in sets if name in figures]
-        if len(values) < len(sets):
-            continue
-        measured = [value for value in values if value > -1]
-        average[name] = sum(measured) / len(measured) if measured else -1.0
-    return average
+        sets[name] = figures
+    return Evaluation(average=average_figures(list(sets.values())), sets=sets, classes=classes)
 
 
 def _coco_input(rows: Sequence[Evaluated]) -> CocoInput:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from vr1.families import Family, family_of
@@ -17,6 +17,8 @@ from vr1.policy.resolution import set_resolution
 EMBEDDED_MODEL = str(files("vr1") / "embedded")
 # What transformers' models call the parts that turn an image into features.
 _SEEING = ("visual", "vision_tower", "multi_modal_projector")
+# What keeps its precision where the rest is held in 4 bits.
+UNQUANTIZED = (*(f"model.{name}" for name in _SEEING), "lm_head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,7 @@ class PolicySource:
                 bnb_4bit_quant_type=self.quantize,
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=getattr(torch, self.dtype),
-                llm_int8_skip_modules=[*(f"model.{name}" for name in _SEEING), "lm_head"],
+                llm_int8_skip_modules=list(UNQUANTIZED),
             )
         network: Any = AutoModelForImageTextToText.from_pretrained(
             self.path,
@@ -147,36 +149,29 @@ class PolicySource:
             quantization_config=quantization,
             use_safetensors=True,
         )
-        if self.freeze_vision:
-            for part in _seeing_parts(network):
-                part.requires_grad_(False)
-        if quantization is not None:
-            network = self._prepare_quantized(network)
-        elif self.gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if self.lora is not None:
-            network.enable_input_require_grads()
-            try:
-                network = get_peft_model(network, self.lora_config())
-            except ValueError as error:
-                raise ValueError(f"policy.lora.targets={self.lora.targets}: {error}") from error
-        return Policy(network.train(), self.share_prompt)
-
-    def _prepare_quantized(self, network: Any) -> Any:
-        network = prepare_model_for_kbit_training(
-            network,
-            use_gradient_checkpointing=self.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-        )
-        # The call above widens all that is not quantised to float32: twice the memory, for a tower that is frozen.
-        for part in _seeing_parts(network):
-            part.to(getattr(torch, self.dtype))
         for layer in network.modules():
             if isinstance(layer, Linear4bit):
                 # On some CPUs bitsandbytes repacks the weights at the first rollout, for good and for a product that
                 # has no gradient: what is below it could not be trained after that.
                 layer.support_avx512bf16_for_cpu = False
-        return network
+        return Policy(self.prepared(network), self.share_prompt)
+
+    def prepared(self, network: Any) -> Any:
+        """A transformers model with its parts frozen, recomputed and adapted as the settings ask for."""
+        if self.freeze_vision:
+            for part in _seeing_parts(network):
+                part.requires_grad_(False)
+        if self.gradient_checkpointing:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _leave_inputs_alone(network)
+        if self.lora is not None:
+            try:
+                # In 4 bits too: peft's own preparation would widen all that is not quantised, for nothing.
+                network = get_peft_model(network, self.lora_config())
+            except ValueError as error:
+                raise ValueError(f"policy.lora.targets={self.lora.targets}: {error}") from error
+            _leave_inputs_alone(network.get_base_model())
+        return network.train()
 
     def lora_config(self) -> LoraConfig:
         """The adapters as peft describes them; only for a source that has some."""
@@ -189,6 +184,12 @@ class PolicySource:
             target_modules=rf".*language_model.*\.({names})",
             task_type="CAUSAL_LM",
         )
+
+
+def _leave_inputs_alone(network: Any) -> None:
+    """Undo what reentrant checkpointing would need: here it had backward go through a frozen vision tower."""
+    if getattr(network, "_require_grads_hooks", None):
+        network.disable_input_require_grads()
 
 
 def _seeing_parts(network: Any) -> list[torch.nn.Module]:

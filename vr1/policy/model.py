@@ -13,7 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from vr1.policy.architectures import architecture_of
+from vr1.policy.attention import NAME, PackedAttention, Sharing
 from vr1.policy.packing import PackedRows, pack
+from vr1.policy.patch_embedding import as_products
 from vr1.policy.plain import plain_log_probs
 from vr1.policy.token_scores import token_log_probs
 from vr1.prompts import PromptBatch
@@ -37,7 +39,11 @@ class Policy(nn.Module):
     def __init__(self, network: nn.Module, share_prompt: bool | None = None) -> None:
         super().__init__()
         self.network: Any = network
+        as_products(self.base)
+        self.length_spread = _LENGTH_SPREAD
         self.architecture = None if share_prompt is False else architecture_of(self.base.config)
+        if self.architecture is not None:
+            self.base.config.get_text_config()._attn_implementation = NAME
         if self.architecture is None and share_prompt is not False:
             kind = self.base.config.model_type
             if share_prompt:
@@ -96,9 +102,23 @@ class Policy(nn.Module):
         assert self.architecture is not None
         return self.architecture.inputs(self.base, tokens, image)
 
-    def hidden(self, inputs: dict[str, Any], positions: Tensor, attention: Tensor | None, **cache: Any) -> Any:
-        """Run the language model on `inputs`; returns transformers' output (``last_hidden_state``, cache)."""
+    def hidden(
+        self,
+        inputs: dict[str, Any],
+        positions: Tensor,
+        attention: Tensor | None = None,
+        sharing: Sharing | None = None,
+        **cache: Any,
+    ) -> Any:
+        """Run the language model on `inputs`; returns transformers' output (``last_hidden_state``, cache).
+
+        Either a mask as transformers takes it says who sees whom, or ``sharing``.
+        """
         assert self.architecture is not None
+        if sharing is not None:
+            # A mask of four axes is taken as it is, where none at all would have one made.
+            attention = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=positions.device)
+            cache = {**cache, "sharing": sharing}
         return self.architecture.hidden(self.base, inputs, positions, attention, **{"use_cache": False, **cache})
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -123,13 +143,13 @@ class Policy(nn.Module):
             return plain_log_probs(self.network, prompts, tokens, mask, temperature)
         image = self.embed(prompts)
         positions, following = self.positions(prompts)
-        passes = _passes(prompts.mask.sum(1) + mask.sum((1, 2)))
+        passes = _passes(prompts.mask.sum(1) + mask.sum((1, 2)), self.length_spread)
         log_probs, entropies = [], []
         for chosen in passes:
             rows = pack(prompts.tokens[chosen], prompts.mask[chosen], tokens[chosen], mask[chosen])
             row_positions = _row_positions(positions[:, chosen], prompts.mask[chosen], following[chosen], rows)
             inputs = self.inputs(rows.tokens, torch.cat([image[row] for row in chosen.tolist()]))
-            states = self.hidden(inputs, row_positions, rows.attention()).last_hidden_state
+            states = self.hidden(inputs, row_positions, sharing=PackedAttention(rows)).last_hidden_state
             scored = states[rows.rows, rows.columns]
             values, entropy = token_log_probs(self.logits, scored, tokens[chosen][mask[chosen]], temperature)
             empty = torch.zeros(mask[chosen].shape, device=mask.device)
@@ -139,11 +159,12 @@ class Policy(nn.Module):
         return torch.cat(log_probs)[restore], torch.cat(entropies)[restore]
 
 
-def _passes(lengths: Tensor) -> list[Tensor]:
+def _passes(lengths: Tensor, spread: float = _LENGTH_SPREAD) -> list[Tensor]:
     """Split rows into forwards of rows of like length, so that little of each is padding.
 
     Args:
         lengths: ``[B]`` int64, tokens of each row.
+        spread: how many times the shortest of a forward its longest may be.
 
     Returns:
         Row numbers, int64, one tensor a forward; together they hold every row once.
@@ -156,7 +177,7 @@ def _passes(lengths: Tensor) -> list[Tensor]:
     groups: list[list[int]] = []
     shortest = 0
     for length, row in zip(ordered.values.tolist(), ordered.indices.tolist(), strict=True):
-        if not groups or length > _LENGTH_SPREAD * shortest:
+        if not groups or length > spread * shortest:
             groups.append([])
             shortest = length
         groups[-1].append(row)

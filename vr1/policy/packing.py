@@ -21,6 +21,9 @@ class PackedRows:
         offsets: ``[B, L]`` int64: place of a token within its segment.
         rows: ``[T]`` int64, the row of each scored token, in the order of ``completion_mask``'s true entries.
         columns: ``[T]`` int64, the column whose hidden state predicts that token.
+        prompt_lengths: ``[B]`` int64, tokens of each prompt, with which its row begins.
+        completion_columns: ``[B, G, C]`` int64, the column of each completion token where ``mask`` is true.
+        mask: ``[B, G, C]`` bool, the tokens of the completions.
     """
 
     tokens: Tensor
@@ -28,14 +31,9 @@ class PackedRows:
     offsets: Tensor
     rows: Tensor
     columns: Tensor
-
-    def attention(self) -> Tensor:
-        """``[B, 1, L, L]`` bool: true where the query (third axis) may look at the key (last axis)."""
-        query, key = self.segments[:, :, None], self.segments[:, None, :]
-        length = self.tokens.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=self.tokens.device).tril()
-        # Padding looks at padding: a row of the mask without any true entry would make its softmax NaN.
-        return (causal & ((key == 0) | (key == query)))[:, None]
+    prompt_lengths: Tensor
+    completion_columns: Tensor
+    mask: Tensor
 
 
 def pack(prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, mask: Tensor) -> PackedRows:
@@ -69,7 +67,7 @@ def pack(prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, mask: Tenso
     kept = keep.gather(1, order)
     segments = torch.where(kept, segment.gather(1, order), -1)
 
-    column_of = torch.empty_like(flat).scatter_(1, order, torch.arange(order.shape[1], device=device).expand_as(order))
+    column_of = torch.zeros_like(flat).scatter_(1, order, torch.arange(order.shape[1], device=device).expand_as(order))
     completion_columns = column_of[:, prompt_tokens.shape[1] :].reshape(batch, group, length)
     # The first token of a completion is predicted by the prompt's last; every other one by the token before it.
     first = torch.arange(length, device=device) == 0
@@ -81,4 +79,7 @@ def pack(prompt_tokens: Tensor, prompt_mask: Tensor, tokens: Tensor, mask: Tenso
         offsets=torch.where(kept, offset.gather(1, order), 0),
         rows=rows[mask],
         columns=predictor[mask],
+        prompt_lengths=prompt_mask.sum(1),
+        completion_columns=completion_columns,
+        mask=mask,
     )

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from vr1.policy.model import Policy
 from vr1.prompts import PromptBatch
@@ -25,11 +26,17 @@ class Reference:
         if not policy.has_adapters:
             self._copy = copy.deepcopy(policy).eval().requires_grad_(False)
 
+    @property
+    def copy(self) -> nn.Module | None:
+        """The frozen copy, for a strategy that divides it among processes; None where adapters are switched off."""
+        return self._copy
+
     @torch.no_grad()
     def log_probs(self, prompts: PromptBatch, tokens: Tensor, mask: Tensor, temperature: float) -> Tensor:
         """Log-probs ``[B, G, C]`` of the completions under the reference; shapes as in `Policy.log_probs`."""
         if self._copy is not None:
-            self._copy.to(tokens.device)
+            if not isinstance(self._copy, FSDPModule):
+                self._copy.to(tokens.device)
             return self._copy.log_probs(prompts, tokens, mask, temperature)[0]  # type: ignore[operator]
         with self._policy.without_adapters():
             return self._policy.log_probs(prompts, tokens, mask, temperature)[0]

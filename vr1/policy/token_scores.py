@@ -34,12 +34,18 @@ def token_log_probs(
     """
 
     def chunk(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = torch.log_softmax(head(states) / temperature, dim=-1)
-        entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
-        return log_probs.gather(-1, target[:, None])[:, 0], entropy
+        logits = head(states)
+        if temperature != 1:
+            logits = logits / temperature
+        total = logits.logsumexp(-1)
+        log_probs = logits.gather(-1, target[:, None])[:, 0] - total
+        # Last, since what is computed anew for backward ends with what backward needs.
+        with torch.no_grad():
+            entropy = total - torch.softmax(logits, dim=-1).mul_(logits).sum(-1)
+        return log_probs, entropy
 
     parts = [
-        checkpoint(chunk, states, target, use_reentrant=False)
+        checkpoint(chunk, states, target, use_reentrant=False, preserve_rng_state=False)
         for states, target in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True)
     ]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

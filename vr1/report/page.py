@@ -15,7 +15,7 @@ from vr1.runs.panels import panels_of
 _HERE = Path(__file__).parent
 _PICTURE_BYTES = 3_500_000
 _POINTS = 400
-_OPEN_PANELS = 10
+_OPEN_PANELS = 9
 
 
 def write_report(folder: Path) -> Path:

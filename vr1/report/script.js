@@ -50,7 +50,7 @@
     const lastStep = Math.max(1, ...all.map((point) => point[0]));
     let low = Math.min(...all.map((point) => point[1])), high = Math.max(...all.map((point) => point[1]));
     if (low >= 0 && low < 0.5 * high) low = 0;
-    if (low === high) { low -= Math.abs(low) * 0.1 || 0.5; high += Math.abs(high) * 0.1 || 0.5; }
+    if (low === high) { low -= Math.abs(low) * 0.1; high += Math.abs(high) * 0.1 || 1; }
     const x = (step) => LEFT + (step / lastStep) * (WIDE - LEFT - RIGHT);
     const y = (value) => HIGH - BOTTOM - ((value - low) / (high - low)) * (HIGH - TOP - BOTTOM);
     const svg = add(box, "svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": panel.title });

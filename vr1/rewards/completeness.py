@@ -13,7 +13,8 @@ class Completeness(RewardTerm):
     something to find, although it makes nothing up: saying nothing must not pay. Without an object in the image, an
     empty and valid answer earns 1 and any other 0.
 
-    Source: VLM-R1, github.com/om-ai-lab/VLM-R1, detection score (missed and false alarm rate).
+    Source: V-Triune's released code, github.com/MiniMax-AI/One-RL-to-See-Them-All, reward_server/verify.py
+        (completeness score: miss and false alarm rate). What an image without objects earns is ours.
 
     Example:
         >>> import numpy as np

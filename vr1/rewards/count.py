@@ -11,8 +11,9 @@ class Count(RewardTerm):
 
     Without an object in the image, an empty and valid answer earns 1 and any other 0.
 
-    Source: Perception-R1, arXiv 2504.07954 (a reward for the number of boxes); here relative, so that one of two and
-        ten of twenty cost the same.
+    Source: ours. V-Triune's released code, github.com/MiniMax-AI/One-RL-to-See-Them-All, reward_server/verify.py,
+        multiplies its score by ``0.6 ** |predicted - true boxes|``; here the difference is relative, so that one of
+        two and ten of twenty cost the same.
 
     Example:
         >>> import numpy as np

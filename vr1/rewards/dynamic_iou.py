@@ -13,7 +13,10 @@ class DynamicIou(RewardTerm):
     number is written here; ``configs/rewards/dynamic_iou.yaml`` gives the stages of the source. Without an object in
     the image, an empty and valid answer earns 1 and any other 0.
 
-    Source: V-Triune, arXiv 2505.18129 (dynamic IoU reward: 0.85, 0.95 from 10 % of the steps, 0.99 from 25 %).
+    Source: V-Triune, arXiv 2505.18129; its released code, github.com/MiniMax-AI/One-RL-to-See-Them-All,
+        reward_server/verify.py (0.85, 0.95 after 10 % of the steps, 0.99 after 25 %). There the sum is divided by the
+        number of true boxes and multiplied by ``0.6 ** |predicted - true boxes|``; to divide by the larger number is
+        ours.
 
     Example:
         >>> import numpy as np

@@ -13,7 +13,8 @@ class LabelAccuracy(RewardTerm):
     Labels agree as in `vr1.matching`: case, surrounding blanks and a final full stop aside. Without a pair it is 0;
     without an object in the image, an empty and valid answer earns 1 and any other 0.
 
-    Source: VLM-R1, github.com/om-ai-lab/VLM-R1, detection score (label part).
+    Source: ours in this form. Perception-R1's released code, github.com/linkangheng/PR1, src/open_r1/rewards.py, has a
+        class reward over the matched pairs too.
 
     Example:
         >>> import numpy as np

@@ -14,19 +14,19 @@ from transformers import DynamicCache
 from vr1.policy.model import Policy
 from vr1.prompts import PromptBatch
 from vr1.rollout.choose import choose
+from vr1.rollout.group_cache import GroupCache
 from vr1.rollout.settings import Sampling
 
-# The cache is rebuilt without the finished rows when no more than this share of its rows is still running: rebuilding
-# copies the cache once, and every later step is cheaper for it.
+# The finished rows leave the cache when no more than this share of its rows is still running: that copies what is left
+# of the completions once, and every later step is cheaper for it.
 _COMPACT_BELOW = 0.75
 
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows still in the cache: which row of the result each one is, and where it stands."""
+    """The rows still in the cache: which row of the result each one is, and where its first token stands."""
 
     index: Tensor
-    attention: Tensor
     position: Tensor
 
 
@@ -69,14 +69,13 @@ def decode_shared(
         if not len(keep) or steps == limit:
             break
         if len(keep) <= _COMPACT_BELOW * len(rows.index):
-            cache.batch_select_indices(keep)
-            rows = _Rows(rows.index[keep], rows.attention[keep], rows.position[keep])
+            cache.keep(keep)
+            rows = _Rows(rows.index[keep], rows.position[keep])
             chosen = chosen[keep]
-        rows.attention = torch.cat([rows.attention, rows.attention.new_ones(len(rows.index), 1)], dim=1)
         states = policy.hidden(
             policy.inputs(chosen[:, None]),
             rows.position.expand(axes, -1)[..., None] + step,
-            rows.attention,
+            sharing=cache,
             past_key_values=cache,
             use_cache=True,
         )
@@ -84,8 +83,8 @@ def decode_shared(
     return tokens[:, :steps], lengths, finished, prefill
 
 
-def _prefill(policy: Policy, prompts: PromptBatch, group: int) -> tuple[Tensor, DynamicCache, _Rows, int]:
-    """Run the prompts once and turn their cache into G rows each; logits ``[B * G, V]`` of the first new token."""
+def _prefill(policy: Policy, prompts: PromptBatch, group: int) -> tuple[Tensor, GroupCache, _Rows, int]:
+    """Run the prompts once; their cache is there for G rows each; logits ``[B * G, V]`` of the first new token."""
     positions, following = policy.positions(prompts)
     cache = DynamicCache(config=policy.base.config.get_text_config())
     states = policy.hidden(
@@ -96,10 +95,8 @@ def _prefill(policy: Policy, prompts: PromptBatch, group: int) -> tuple[Tensor, 
         use_cache=True,
     )
     logits = policy.logits(states.last_hidden_state[:, -1])
-    cache.batch_repeat_interleave(group)
     rows = _Rows(
         index=torch.arange(len(prompts) * group, device=logits.device),
-        attention=prompts.mask.long().repeat_interleave(group, dim=0),
         position=following.repeat_interleave(group),
     )
-    return logits.repeat_interleave(group, dim=0), cache, rows, len(positions)
+    return logits.repeat_interleave(group, dim=0), GroupCache(cache, prompts.mask, group), rows, len(positions)

@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vr1.runs.folder import read_run
+from vr1.child_process import die_with_parent
 from vr1.sweeps.plan import Plan
 
 State = Literal["running", "finished", "crashed"]
@@ -113,7 +113,7 @@ def run_trial(plan: Plan, trial: Trial, folder: Path) -> Trial:
 
 def _run(words: list[str], output: Path) -> int:
     with output.open("wb") as file:
-        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent)
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
         try:
             return process.wait()
         finally:
@@ -124,15 +124,6 @@ def _run(words: list[str], output: Path) -> int:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-
-
-def _die_with_parent() -> None:
-    """End the trial with the sweep, even where that is killed: it would train on beside the one that replaces it."""
-    if sys.platform == "linux":
-        import ctypes
-
-        set_signal_of_parents_death = 1
-        ctypes.CDLL(None).prctl(set_signal_of_parents_death, signal.SIGKILL)
 
 
 def _judged(plan: Plan, trial: Trial, folder: Path, code: int) -> Trial:

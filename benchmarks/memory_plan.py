@@ -1,0 +1,169 @@
+"""What `vr1 plan` predicts against what a training takes, on a CPU, for small shapes.
+
+    python benchmarks/memory_plan.py --out runs/memory_plan.json
+
+Each shape is trained for two steps in a process of its own, so that the second meets the optimizer states and gradients
+of the first. What is measured is the physical memory of the process (``VmHWM``) above that of the same process after a
+run of the smallest size, when everything is imported; glibc is told to give freed tensors back to the system at once.
+Completions never end before their limit, and images are shown at the largest size: what the plan is about.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+
+_MIB = 2**20
+_SIZES = {
+    "24M": {
+        "hidden": 384,
+        "layers": 8,
+        "heads": 8,
+        "kv_heads": 4,
+        "intermediate": 1152,
+        "vision_hidden": 256,
+        "vision_layers": 6,
+        "vision_heads": 8,
+        "vision_intermediate": 768,
+    }
+}
+# Model, settings of the policy, prompts, completions of each, tokens of each.
+CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
+    "embedded, whole, G 8": ("embedded", {}, 4, 8, 64),
+    "embedded, whole, recomputed, G 8": ("embedded", {"gradient_checkpointing": True}, 4, 8, 64),
+    "embedded, LoRA, G 16": ("embedded", {"lora": 16}, 4, 16, 64),
+    "24M, whole, G 4": ("24M", {}, 4, 4, 64),
+    "24M, whole, G 8": ("24M", {}, 4, 8, 64),
+    "24M, whole, recomputed, G 8": ("24M", {"gradient_checkpointing": True}, 4, 8, 64),
+    "24M, LoRA, G 8": ("24M", {"lora": 16}, 4, 8, 64),
+    "24M, LoRA, recomputed, G 8": ("24M", {"lora": 16, "gradient_checkpointing": True}, 4, 8, 64),
+    "24M, 4 bits, recomputed, G 8": ("24M", {"lora": 16, "quantize": "nf4", "gradient_checkpointing": True}, 4, 8, 64),
+}
+
+
+def compare(out: Path = Path("runs/memory_plan.json"), only: str = "") -> None:
+    """Measure and predict.
+
+    Args:
+        out: where the figures are written.
+        only: a part of the name of the cases to run; empty for all.
+    """
+    rows = []
+    # Freed at once, whatever its size: what is left in glibc's own lists would count as held.
+    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    print("| shape | predicted MiB | measured MiB | predicted / measured |\n|---|---|---|---|")
+    for name in (name for name in CASES if only in name):
+        ran = subprocess.run(
+            [sys.executable, __file__, name], env={**os.environ, **malloc}, capture_output=True, text=True, check=False
+        )
+        if ran.returncode:
+            raise SystemExit(f"{name}: {ran.stderr}")
+        row = json.loads(ran.stdout.splitlines()[-1])
+        rows.append({"shape": name, **row})
+        predicted, measured = row["predicted"], row["measured"]
+        print(f"| {name} | {predicted:.0f} | {measured:.0f} | {predicted / measured:.2f} |", flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def measure(name: str) -> dict[str, float]:
+    """Train one case and predict it; MiB of each."""
+    import torch
+
+    from vr1.plan.predict import predict
+
+    with tempfile.TemporaryDirectory() as folder:
+        needs = _needs(name, Path(folder))
+        _train(replace(needs, prompts=1, group_size=2, completion_tokens=2), Path(folder))
+        gc.collect()
+        base = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        _train(needs, Path(folder))
+        measured = _status("VmHWM") - base
+        prediction = predict(needs)
+    parts = {part: size / _MIB for part, size in prediction.moments[prediction.worst].items()}
+    return {
+        "predicted": prediction.peak / _MIB,
+        "measured": measured / _MIB,
+        "threads": torch.get_num_threads(),
+        **parts,
+    }
+
+
+def _needs(name: str, folder: Path) -> Any:
+    import torch
+
+    from vr1.plan.needs import Needs
+    from vr1.policy import Lora, PolicySource
+    from vr1.policy.blank import Sizes, write_blank
+
+    model, settings, prompts, group, tokens = CASES[name]
+    source = PolicySource(min_pixels=112 * 112, max_pixels=112 * 112)
+    if model in _SIZES:
+        write_blank(folder / "model", Sizes(**_SIZES[model]))
+        source = replace(source, path=str(folder / "model"))
+    if rank := settings.get("lora"):
+        settings = {**settings, "lora": Lora(rank=rank)}
+    return Needs(
+        policy=replace(source, **settings),
+        prompts=prompts,
+        group_size=group,
+        completion_tokens=tokens,
+        max_prompt_tokens=512,
+        reference=True,
+        optimizer=partial(torch.optim.AdamW, lr=1e-5),
+        categories=3,
+    )
+
+
+def _train(needs: Any, folder: Path) -> None:
+    import lightning.pytorch as pl
+
+    from vr1.data import SceneDataModule, SceneStyle
+    from vr1.module import GRPOModule
+    from vr1.rollout import Sampling
+
+    class Endless(GRPOModule):
+        """Completions that end at the limit alone: their end token is one that is never sampled."""
+
+        def configure_model(self) -> None:
+            super().configure_model()
+            self.policy.base.generation_config.eos_token_id = self.policy.forbidden_tokens[:1]
+
+    module = Endless(
+        policy=needs.policy,
+        sampling=Sampling(group_size=needs.group_size, max_new_tokens=needs.completion_tokens),
+        optimizer=needs.optimizer,
+    )
+    style = SceneStyle(num_categories=(needs.categories, needs.categories))
+    data = SceneDataModule(style, train_scenes=2 * needs.prompts, val_scenes=1, batch_size=needs.prompts, num_workers=0)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        limit_val_batches=0,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **quiet,
+    )
+    trainer.fit(module, data)
+
+
+def _status(name: str) -> int:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2 and sys.argv[1] in CASES:
+        print(json.dumps(measure(sys.argv[1])))
+    else:
+        auto_cli(compare, as_positional=False)

@@ -1,0 +1,100 @@
+"""The evaluation of recorded answers, as many as COCO's validation set has: 5,000 answers, 36,000 true boxes.
+
+    python benchmarks/recorded_answers.py
+
+Makes the answers (boxes of 80 categories, moved, renamed, left out and made up by chance, each with a score), runs
+``python -m vr1 score --coco`` on them, and compares all of COCO's figures with those that pycocotools finds in the
+written results. Prints seconds of wall time and of processor time (which tells what a busy machine would hide), peak
+memory, and the largest difference.
+"""
+
+import contextlib
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import auto_cli
+
+CATEGORIES = 80
+FIGURES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
+FIGURES += ("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
+
+
+def write(path: Path, images: int, boxes: int) -> None:
+    """Write the answers, a line each, in Qwen2.5-VL's words."""
+    rng = np.random.default_rng(0)
+    names = [f"kind {number}" for number in range(CATEGORIES)]
+    owners = np.sort(rng.integers(0, images, boxes))
+    counts = np.bincount(owners, minlength=images)
+    with path.open("w", encoding="utf-8") as file:
+        for number, count in enumerate(counts.tolist()):
+            corner, side = rng.uniform(0, 400, (count, 2)), rng.lognormal(4, 0.8, (count, 2)).clip(4, 230)
+            true = np.concatenate([corner, corner + side], axis=1).round(2)
+            labels = [names[row] for row in rng.integers(0, CATEGORIES, count)]
+            kept = np.flatnonzero(rng.random(count) > 0.2)
+            moved = (true[kept] + rng.normal(0, 0.06, (len(kept), 4)) * np.tile(side[kept], 2)).clip(0, 640)
+            extra = rng.uniform(0, 300, (int(rng.poisson(1)), 2))
+            extra = np.hstack([extra, extra + np.array([90, 60])])
+            found = np.concatenate([moved, extra]).round().astype(int).tolist()
+            said = [labels[row] if rng.random() < 0.9 else str(rng.choice(names)) for row in kept]
+            said += rng.choice(names, len(extra)).tolist()
+            items = [{"bbox_2d": box, "label": label} for box, label in zip(found, said, strict=True)]
+            line = {
+                "image": f"{number:012d}.jpg",
+                "image_id": number,
+                "image_size": [640, 640],
+                "input_size": [640, 640],
+                "categories": names,
+                "completion": json.dumps(items),
+                "scores": rng.random(len(items)).round(4).tolist(),
+                "boxes_xyxy": true.tolist(),
+                "labels": labels,
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def largest_difference(folder: Path) -> float:
+    """The largest difference between a figure and the same from pycocotools, fed with the written json files."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(folder / "ground_truth.json"))
+        evaluation = COCOeval(truth, truth.loadRes(str(folder / "results.json")), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    found = json.loads((folder / "metrics.json").read_text())["average"]
+    return max(abs(found[name] - value) for name, value in zip(FIGURES, evaluation.stats.tolist(), strict=True))
+
+
+def main(images: int = 5000, boxes: int = 36_000) -> None:
+    """Make answers, evaluate them and check the figures.
+
+    Args:
+        images: number of answers, one an image.
+        boxes: number of true boxes of all images together.
+    """
+    with tempfile.TemporaryDirectory() as made:
+        answers, out = Path(made) / "answers.jsonl", Path(made) / "out"
+        write(answers, images, boxes)
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "vr1", "score", "--completions", str(answers), "--coco", str(out)]
+        subprocess.run(command, check=True)
+        seconds = time.perf_counter() - started
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(
+            f"{images:,} answers, {boxes:,} true boxes: {seconds:.1f} s, {used.ru_utime + used.ru_stime:.1f} s of"
+            f" processor, peak {used.ru_maxrss / 2**20:.2f} GiB; largest difference from pycocotools"
+            f" {largest_difference(out):.1e}"
+        )
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,77 @@
+"""A whole GRPO step of vr1 against TRL's ``GRPOTrainer``: time, its parts, and peak memory.
+
+    python benchmarks/step.py --group_size 8 --json step.json
+
+Both sides train the same weights on the same images and questions with the same optimizer, group size and KL term, and
+every completion has exactly ``new_tokens`` tokens: the model's end token is its image token, which neither of them ever
+samples. Each runs its own trainer (Lightning's, transformers') in a process of its own, so that its memory can be told
+apart, and they take turns step by step. The first round is not counted. Needs TRL: ``pip install -e ".[bench]"``.
+"""
+
+import json
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from grpo_step import StepSettings
+from grpo_step.measure import NAMES, compare, figures
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as a markdown table."""
+    sides = list(found["step_seconds"])
+    lines = ["| | " + " | ".join(NAMES[side] for side in sides) + " |", "|---" * (len(sides) + 1) + "|"]
+
+    def row(name: str, cells: dict[str, str]) -> None:
+        lines.append(f"| {name} | " + " | ".join(cells.get(side, "") for side in sides) + " |")
+
+    row("step, s", {side: f"{value:.2f}" for side, value in found["step_seconds"].items()})
+    for part in dict.fromkeys(name for side in sides for name in found["parts"][side]):
+        row(
+            f"- {part}, s",
+            {side: f"{found['parts'][side][part]:.3f}" for side in sides if part in found["parts"][side]},
+        )
+    row("processor time, s", {side: f"{value:.2f}" for side, value in found["processor_seconds"].items()})
+    row("completion tokens / s", {side: f"{value:.0f}" for side, value in found["tokens_per_second"].items()})
+    row("peak memory, GB", {side: f"{value / 1e9:.2f}" for side, value in found["peak_bytes"].items()})
+    if found["step_time_ratio"] is not None:
+        lines += [
+            "",
+            f"step time, TRL / vr1: {found['step_time_ratio']:.2f} (processor time"
+            f" {found['processor_time_ratio']:.2f}); peak memory, vr1 / TRL:"
+            f" {found['peak_memory_ratio']:.2f}",
+        ]
+    return "\n".join(lines)
+
+
+def parser() -> ArgumentParser:
+    """Options of the command line."""
+    options = ArgumentParser(description=__doc__, formatter_class=DefaultHelpFormatter)
+    options.add_class_arguments(StepSettings)
+    options.add_argument("--rounds", type=int, default=5, help="steps of each side that count")
+    options.add_argument(
+        "--sides", type=list[Literal["ours", "theirs"]], default=["ours", "theirs"], help="who takes part"
+    )
+    options.add_argument("--json", type=Path | None, default=None, help="file for the figures")
+    return options
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parser().parse_args()
+    settings = StepSettings(
+        **{name: value for name, value in vars(options).items() if name not in {"rounds", "sides", "json"}}
+    )
+    if "theirs" in options.sides and find_spec("trl") is None:
+        raise SystemExit("step: TRL is not installed; pip install -e '.[bench]', or measure one side: --sides [ours]")
+    with tempfile.TemporaryDirectory() as folder:
+        found = figures(settings, compare(settings, options.rounds, options.sides, Path(folder)))
+    print(table(found))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

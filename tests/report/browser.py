@@ -1,0 +1,122 @@
+"""A headless Chromium that a test drives by DevTools messages over a pair of pipes; no package is needed for it."""
+
+import base64
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+
+PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+# Starts a program with the given descriptors as its 3 and 4.
+WITH_PIPES = """
+import os, sys
+for given, wanted in zip(sys.argv[1:3], (3, 4)):
+    os.dup2(int(given), wanted)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Browser:
+    """One page in a browser, and what went wrong on it.
+
+    Attributes:
+        problems: exceptions and errors of the page's console.
+        requests: addresses that the page asked for, its own first.
+    """
+
+    def __init__(self, profile, seconds=300):
+        self.deadline = time.monotonic() + seconds
+        theirs_in, self._out = os.pipe()
+        self._in, theirs_out = os.pipe()
+        # High numbers, so that 3 and 4, where the browser looks for its pipes, are neither of them.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 100) for end in (theirs_in, theirs_out)]
+        words = [PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        words += ["--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", WITH_PIPES, *map(str, ends), *words],
+            pass_fds=ends,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for end in (theirs_in, theirs_out, *ends):
+            os.close(end)
+        self._read, self._last, self._session, self._loaded = b"", 0, None, False
+        self.problems, self.requests = [], []
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.ask(f"{domain}.enable")
+
+    def ask(self, method, **settings):
+        """The result of one DevTools command."""
+        self._last += 1
+        message = {"id": self._last, "method": method, "params": settings}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while (answer := self._next()).get("id") != self._last:
+            self._notice(answer)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        return answer["result"]
+
+    def open(self, address, *, width, height=900, dark=False):
+        """Load a page as a screen of this width and a reader of this taste would."""
+        self.problems, self.requests, self._loaded = [], [], False
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        taste = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.ask("Emulation.setEmulatedMedia", features=[taste])
+        self.ask("Page.navigate", url=address)
+        while not self._loaded:
+            self._notice(self._next())
+
+    def run(self, script):
+        """The value of an expression of JavaScript."""
+        answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(self, key):
+        """Press a key, as somebody without a mouse would."""
+        code = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}[key]
+        for kind in ("rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def screenshot(self, path):
+        """Write all of the page as a picture."""
+        picture = self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        path.write_bytes(base64.b64decode(picture))
+
+    def close(self):
+        """End the browser."""
+        self._process.terminate()
+        self._process.wait()
+        os.close(self._in)
+        os.close(self._out)
+
+    def _next(self):
+        while b"\0" not in self._read:
+            left = self.deadline - time.monotonic()
+            assert left > 0, "the browser does not answer"
+            if select.select([self._in], [], [], left)[0]:
+                more = os.read(self._in, 1 << 20)
+                assert more, "the browser has ended"
+                self._read += more
+        message, self._read = self._read.split(b"\0", 1)
+        return json.loads(message)
+
+    def _notice(self, event):
+        method, told = event.get("method"), event.get("params", {})
+        if method == "Page.loadEventFired":
+            self._loaded = True
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(told["request"]["url"])
+        elif method == "Runtime.exceptionThrown":
+            self.problems.append(told["exceptionDetails"]["text"])
+        elif (method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning")) or (
+            method == "Log.entryAdded" and told["entry"]["level"] == "error"
+        ):
+            self.problems.append(json.dumps(told))

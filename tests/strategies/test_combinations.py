@@ -1,0 +1,68 @@
+"""What cannot work together is refused before weights are loaded, with the combination that does."""
+
+from functools import partial
+
+import bitsandbytes
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+
+from callbacks import Export
+from tests.command import run, small, steps
+from vr1.module import GRPOModule
+from vr1.optimizers import MuonAdamW
+from vr1.policy import Lora, PolicySource
+from vr1.strategies import FullySharded
+from vr1.strategies.combinations import check_combination
+
+FOUR_BITS = {"lora": Lora(), "quantize": "nf4"}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "policy", "settings", "told"),
+    [
+        (FullySharded, FOUR_BITS, {}, "set trainer.strategy ddp"),
+        (FullySharded, {}, {"precision": "16-mixed"}, "set trainer.precision bf16-mixed"),
+        (FullySharded, {}, {"optimizer": bitsandbytes.optim.PagedAdamW8bit}, "set model.optimizer torch.optim.AdamW"),
+        (ModelParallelStrategy, {}, {}, "set trainer.strategy fully_sharded"),
+        (FSDPStrategy, {}, {}, "set trainer.strategy fully_sharded"),
+    ],
+)
+def test_refused(strategy, policy, settings, told):
+    with pytest.raises(ValueError, match=told):
+        check_combination(strategy(), PolicySource(**policy), **settings)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "policy", "settings"),
+    [
+        (DDPStrategy, FOUR_BITS, {"optimizer": bitsandbytes.optim.PagedAdamW8bit}),
+        (FullySharded, {"lora": Lora()}, {"precision": "bf16-mixed", "optimizer": torch.optim.AdamW}),
+        (FullySharded, {}, {"precision": "32-true", "optimizer": torch.optim.SGD}),
+    ],
+)
+def test_allowed(strategy, policy, settings):
+    check_combination(strategy(), PolicySource(**policy), **settings)
+
+
+def test_told_by_the_command_line_before_anything_is_loaded(tmp_path, blank_model, capsys, monkeypatch):
+    monkeypatch.setattr(PolicySource, "load", lambda self: pytest.fail("loaded"))
+    words = [*small(blank_model), *steps(1), "--model.policy.lora.rank", 2, "--model.policy.quantize", "nf4"]
+    words += ["--trainer.strategy", "fully_sharded", "--trainer.callbacks", "callbacks.Progress"]
+    assert run(tmp_path, "fit", *words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("vr1: error: policy.quantize=nf4 with trainer.strategy fully_sharded")
+
+
+def test_the_optimizer_is_known_before_it_is_made(source):
+    for kind in (torch.optim.AdamW, MuonAdamW, bitsandbytes.optim.AdamW8bit):
+        module = GRPOModule(policy=source, optimizer=partial(kind, lr=0.1))
+        assert module._optimizer_class(training=True) is kind
+    assert module._optimizer_class(training=False) is None
+
+
+def test_export_is_refused_where_no_process_has_the_whole_model(tmp_path):
+    trainer = pl.Trainer(strategy=FullySharded(), accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="run `python -m vr1 export --ckpt"):
+        Export().setup(trainer, None, "fit")

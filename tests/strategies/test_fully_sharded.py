@@ -1,0 +1,119 @@
+"""FSDP2 on two processes against one: the same losses, metrics and weights; files that each resumes from the other."""
+
+import pytest
+import torch
+
+from tests.strategies import runs
+from vr1.cli import main
+from vr1.policy.loading import PolicySource
+from vr1.strategies.shards import read_shards
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def out(blank_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("strategies")
+    source = PolicySource(path=str(blank_model))
+    runs.on_one(source, folder)
+    runs.start_two(source, folder)
+    return folder
+
+
+def weights(path):
+    state = read_shards(path) if path.is_dir() else torch.load(path, weights_only=True)
+    return state["state_dict"]
+
+
+def assert_alike(ours, theirs, atol=1e-5):
+    """Weights within ``atol``, none missing, and not for want of training."""
+    assert ours.keys() == theirs.keys()
+    assert ours
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=atol, msg=name)
+
+
+def assert_rows(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for now, then in zip(ours, theirs, strict=True):
+        assert now == pytest.approx(then, rel=1e-5, abs=1e-5)
+
+
+def test_five_steps_are_those_of_one_process(out, blank_model):
+    assert_rows(runs.rows(out / "two"), runs.rows(out / "one"))
+    end = weights(out / "two" / "end.ckpt")
+    assert_alike(end, weights(out / "one" / "end.ckpt"))
+    begin = PolicySource(path=str(blank_model)).load().state_dict()
+    assert max(float((end[f"policy.{name}"] - value).abs().max()) for name, value in begin.items()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["two_far", "ddp_far"])
+def test_completions_of_very_different_lengths(out, kind):
+    """20 steps in which one process samples one token a completion, and the other 30."""
+    ours, theirs = runs.rows(out / kind), runs.rows(out / "one_far")
+    assert len(ours) == 20
+    # One token in one half of the prompts; in the other 30, unless an end token was drawn.
+    assert all(row["grpo/completion_tokens"] > 8 for row in theirs)
+    assert_rows(ours, theirs)
+    assert_alike(weights(out / kind / "end.ckpt"), weights(out / "one_far" / "end.ckpt"))
+
+
+def test_two_processes_go_on_from_the_file_of_one(out):
+    assert_alike(weights(out / "two_on" / "end.ckpt"), weights(out / "one" / "end.ckpt"))
+    assert_alike(weights(out / "lora_on" / "end.ckpt"), weights(out / "one_lora" / "end.ckpt"))
+
+
+def test_one_process_goes_on_from_the_file_of_two(out, blank_model, tmp_path):
+    source = PolicySource(path=str(blank_model))
+    runs.train(runs.module(source, updates_per_rollout=2), tmp_path, steps=5, ckpt_path=out / "two.ckpt")
+    assert_alike(weights(tmp_path / "end.ckpt"), weights(out / "one" / "end.ckpt"))
+
+
+def test_shards_on_the_disk(out):
+    assert sorted(path.name for path in (out / "three.shards").iterdir()) == [
+        ".metadata",
+        "__0_0.distcp",
+        "__1_0.distcp",
+        "rest.ckpt",
+    ]
+    whole = weights(out / "shards" / "end.ckpt")
+    assert all("lora_" in name for name in whole), "adapters alone are kept"
+    assert_alike(whole, weights(out / "one_lora" / "end.ckpt"))
+    assert_alike(weights(out / "shards_on" / "end.ckpt"), whole, atol=1e-6)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")], "nothing is left of the writing"
+
+
+def test_shards_are_exported(out, tmp_path):
+    folder = tmp_path / "out"
+    assert main(["export", "--ckpt", str(out / "shards" / "end.ckpt"), "--out", str(folder)]) == 0
+    assert (folder / "adapter_model.safetensors").is_file()
+
+
+def test_gathering_in_bfloat16_with_validation_between(out):
+    mixed, full = runs.rows(out / "mixed"), runs.rows(out / "one")
+    assert len(mixed) == 2
+    # The same first rollouts but for tokens on which the rounding of bfloat16 decides.
+    assert mixed[0]["grpo/entropy"] == pytest.approx(full[0]["grpo/entropy"], rel=0.05)
+    assert {value.dtype for value in weights(out / "mixed" / "end.ckpt").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("file", ["rest.ckpt", ".metadata", "__0_0.distcp"])
+def test_damaged_shards_are_told(out, tmp_path, file):
+    folder = tmp_path / "cut.shards"
+    folder.mkdir()
+    for path in (out / "three.shards").iterdir():
+        content = path.read_bytes()
+        (folder / path.name).write_bytes(content[: len(content) // 2] if path.name == file else content)
+    with pytest.raises(ValueError, match=r"cut\.shards"):
+        read_shards(folder)
+
+
+def test_no_code_is_run_from_shards(out, tmp_path):
+    folder = tmp_path / "evil.shards"
+    folder.mkdir()
+    for path in (out / "three.shards").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    # A pickle that would call os.system.
+    (folder / ".metadata").write_bytes(b"cos\nsystem\n(S'touch evil'\ntR.")
+    with pytest.raises(ValueError, match=r"it names (os|posix)\.system"):
+        read_shards(folder)

@@ -1,0 +1,34 @@
+"""Help is there at once: what only training needs is not imported for it."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "lightning", "peft", "torchmetrics")
+SCRIPT = f"""
+import sys
+from vr1.cli import main
+
+words = sys.argv[1:]
+try:
+    status = main(words)
+except SystemExit as stop:
+    status = stop.code
+assert not status, status
+found = [name for name in {HEAVY!r} if name in sys.modules]
+assert not found, f"vr1 {{' '.join(words)}} imports {{found}}"
+"""
+
+
+@pytest.mark.parametrize("command", [None, "export", "plan", "sweep", "compare", "report"])
+def test_help_of_what_needs_no_model_imports_none_of_it(command):
+    words = [command, "--help"] if command else ["--help"]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--help" in done.stdout
+
+
+def test_the_check_notices_an_import():
+    done = subprocess.run([sys.executable, "-c", "import torch\n" + SCRIPT, "--help"], capture_output=True, text=True)
+    assert "imports ['torch']" in done.stderr

@@ -1,0 +1,169 @@
+"""The paper in miniature: what is run, what is not run again, and what is said of it."""
+
+import asyncio
+import json
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.command import ROOT, run
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import paper
+import paper_findings
+from paper_figures import draw_curves, draw_findings
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The commands that would have been run; each leaves behind what it would have."""
+    found = []
+
+    async def call(words, job):
+        found.append((job.name, words[3], words))
+        if words[3] == "fit":
+            (job.folder / "checkpoints").mkdir(exist_ok=True)
+            (job.folder / "checkpoints" / "step.ckpt").write_text("")
+            if job.name in call.failing:
+                raise paper.RunError("fit ended with status 1")
+            series = {"val/map": [[0, 0.1], [2, 0.2]]}
+            (job.folder / "curves.json").write_text(json.dumps({"series": series}))
+        else:
+            number = 0.1 if job.name == "start" else 0.2 + int(job.name[-1]) / 10
+            figures = dict.fromkeys(paper_findings.METRICS, number)
+            (job.folder / "evaluation").mkdir(exist_ok=True)
+            measured = {"sets": {"seen": figures, "unseen": figures}}
+            (job.folder / "evaluation" / "metrics.json").write_text(json.dumps(measured))
+
+    call.failing = set()
+    found_and_failing = (found, call.failing)
+    monkeypatch.setattr(paper, "_call", call)
+    return found_and_failing
+
+
+def test_a_finished_run_is_not_repeated(calls, tmp_path, capsys):
+    found, _ = calls
+    settings = {"out": tmp_path, "seeds": [0, 1], "only": ["sft", "vision_r1"], "jobs": 2}
+    assert paper.paper(**settings) == 0
+    trained = ["sft_0", "sft_1", "vision_r1_0", "vision_r1_1"]
+    assert sorted(name for name, command, _ in found if command == "fit") == trained
+    assert sorted(name for name, command, _ in found if command == "test") == sorted(["start", *trained])
+    table = (tmp_path / "paper.md").read_text()
+    assert "| Vision-R1 | 25.0 (20.0, 30.0) | 25.0 (20.0, 30.0) |" in table
+    assert "| 42.1 | 23.3 |" in table
+    assert (tmp_path / "findings.png").is_file()
+    assert (tmp_path / "curves.png").is_file()
+    assert not list(tmp_path.glob("*/checkpoints"))
+    found.clear()
+    assert paper.paper(**settings) == 0
+    assert found == []
+
+
+def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(calls, tmp_path):
+    found, failing = calls
+    failing.add("sft_0")
+    settings = {"out": tmp_path, "seeds": [0], "only": ["sft", "vision_r1"]}
+    assert paper.paper(**settings) == 1
+    assert [name for name, command, _ in found if command == "test"] == ["start", "vision_r1_0"]
+    failing.clear()
+    found.clear()
+    assert paper.paper(**settings) == 0
+    (name, command, words), (_, last, _) = found
+    assert (name, command, last) == ("sft_0", "fit", "test")
+    assert words[-2:] == ["--ckpt_path", str(tmp_path / "sft_0" / "checkpoints" / "step.ckpt")]
+
+
+def test_a_run_with_other_settings_is_not_taken_for_this_one(calls, tmp_path, capsys):
+    settings = {"out": tmp_path, "seeds": [0], "only": ["sft"]}
+    assert paper.paper(**settings, steps=2) == 0
+    assert paper.paper(**settings, steps=3) == 1
+    assert "holds a run with other settings" in capsys.readouterr().err
+
+
+def test_a_child_that_fails_is_named(tmp_path):
+    job = paper._start(tmp_path, 1, [])
+    job.folder.mkdir()
+    words = [sys.executable, "-c", "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(3)", "test"]
+    with pytest.raises(paper.RunError, match=r"test ended with status 3; its output is in .*output.txt"):
+        asyncio.run(paper._call(words, job))
+    assert (job.folder / "output.txt").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("variant", paper_findings.VARIANTS.values(), ids=lambda variant: variant.name)
+def test_every_training_is_what_its_title_says(variant, tmp_path, capsys):
+    job = paper._job(variant, 3, tmp_path, 7, 1, [], [])
+    assert run(tmp_path, *job.train[3:], "--print_config") == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["seed_everything"], config["trainer"]["max_steps"]) == (3, 7)
+    assert config["trainer"]["logger"]["init_args"]["version"] == f"{variant.name}_3"
+    model, last = config["model"], config["trainer"]["callbacks"][-1]
+    if "sft" in variant.configs:
+        assert model["class_path"].endswith("SFTModule")
+        assert model["init_args"]["target_order"] == ("sorted" if variant.name == "sft_sorted" else "annotated")
+        return
+    switch = {"step_third": pytest.approx(1 / 3), "no_refinement": 1.0}.get(variant.name, 0.5)
+    assert (last["class_path"], last["init_args"]["switch_at"]) == ("callbacks.RuleRefinement", switch)
+    reward = (model["init_args"]["reward"] or {}).get("init_args", {})
+    terms = [term["class_path"] for term in reward.get("terms") or []]
+    assert terms == (["vr1.rewards.DualFormat", "vr1.rewards.Precision"] if variant.name == "precision_only" else [])
+    label = (reward.get("matcher") or {}).get("init_args", {}).get("label", 0.0)
+    assert label == (1.0 if variant.name == "box_and_label" else 0.0)
+
+
+def test_the_measurement_covers_both_domains(tmp_path, capsys):
+    job = paper._start(tmp_path, 1, [])
+    assert run(tmp_path, *job.test[3:], "--print_config") == 0
+    parts = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["parts"]
+    training = yaml.safe_load((paper.CONFIGS / "training.yaml").read_text())["data"]["init_args"]["style"]
+    seen, unseen = (parts[name]["init_args"]["style"] for name in ("seen", "unseen"))
+    assert {name: seen[name] for name in training} == training
+    assert not set(seen["shapes"]) & set(unseen["shapes"])
+    assert seen["background"] != unseen["background"]
+
+
+def test_a_difference_and_its_standard_error():
+    random = np.random.default_rng(0)
+    first, second = random.normal(30, 1, 3), random.normal(28, 2, 4)
+    results = {"a": {"seen": {"map": first.tolist()}}, "b": {"seen": {"map": second.tolist()}}}
+    finding = paper_findings.Finding(text="", ahead="a", behind="b")
+    welch = np.sqrt(first.var(ddof=1) / 3 + second.var(ddof=1) / 4)
+    assert paper_findings.difference(results, finding) == pytest.approx((first.mean() - second.mean(), welch))
+
+
+@pytest.mark.parametrize(
+    ("ahead", "behind", "said"),
+    [
+        ([5.0, 5.1, 5.2], [3.0, 3.1, 3.2], "yes"),
+        ([3.0, 3.1, 3.2], [5.0, 5.1, 5.2], "no"),
+        ([3.0, 5.0, 4.0], [3.9, 3.0, 4.6], "within the spread of seeds"),
+        ([9.0], [1.0], "one seed only"),
+        ([], [1.0, 2.0], "not measured"),
+    ],
+)
+def test_the_verdict_says_no_more_than_the_seeds_do(ahead, behind, said):
+    results = {"vision_r1": {"seen": {"map": ahead}}, "sft": {"seen": {"map": behind}}}
+    assert paper_findings.verdict(results, paper_findings.FINDINGS[1]) == said
+
+
+def test_the_papers_differences_are_those_of_its_numbers():
+    for finding in paper_findings.FINDINGS:
+        numbers = paper_findings.PAPER_SEEN if finding.group == "seen" else paper_findings.PAPER_UNSEEN
+        if finding.metric == "ar_100":
+            numbers = {"griffon": paper_findings.PAPER_RECALL}
+        told = [float(part) for part in finding.paper.split(", ")]
+        found = [
+            round(model[finding.ahead] - model[finding.behind], 1)
+            for model in numbers.values()
+            if finding.ahead in model and finding.behind in model
+        ]
+        assert told[: len(found)] == found, finding.text
+        assert found, finding.text
+
+
+def test_pictures_of_part_of_the_runs(tmp_path):
+    figures = {"seen": {"map": [20.0]}, "unseen": {"map": [30.0]}}
+    picture = draw_findings({"start": figures, "sft": {"seen": {"map": [21.0, 23.0]}, "unseen": {"map": [30.0, 28.0]}}})
+    assert min(picture.size) > 300
+    assert draw_curves(tmp_path) is None

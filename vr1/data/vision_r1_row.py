@@ -1,0 +1,101 @@
+"""One row of Vision-R1-Data, or of any data set of the same columns: what is asked, and the boxes that answer it."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from vr1.data.images import ImageError, open_image
+from vr1.data.json_fields import is_box, is_side, is_text
+from vr1.data.table_rows import box_fault
+from vr1.data.worded import asked_for, is_referring
+
+COLUMNS = ("problem", "solution", "width", "height")
+
+
+class ParsedRow(NamedTuple):
+    """What a row says, checked.
+
+    Attributes:
+        asked: the categories, or the one expression.
+        objects: label and corners (x1, y1, x2, y2 in pixels) of each object.
+        size: width and height of the image in pixels.
+        referring: what is asked for is an expression for one object.
+    """
+
+    asked: tuple[str, ...]
+    objects: list[tuple[str, list[float]]]
+    size: tuple[int, int]
+    referring: bool
+
+
+def check_columns(names: Any, name: str) -> None:
+    """Refuse a data set of other columns.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    if missing := [column for column in ("image", *COLUMNS) if column not in names]:
+        raise ValueError(
+            f"{name}: has no column {', '.join(missing)}, only {', '.join(names)}; give a data set "
+            f"with the columns image, {', '.join(COLUMNS)}"
+        )
+
+
+class RowError(Exception):
+    """A record that cannot be used: the kind of fault, and what shows it."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(kind, detail)
+        self.kind, self.detail = kind, f": {detail[:160]}" if detail else ""
+
+
+def parse_row(row: dict[str, Any]) -> ParsedRow:
+    """Read a row, its image aside.
+
+    Raises:
+        RowError: if it cannot be used.
+    """
+    if not (is_side(row["width"]) and is_side(row["height"])):
+        raise RowError("record without a width and height above 0", f"{row['width']} x {row['height']}")
+    size = int(row["width"]), int(row["height"])
+    objects = _objects(row["solution"], size)
+    labels = list(dict.fromkeys(label for label, _ in objects))
+    asked = asked_for(row["problem"], labels) if is_text(row["problem"]) else None
+    if asked is None:
+        raise RowError("record whose question is worded in a way that is not known", repr(row["problem"]))
+    if len(asked) == 1:
+        # A referring expression may be labelled by its category; what is asked for is the expression.
+        return ParsedRow(asked, [(asked[0], box) for _, box in objects], size, is_referring(row["problem"]))
+    folded = {name.casefold() for name in asked}
+    if strange := [label for label in labels if label.casefold() not in folded]:
+        raise RowError("record with a label that its question does not name", strange[0])
+    return ParsedRow(asked, objects, size, referring=False)
+
+
+def _objects(solution: Any, size: tuple[int, int]) -> list[tuple[str, list[float]]]:
+    try:
+        items = json.loads(solution) if isinstance(solution, str) else solution
+    except (ValueError, RecursionError) as error:
+        raise RowError("record whose solution is not JSON", str(error)) from error
+    if not isinstance(items, list):
+        raise RowError("record whose solution is no list", repr(items))
+    objects = []
+    for item in items:
+        if not (isinstance(item, list) and len(item) == 2 and is_text(item[0]) and is_box(item[1])):
+            raise RowError("record with an item that is not [label, [x1, y1, x2, y2]]", repr(item))
+        if fault := box_fault(item[1], size):
+            raise RowError(fault, f"{item!r:.80} on {size[0]} x {size[1]}")
+        objects.append((" ".join(item[0].split()), [float(value) for value in item[1]]))
+    return objects
+
+
+def decode_image(stored: Any, origin: str) -> Image.Image:
+    """An image as the library gives it undecoded: its bytes, or the path of its file."""
+    if isinstance(stored, dict) and stored.get("bytes") is not None:
+        return open_image(origin, data=stored["bytes"])
+    path = stored.get("path") if isinstance(stored, dict) else stored
+    if not isinstance(path, str | Path):
+        raise ImageError(f"{origin}: holds no image; leave the record out")
+    return open_image(path)

@@ -1,0 +1,74 @@
+"""Which setting to change first: each is tried, one after another, until the plan fits."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from vr1.plan.needs import Needs
+from vr1.policy.loading import Lora
+
+# What costs nothing in results comes first, what changes the training last.
+_Change = Callable[[Needs], tuple[str, Needs] | None]
+
+
+def changes(needs: Needs) -> Iterator[tuple[str, Needs]]:
+    """Settings that take less, each added to those before it.
+
+    Args:
+        needs: what is too much.
+
+    Returns:
+        What was changed in the words of the command line, all of it so far, and what is then needed.
+
+    Example:
+        >>> import torch
+        >>> from vr1.policy.loading import PolicySource
+        >>> needs = Needs(policy=PolicySource(), prompts=2, group_size=8, completion_tokens=64, max_prompt_tokens=512,
+        ...     reference=True, optimizer=torch.optim.AdamW)
+        >>> [words for words, _ in changes(needs)][:2]
+        ['--model.policy.gradient_checkpointing true', '--model.policy.gradient_checkpointing true --data.batch_size 1']
+    """
+    words: list[str] = []
+    for change in (_recompute, _fewer_prompts, _adapters, _four_bits, _smaller_images, _fewer_completions):
+        while (changed := change(needs)) is not None:
+            word, needs = changed
+            setting = word.split()[0]
+            words = [*(earlier for earlier in words if earlier.split()[0] != setting), word]
+            yield " ".join(words), needs
+
+
+def _recompute(needs: Needs) -> tuple[str, Needs] | None:
+    if needs.policy.gradient_checkpointing:
+        return None
+    policy = replace(needs.policy, gradient_checkpointing=True)
+    return "--model.policy.gradient_checkpointing true", replace(needs, policy=policy)
+
+
+def _fewer_prompts(needs: Needs) -> tuple[str, Needs] | None:
+    if needs.prompts == 1:
+        return None
+    half = needs.prompts // 2
+    return f"--data.batch_size {half}", replace(needs, prompts=half)
+
+
+def _adapters(needs: Needs) -> tuple[str, Needs] | None:
+    if needs.policy.lora is not None:
+        return None
+    return "--model.policy.lora.rank 16", replace(needs, policy=replace(needs.policy, lora=Lora(rank=16)))
+
+
+def _four_bits(needs: Needs) -> tuple[str, Needs] | None:
+    if needs.policy.quantize or needs.sharded:
+        return None
+    return "--model.policy.quantize nf4", replace(needs, policy=replace(needs.policy, quantize="nf4"))
+
+
+def _smaller_images(needs: Needs) -> tuple[str, Needs] | None:
+    pixels = (needs.policy.max_pixels or 1_605_632) // 2
+    if pixels < 200_000:
+        return None
+    return f"--model.policy.max_pixels {pixels}", replace(needs, policy=replace(needs.policy, max_pixels=pixels))
+
+
+def _fewer_completions(needs: Needs) -> tuple[str, Needs] | None:
+    half = needs.group_size // 2
+    return (f"--model.sampling.group_size {half}", replace(needs, group_size=half)) if half >= 4 else None

@@ -1,0 +1,145 @@
+"""Counts the bytes that a computation holds, on tensors that have shapes and no content ("meta").
+
+The model's own code runs, with autograd and recomputation, so that what is kept for backward and what is freed on the
+way are as in the real run; only what fused kernels keep is written down here, since their choice depends on the device.
+"""
+
+import weakref
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import vr1.policy.attention
+
+
+class LiveBytes:
+    """A context in which every new tensor without content is counted as long as it lives.
+
+    Small integer tensors with content (sizes of images, indices) may take part; they are not counted.
+
+    Attributes:
+        now: bytes that are held.
+        peak: the most that was held since `reset`.
+
+    Example:
+        >>> x = torch.zeros(10, device="meta")
+        >>> with LiveBytes() as live:
+        ...     y = (x + 1) * 2
+        >>> live.now, live.peak
+        (40, 80)
+    """
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+        self._modes = ExitStack()
+
+    def __enter__(self) -> "LiveBytes":
+        name = "scaled_dot_product_attention"
+        original = getattr(F, name)
+        # No torch function mode: those are off within backward, where activations are recomputed.
+        for caller in (F, vr1.policy.attention):
+            if getattr(caller, name, None) is original:
+                setattr(caller, name, _fused(original))
+                self._modes.callback(setattr, caller, name, original)
+        self._modes.enter_context(_Counter(self))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._modes.close()
+
+    def reset(self) -> None:
+        """Forget the peak."""
+        self.peak = self.now
+
+    def add(self, size: int) -> None:
+        """Count bytes as held; negative ones as freed."""
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self, live: LiveBytes) -> None:
+        super().__init__()
+        self._live = live
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (args, kwargs or {})
+        leaves = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        for leaf in leaves:
+            # Weights and whatever else was there before are nobody's new tensor.
+            if leaf.is_meta and id(leaf.untyped_storage()) not in self._known:
+                self._follow(leaf, counted=False)
+        if any(leaf.is_meta for leaf in leaves):
+            given = tree_map_only(Tensor, lambda leaf: leaf if leaf.is_meta else leaf.to("meta"), given)
+        result = func(*given[0], **given[1])
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.is_meta and id(leaf.untyped_storage()) not in self._known:
+                self._follow(leaf, counted=True)
+        return result
+
+    def _follow(self, tensor: Tensor, counted: bool) -> None:
+        storage = tensor.untyped_storage()
+        size = storage.nbytes() if counted else 0
+        self._known.add(id(storage))
+        self._live.add(size)
+        weakref.finalize(storage, self._forget, id(storage), size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._live.add(-size)
+
+
+def _fused(attention: Any) -> Any:
+    """Attention that keeps what fused kernels keep, for tensors without content; ``attention`` for all others."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **settings: Any) -> Any:
+        if not query.is_meta:
+            return attention(query, key, value, attn_mask=attn_mask, **settings)
+        return _Attention.apply(query, key, value, attn_mask)
+
+    return attend
+
+
+class _Attention(torch.autograd.Function):
+    """What flash and memory-efficient attention keep: their inputs, the output and one number a query, no scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        kept = [query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32)]
+        if mask is not None:
+            # A mask of true and false becomes one of 0 and -inf, in every layer anew.
+            kept.append(query.new_empty(mask.shape) if mask.dtype == torch.bool else mask)
+        ctx.save_for_backward(*kept)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+class FourBitLinear(nn.Linear):
+    """A frozen linear layer whose weight is unpacked for every product, forward and backward, as bitsandbytes does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The product ``[..., out]``."""
+        result: Tensor = _Unpacked.apply(input, self.weight)
+        return result if self.bias is None else result + self.bias
+
+
+class _Unpacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight = weight
+        return input @ torch.empty_like(weight).t()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0] @ torch.empty_like(ctx.weight), None

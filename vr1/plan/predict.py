@@ -1,0 +1,204 @@
+"""Memory by part, at the three moments of a step at which most of it is held.
+
+Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, L tokens of a packed row, V vocabulary,
+D hidden size.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from vr1.plan.live_bytes import FourBitLinear, LiveBytes
+from vr1.plan.needs import Needs
+from vr1.plan.shapes import empty_policy, largest_prompts
+from vr1.policy.model import Policy
+from vr1.policy.token_scores import token_log_probs
+from vr1.prompts import PromptBatch
+
+# Bytes that `choose` needs for each logit: float32 logits and probabilities, their sums in float64.
+_CHOOSING = 28
+# 4 bits a weight; an 8-bit scale for 64 of them; a float32 scale for 256 of those.
+_FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What one process holds.
+
+    Attributes:
+        parameters: numbers of parameters: ``all``, ``trained``.
+        moments: bytes by part, for each of ``rollout``, ``policy`` (forward and backward of the loss) and ``update``.
+        row_tokens: tokens of a packed row, the longest possible.
+    """
+
+    parameters: dict[str, int]
+    moments: dict[str, dict[str, float]] = field(default_factory=dict)
+    row_tokens: int = 0
+
+    @property
+    def worst(self) -> str:
+        """The moment at which most is held."""
+        return max(self.moments, key=lambda moment: sum(self.moments[moment].values()))
+
+    @property
+    def peak(self) -> float:
+        """Bytes at that moment."""
+        return sum(self.moments[self.worst].values())
+
+
+def predict(needs: Needs) -> Prediction:
+    """Predict the memory of a training, without its weights.
+
+    Everything is taken at its largest: images at ``max_pixels``, all completions at their limit.
+
+    Args:
+        needs: the settings.
+
+    Raises:
+        ValueError: the model has no shared rows, which is what is counted here.
+    """
+    policy = empty_policy(needs)
+    if not policy.shares_prompt:
+        raise ValueError(
+            "the plan knows models whose completions share their prompt (Qwen-VL, InternVL); leave policy.share_prompt"
+            " out, or find the memory of this one out by a run of one step (callbacks.Throughput logs its peak)"
+        )
+    prompts = largest_prompts(needs)
+    held = _held(policy, needs)
+    activations, logits = _policy_step(policy, prompts, needs)
+    working, cache, choosing = _rollout(policy, prompts, needs)
+    gathered, blocks = _gathered(policy, needs)
+    moments = {
+        "rollout": {**held, "gathered weights": gathered, "cache": cache, "logits": choosing, "activations": working},
+        "policy": {**held, "gathered weights": blocks, "activations": activations, "logits": logits},
+        # AdamW makes its step for all tensors at once on a GPU, which takes one more value a parameter.
+        "update": {**held, "activations": held["gradients"]},
+    }
+    trained = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
+    return Prediction(
+        parameters={"all": sum(parameter.numel() for parameter in policy.parameters()), "trained": sum(trained)},
+        moments={moment: {part: size for part, size in parts.items() if size} for moment, parts in moments.items()},
+        row_tokens=prompts.tokens.shape[1] + needs.group_size * needs.completion_tokens,
+    )
+
+
+def _held(policy: Policy, needs: Needs) -> dict[str, float]:
+    """What is there all the time, after the first step."""
+    stored = getattr(torch, needs.policy.dtype).itemsize
+    sizes: dict[str, float] = defaultdict(float)
+    packed = {id(part.weight) for part in policy.modules() if isinstance(part, FourBitLinear)}
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            sizes["adapters"] += parameter.numel() * 4
+        else:
+            sizes["weights"] += parameter.numel() * (_FOUR_BITS if id(parameter) in packed else stored)
+    sizes["weights"] += sum(buffer.numel() * buffer.element_size() for buffer in policy.buffers())
+    # peft keeps adapters in float32 whatever the base is in.
+    width = 4 if needs.policy.lora is not None else stored
+    trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+    sizes["gradients"] = trained * width
+    sizes["optimizer"] = trained * _state_bytes(needs.optimizer, width)
+    if needs.reference and not policy.has_adapters:
+        sizes["reference"] = sizes["weights"]
+    if needs.sharded:
+        share = 0 if needs.offload else 1 / needs.processes
+        return {part: size * share for part, size in sizes.items()}
+    if needs.mixed and needs.policy.lora is None:
+        # Autocast keeps a copy of every trained weight in what is computed with.
+        sizes["weights"] += trained * getattr(torch, needs.compute_dtype).itemsize
+    if needs.processes > 1:
+        sizes["buckets"] = sizes["gradients"]
+    return dict(sizes)
+
+
+def _state_bytes(optimizer: Any, width: int) -> float:
+    """Bytes of optimizer state for a parameter's value, found out by a step on a matrix of no importance."""
+    layer = nn.Linear(512, 512, bias=False, dtype=torch.float32 if width == 4 else torch.bfloat16)
+    # Some optimizers treat vectors apart.
+    layer.register_parameter("bias", nn.Parameter(torch.zeros(8)))
+    made = optimizer(layer.named_parameters())
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    state = [value for value in made.state[layer.weight].values() if isinstance(value, Tensor) and value.numel() > 256]
+    return sum(value.numel() * value.element_size() for value in state) / layer.weight.numel()
+
+
+def _policy_step(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float, float]:
+    """Bytes of activations and of logits in forward and backward, beside weights and gradients."""
+    tokens = torch.zeros(len(prompts), needs.group_size, needs.completion_tokens, dtype=torch.long)
+    if needs.sharded:
+        # A whole gradient is given up as soon as each process has its share, which is counted elsewhere.
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda whole: setattr(whole, "grad", None))
+    with LiveBytes() as live:
+        log_probs, _ = policy.log_probs(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool))
+        forward = live.peak
+        live.reset()
+        log_probs.sum().backward()
+        # The gradients of the step before are there until backward begins, and grow anew in it.
+        grown = _bytes(parameter for parameter in policy.parameters() if parameter.grad is not None)
+        peak = max(forward, live.peak - grown)
+    logits = min(_logits(policy, tokens), peak)
+    for parameter in policy.parameters():
+        parameter.grad = None
+    return peak - logits, logits
+
+
+def _logits(policy: Policy, tokens: Tensor) -> float:
+    """Bytes that the scores of all tokens of the vocabulary take, as many tokens at a time as are scored together."""
+    head = policy.base.lm_head
+    states = torch.empty(tokens.numel(), head.in_features, dtype=head.weight.dtype, device="meta", requires_grad=True)
+    with LiveBytes() as live:
+        values, _ = token_log_probs(policy.logits, states, tokens.flatten(), 1.0)
+        values.sum().backward()
+    return float(live.peak)
+
+
+def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float, float, float]:
+    """Bytes that the prompts' forward works with, of keys and values at the end, and of choosing tokens."""
+    batch, width = prompts.tokens.shape
+    # As in a rollout: models that recompute keep no keys and values in training.
+    policy.eval()
+    with torch.no_grad(), LiveBytes() as live:
+        cache = DynamicCache(config=policy.base.config.get_text_config())
+        mask = torch.ones(batch, 1, width, width, dtype=torch.bool)
+        inputs = policy.inputs(prompts.tokens, torch.cat(policy.embed(prompts)))
+        policy.hidden(inputs, policy.positions(prompts)[0], mask, past_key_values=cache, use_cache=True)
+        kept: Any = cache.layers
+        of_prompts, layers = _bytes(value for layer in kept for value in (layer.keys, layer.values)), len(kept)
+        working = live.peak
+    rows = batch * needs.group_size
+    # Room for the tokens of completions doubles from 64; a layer is there twice while its room grows.
+    room = 64 * 2 ** math.ceil(math.log2(max(1.0, needs.completion_tokens / 64)))
+    cached = of_prompts + of_prompts / (batch * width) * rows * room * (1 + 1 / layers)
+    vocabulary = policy.base.config.get_text_config().vocab_size
+    choosing = float(rows * vocabulary * _CHOOSING)
+    # The prompts' forward comes first, and only its own cache is there then.
+    return max(0.0, working - cached - choosing), cached, choosing
+
+
+def _gathered(policy: Policy, needs: Needs) -> tuple[float, float]:
+    """Bytes that sharded weights take while they are whole: in rollouts all, in the policy's step some."""
+    if not needs.sharded:
+        return 0.0, 0.0
+    width = getattr(torch, needs.compute_dtype).itemsize
+    kinds = set(policy.base._no_split_modules or ())
+    blocks = [
+        sum(p.numel() for p in part.parameters()) for part in policy.base.modules() if type(part).__name__ in kinds
+    ]
+    whole = sum(parameter.numel() for parameter in policy.parameters())
+    # A block is computed with while the next is fetched, and its gradients are summed in float32.
+    largest = max(blocks, default=0)
+    return float(whole * width), float((whole - sum(blocks) + 2 * largest) * width + 4 * largest)
+
+
+def _bytes(values: Iterable[Tensor]) -> float:
+    return float(sum(value.numel() * value.element_size() for value in values))

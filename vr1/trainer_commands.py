@@ -1,0 +1,209 @@
+"""The commands with a trainer, ``python -m vr1 fit|validate|test|predict``: LightningCLI and checks of our own."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from typing_extensions import override
+
+import vr1.data
+import vr1.module
+import vr1.sft  # noqa: F401 - what is imported can be named without its package: --model SFTModule
+from vr1.data.datamodule import RecordDataModule
+from vr1.detector import Detector
+from vr1.memory_advice import is_out_of_memory
+from vr1.mistakes import innermost, told_by_us
+from vr1.model_words import with_model
+from vr1.runs.settings import flat_settings
+from vr1.wandb_resume import KEY, continue_run, run_of
+
+# What Lightning takes for --ckpt_path beside files.
+_KEYWORDS = ("best", "last", "hpc", "registry")
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run one command with a trainer.
+
+    Args:
+        argv: the words after ``python -m vr1``; None takes the process's own.
+
+    Returns:
+        2 for a user's mistake, which is told in one line; else None.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        _run(_CLI, words, None if argv is None else words)
+    except (ValueError, OSError) as error:
+        if (ours := told_by_us(error)) is None:
+            raise
+        print(f"vr1: error: {ours}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not (is_out_of_memory(error) and (notes := getattr(error, "__notes__", None))):
+            raise
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        print(f"vr1: error: {notes[-1]} ({first})", file=sys.stderr)
+        return 2
+    return None
+
+
+def settings_of(words: Sequence[str]) -> Any:
+    """The settings that a command would run with, defaults included; nothing is made of them.
+
+    Args:
+        words: the words after ``python -m vr1``, the command first.
+    """
+    return _run(_Settings, words, words).config[words[0]]
+
+
+def objects_of(words: Sequence[str]) -> tuple[Detector, RecordDataModule]:
+    """The module and the data that a command would run with; no weights are loaded and nothing is run.
+
+    Args:
+        words: the words after ``python -m vr1``, the command first.
+    """
+    made = _run(_Objects, words, words)
+    return made.model, made.datamodule
+
+
+def _run(kind: type["_CLI"], words: Sequence[str], args: Sequence[str] | None) -> "_CLI":
+    return kind(
+        Detector,
+        RecordDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=_SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_class=_Parser,
+        parser_kwargs={"prog": "vr1"},
+        args=args,
+        command=shlex.join(["python", "-m", "vr1", *words]),
+    )
+
+
+class _Parser(LightningArgumentParser):
+    """Tells a mistake in one line where one of our own checks found it, and never with all the settings' names."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Taken for an abbreviation, a mistyped name would go unnoticed.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    @override
+    def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return super().parse_args(with_model(sys.argv[1:] if args is None else args), *more, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        if ex is not None and (ours := told_by_us(ex)) is not None:
+            sys.stderr.write(f"vr1: error: {ours}\n")
+            self.exit(2)
+        prog = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
+        sys.stderr.write(f"vr1: error: {innermost(message)}\n")
+        sys.stderr.write(f"`{prog} --help` lists the settings; with --model.help GRPOModule, those of a class\n")
+        self.exit(2)
+
+
+class _CLI(LightningCLI):
+    """LightningCLI that finds out before any model is loaded what would end a run later."""
+
+    def __init__(self, *args: Any, command: str, **kwargs: Any) -> None:
+        self.command = command
+        super().__init__(*args, **kwargs)
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Leave the checkpoint alone: it holds no settings of the configuration, and the run reads it once anyway."""
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        parser, settings = self._parser(self.subcommand), self.config[self.subcommand]
+        self.model.told = {"command": self.command, "config": parser.dump(settings)}
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        checkpoint = str(self.config[self.subcommand].get("ckpt_path") or "")
+        known = checkpoint.split(":")[0] in _KEYWORDS or "://" in checkpoint
+        if checkpoint and not known and not Path(checkpoint).exists():
+            raise ValueError(f"ckpt_path={checkpoint}: no such checkpoint; check the path")
+        if checkpoint and not known and self.subcommand == "fit":
+            continue_run(self.config[self.subcommand].trainer.logger, checkpoint)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        _share_version(trainer.loggers)
+        folders = [logger.save_dir for logger in trainer.loggers if logger.save_dir] or [trainer.default_root_dir]
+        for folder in dict.fromkeys(map(str, folders)):
+            _refuse_unwritable(folder)
+        return trainer
+
+
+class _Objects(_CLI):
+    """Makes the objects and stops."""
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+class _Settings(_CLI):
+    """Reads the settings and stops."""
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        """Nothing was made."""
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Keeps the settings of a run beside its results, and in Weights & Biases where that is used."""
+
+    @override
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_hyperparams(flat_settings(self.config.as_dict()))
+
+    @override
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if (run := run_of(trainer.loggers)) is not None:
+            checkpoint[KEY] = run
+
+
+def _share_version(loggers: Sequence[Logger]) -> None:
+    """Let loggers that number the runs of one folder give this run one number, and so one folder."""
+    numbers: dict[tuple[Any, Any], Any] = {}
+    for logger in loggers:
+        if isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None:
+            # Each would count the folders that it finds when it first writes, the other's among them.
+            logger._version = numbers.setdefault((logger.save_dir, logger.name), logger.version)
+
+
+def _refuse_unwritable(folder: str) -> None:
+    """Refuse a folder for results in which nothing can be made; one that is missing will be made."""
+    if "://" in folder:
+        return
+    there = Path(folder).absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        fault = "no folder" if not there.is_dir() else "write-protected"
+        raise ValueError(
+            f"{folder}: results cannot be written there, since {there} is {fault}; give another folder, as"
+            " trainer.default_root_dir or the save_dir of trainer.logger"
+        )
