@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from vr1.runs.folder import read_run
 from vr1.child_process import die_with_parent
+from vr1.runs.folder import read_run
 from vr1.sweeps.plan import Plan
 
 State = Literal["running", "finished", "crashed"]
