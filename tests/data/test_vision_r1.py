@@ -274,6 +274,8 @@ def test_training_on_a_stream_goes_on_in_the_middle(tmp_path, encoder):
 def test_what_a_stream_cannot_do_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a stream does not know how many objects later records have"):
         VisionR1DataModule(str(tmp_path), streaming=True, selection=Selection(curriculum=True))
+    with pytest.raises(ValueError, match=r"data\.keep=5: a stream is read from front to back"):
+        VisionR1DataModule(str(tmp_path), streaming=True, keep=5)
     with pytest.raises(ValueError, match=r"set data\.records to the number"):
         VisionR1DataModule(numbered(tmp_path, 4), val_records=0, streaming=True).build("train")
     with pytest.raises(ValueError, match=r"data\.parts\.b\.streaming=true: a stream .* cannot be mixed"):

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vr1.child_process import die_with_parent
+from vr1.data.kept import KeptRecords
 from vr1.data.loader import TrainingLoader
 from vr1.data.repeat import RepeatedBatches
 from vr1.ranks import data_share
@@ -36,6 +37,8 @@ class RecordDataModule(L.LightningDataModule, ABC):
         num_workers: worker processes per loader.
         shuffle: draw the training records in random order.
         seed: seed of that order; None takes that of ``seed_everything``.
+        keep: how many records each worker keeps in memory, images decoded, for further epochs and evaluations. Worth
+            it for large files or a slow disk; what is kept takes 3 bytes a pixel.
     """
 
     def __init__(
@@ -45,11 +48,17 @@ class RecordDataModule(L.LightningDataModule, ABC):
         num_workers: int = 1,
         shuffle: bool = True,
         seed: int | None = None,
+        keep: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise ValueError(f"data: {name}={value} must be at least 1")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("keep", keep, 0),
+        ):
+            if value < least:
+                raise ValueError(f"data: {name}={value} must be at least {least}")
+        self.keep = keep
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.shuffle, self.seed = num_workers, shuffle, run_seed(seed)
         self.sources: dict[Split, Source] = {}
@@ -81,7 +90,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
         """Training batches; each is repeated for as many updates as the module makes from one rollout."""
         source = self.sources["train"]
         return TrainingLoader(
-            source,
+            self._kept(source),
             self._batches(source),
             collate_fn=self._module().encoder,
             num_workers=self.num_workers,
@@ -120,12 +129,17 @@ class RecordDataModule(L.LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Any]:
         return DataLoader(
-            self.sources[split],
+            self._kept(self.sources[split]),
             batch_size=self.eval_batch_size,
             collate_fn=self._module().encoder,
             num_workers=self.num_workers,
+            # What workers keep is theirs: it ends with them.
+            persistent_workers=self.num_workers > 0 and self.keep > 0,
             worker_init_fn=die_with_parent,
         )
+
+    def _kept(self, source: Any) -> Any:
+        return KeptRecords(source, self.keep) if self.keep else source
 
     def _module(self) -> Any:
         assert self.trainer is not None

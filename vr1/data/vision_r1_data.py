@@ -55,6 +55,11 @@ class VisionR1DataModule(RecordDataModule):
                     f"data.selection={selection}: a stream does not know how many objects later records have; leave"
                     " curriculum and hard_share out, or set streaming: false"
                 )
+            if self.keep:
+                raise ValueError(
+                    f"data.keep={self.keep}: a stream is read from front to back every time; set it to 0, or streaming:"
+                    " false"
+                )
             # Places of a stream are asked for in order; what mixes it is its own buffer.
             self.shuffle = False
         self._source: VisionR1Source | None = None
