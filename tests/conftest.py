@@ -14,6 +14,12 @@ from vr1.prompts import PromptEncoder
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning would start every later run of several processes at the first one's port, which may be taken by then."""
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+
+
 @pytest.fixture(scope="session")
 def blank_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "blank"

@@ -4,6 +4,7 @@ The checkpoint lies in the middle of a shuffled epoch and, with two updates per 
 """
 
 import json
+import os
 import zlib
 from dataclasses import replace
 from functools import partial
@@ -81,6 +82,7 @@ def fit(module, folder, steps=STEPS, save=None, ckpt_path=None, batch_size=4, sc
     ]
     saving = [SaveAt(STOP, save)] if save else []
     pl.seed_everything(1)
+    os.environ.pop("MASTER_PORT", None)  # see `own_port` in conftest.py
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,
