@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning would start every later run of several processes at the first one's port, which may be taken by then."""
+    """Lightning would start every later run of several processes at the first one's port, perhaps taken by then."""
     monkeypatch.delenv("MASTER_PORT", raising=False)
 
 
