@@ -40,7 +40,10 @@ class Qwen3VL(Architecture):
     def features(self, base: Any, prompts: PromptBatch) -> tuple[Tensor, ...]:
         """Image features of the B prompts, ``[image tokens, (1 + layers) * D]`` each."""
         output = base.get_image_features(**prompts.vision)
-        levels = [output.pooler_output, *output.deepstack_features]
+        lengths = [len(part) for part in output.pooler_output]
+        # transformers 5.17 leaves the further features of all images in one piece, later ones divide them too.
+        further = (level.split(lengths) if isinstance(level, Tensor) else level for level in output.deepstack_features)
+        levels = [output.pooler_output, *further]
         return tuple(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
 
     def inputs(self, base: Any, tokens: Tensor, image: Tensor | None) -> dict[str, Any]:
