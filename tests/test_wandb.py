@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,22 @@ def recorded(blank_model, tmp_path_factory):
     wandb.finish()
     [run_folder] = (folder / "runs" / "wandb").glob("offline-run-*")
     [path] = run_folder.glob("*.wandb")
+    wait_until_written(path)
     records = []
     for data in chunks(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         records.append(record)
     return run_folder, records
+
+
+def wait_until_written(path):
+    """W&B writes in a process of its own, which may still be at it: until nothing has been added for two seconds."""
+    size, since, deadline = -1, time.monotonic(), time.monotonic() + 60
+    while time.monotonic() < min(since + 2, deadline):
+        if (now := path.stat().st_size) != size:
+            size, since = now, time.monotonic()
+        time.sleep(0.1)
 
 
 def chunks(data):
