@@ -6,11 +6,12 @@ from unittest import mock
 
 from lightning.pytorch.callbacks import Callback
 
+from tests.shared_data import SHARED
 from vr1.cli import main
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-RACCOON = ROOT.parent / "shared" / "data" / "raccoon"
+RACCOON = SHARED / "raccoon"
 
 
 class Keep(Callback):

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.command import CONFIGS, RACCOON, Keep, run, small, steps
+from tests.shared_data import needs_shared
 from vr1.data import SceneSource
 
 MY_TERM = """
@@ -132,7 +133,7 @@ def test_predict_writes_drawings_boxes_and_a_sheet(blank_model, tmp_path):
     assert (out / "contact_sheet.png").is_file()
 
 
-@pytest.mark.skipif(not RACCOON.is_dir(), reason="needs the raccoon photographs in ../shared/data")
+@needs_shared
 def test_fit_on_photographs(blank_model, tmp_path):
     words = [*small(blank_model, "raccoon.yaml", scenes=False), *steps(), "--data.root", RACCOON]
     words += ["--data.batch_size", 2, "--trainer.limit_val_batches", 1, "--data.eval_batch_size", 4]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.command import CONFIGS, run
-from tests.data.conftest import SHARED, needs_shared
+from tests.shared_data import SHARED, needs_shared
 from vr1.cli import main
 from vr1.data import SceneDataModule, SceneSource, SceneStyle
 from vr1.model_words import with_model

@@ -1,12 +1,7 @@
 """Small annotated folders, and the real ones where they lie beside the checkout."""
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside this checkout")
 
 
 @pytest.fixture

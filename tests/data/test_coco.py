@@ -5,18 +5,15 @@ import json
 import logging
 import pickle
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 from pycocotools.coco import COCO
 
+from tests.shared_data import SHARED, needs_shared
 from vr1.data.coco import CocoSource, split_files
 from vr1.data.images import ImageError
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside this checkout")
 
 DOCUMENT = {
     "images": [

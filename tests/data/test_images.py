@@ -1,15 +1,13 @@
 import struct
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
+from tests.shared_data import SHARED, needs_shared
 from vr1.data.images import ImageError, ImageHeader, image_size, list_images, open_image, read_header, turn_boxes
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -183,7 +181,7 @@ def test_list_images_errors(tmp_path):
         list_images(tmp_path / "gone")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside this checkout")
+@needs_shared
 def test_real_images_are_rgb():
     for name in ("raccoon-150.jpg", "raccoon-152.jpg", "raccoon-161.jpg"):
         path = SHARED / "raccoon" / "images" / name

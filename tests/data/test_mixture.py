@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tests.data.conftest import SHARED, needs_shared
+from tests.shared_data import SHARED, needs_shared
 from vr1.data import CocoDataModule, MixtureDataModule, RecDataModule, SceneDataModule, Selection
 from vr1.data.mixture_data import mixture_rows
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.data.conftest import SHARED, needs_shared
+from tests.shared_data import SHARED, needs_shared
 from vr1.data import OdinwDataModule, OdinwSet
 from vr1.data.coco import CocoSource, split_files
 

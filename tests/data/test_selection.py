@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.data.conftest import SHARED, needs_shared
+from tests.shared_data import SHARED, needs_shared
 from vr1.data import CocoDataModule, SceneSource, Selection
 from vr1.data.coco import CocoSource
 from vr1.data.selection import SelectedSource, select

@@ -2,11 +2,12 @@ import builtins
 import json
 import pickle
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.conftest import SHARED, needs_shared
+from tests.shared_data import SHARED, needs_shared
 from vr1.data import MixtureDataModule, SceneDataModule, Selection, VisionR1DataModule
 from vr1.data.coco import CocoSource, split_files
 from vr1.data.hub_table import load_table
@@ -15,8 +16,6 @@ from vr1.data.loader import TrainingLoader
 from vr1.data.repeat import RepeatedBatches
 from vr1.data.vision_r1 import VisionR1Source
 from vr1.data.vision_r1_stream import VisionR1Stream
-
-datasets = pytest.importorskip("datasets", reason="the optional library datasets is not installed")
 
 DETECTION = (
     "Examine the image for any objects from the category set. Report the coordinates of each detected object. "

@@ -3,7 +3,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from tests.data.conftest import SHARED, needs_shared
+from tests.shared_data import SHARED, needs_shared
 from vr1.data import VocDataModule
 from vr1.data.coco import CocoSource, split_files
 from vr1.data.voc_file import XmlError, parse_xml

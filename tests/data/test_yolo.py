@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from tests.data.conftest import SHARED, needs_shared
+from tests.shared_data import SHARED, needs_shared
 from vr1.data import YoloDataModule
 from vr1.data.coco import CocoSource, split_files
 from vr1.data.yolo_file import label_file, yolo_splits

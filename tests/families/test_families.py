@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from tests.shared_data import SHARED, needs_shared
 from vr1.boxes import pairwise_iou
 from vr1.detections import read_detections
 from vr1.families import (
@@ -29,7 +29,6 @@ from vr1.families import (
 from vr1.metrics import CocoMetrics
 from vr1.records import DetectionRecord, as_boxes
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
 FAMILIES = [
     Qwen25VL(),
     Qwen2VL(),
@@ -155,7 +154,7 @@ def coco_records(name, files):
     """Records of the usable boxes, and the number of boxes without an area, straight from the files."""
     records, anomalous = [], 0
     for file in files:
-        document = json.loads((DATA / name / file).read_text())
+        document = json.loads((SHARED / name / file).read_text())
         names = {category["id"]: category["name"] for category in document["categories"]}
         for image in document["images"]:
             size = (image["width"], image["height"])
@@ -206,10 +205,8 @@ def rows_of(item, kept):
 
 
 def real_records(name):
-    if not (DATA / name).is_dir():
-        pytest.skip(f"the shared data set {name} is not beside this checkout")
     if name == "refcoco_val_slice":
-        lines = (DATA / name / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (SHARED / name / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         return [
             record((row["width"], row["height"]), as_boxes([row["bbox_xyxy"]]), [row["expression"]],
@@ -237,6 +234,7 @@ def answered(family, records, max_pixels):
     return detections
 
 
+@needs_shared
 @pytest.mark.parametrize("name", [*(known for known, _, _ in SETS), "refcoco_val_slice"])
 @each_family
 def test_the_ground_truth_of_real_sets_reads_back(family, name):
@@ -257,6 +255,7 @@ def test_the_ground_truth_of_real_sets_reads_back(family, name):
     assert all((overlap >= 0.9).all() for overlap in overlaps)
 
 
+@needs_shared
 @pytest.mark.parametrize("name", [*(known for known, _, _ in SETS), "refcoco_val_slice"])
 @pytest.mark.parametrize("max_pixels", [128 * 28 * 28, 512 * 28 * 28, 1280 * 28 * 28])
 def test_the_ground_truth_survives_any_resolution(name, max_pixels):

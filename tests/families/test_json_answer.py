@@ -1,18 +1,17 @@
 import json
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.shared_data import SHARED, needs_shared
 from vr1.families.json_answer import MAX_ITEMS, read_json_answer
 from vr1.families.qwen2_5_vl import Qwen25VL
 from vr1.records import as_boxes
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
 BOX = '{"bbox_2d": [1, 2, 30, 40], "label": "cat"}'
 
 
@@ -220,14 +219,13 @@ def recorded_answers():
         "refcoco_val_slice/refcoco_val_slice.jsonl": 60,
     }
     for name, count in files.items():
-        if not (DATA / name).is_file():
-            pytest.skip(f"the recorded answers {name} are not at hand")
-        lines = (DATA / name).read_text(encoding="utf-8").splitlines()
+        lines = (SHARED / name).read_text(encoding="utf-8").splitlines()
         answers = [item for line in lines for item in json.loads(line)["completions"].items()]
         assert len(answers) == count
         yield from answers
 
 
+@needs_shared
 def test_every_recorded_answer_yields_its_boxes():
     numbers = Counter()
     for model, text in recorded_answers():
@@ -243,6 +241,7 @@ def test_every_recorded_answer_yields_its_boxes():
     assert numbers == {0: 1, 1: 806, 2: 3}
 
 
+@needs_shared
 def test_how_many_recorded_answers_follow_the_template():
     followed, asked = Counter(), Counter()
     for model, text in recorded_answers():

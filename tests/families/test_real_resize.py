@@ -10,6 +10,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from transformers import GotOcr2ImageProcessor, Qwen2VLImageProcessor, SiglipImageProcessor
 
 from tests.families.test_families import SETS, real_records
+from tests.shared_data import needs_shared
 from vr1.detections import read_detections
 from vr1.families import InternVL, PaliGemma, Qwen2VL, Qwen3VL, Qwen25VL
 from vr1.input_sizes import input_sizes
@@ -35,6 +36,7 @@ def records():
 CASES = [(kind, pixels) for kind in PROCESSORS for pixels in (RESOLUTIONS if kind != "paligemma" else [None])]
 
 
+@needs_shared
 @pytest.mark.parametrize(("kind", "max_pixels"), CASES)
 def test_boxes_survive_the_processors_resize(kind, max_pixels, records):
     family, make, settings = PROCESSORS[kind]

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.shared_data import SHARED, needs_shared
 from vr1.data.coco import CocoSource
 from vr1.matching import BoxMatcher, fold_label
 from vr1.metrics import CocoMetrics, ReferringAccuracy
 from vr1.records import DetectionRecord, Detections, Targets, as_boxes
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside this checkout")
 VERBATIM = "packages/roboflow_coco_export_verbatim/_annotations.coco.json"
 FILES = [
     "raccoon/instances_train.json",

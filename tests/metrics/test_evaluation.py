@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from tests.data.conftest import SHARED, needs_shared
 from tests.metrics.test_coco import NAMES, answers, blank_records, reference, sound
+from tests.shared_data import SHARED, needs_shared
 from vr1.data.coco import CocoSource, split_files
 from vr1.metrics.answer_rows import answer_row, read_row
 from vr1.metrics.coco_eval import CocoInput, evaluate, evaluate_classes

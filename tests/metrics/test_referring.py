@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from tests.data.conftest import SHARED, needs_shared
 from tests.metrics.test_coco import blank_records
+from tests.shared_data import SHARED, needs_shared
 from vr1.detections import read_detections
 from vr1.families import Qwen25VL
 from vr1.metrics import ReferringAccuracy

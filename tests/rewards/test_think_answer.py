@@ -1,12 +1,12 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from tests.shared_data import SHARED, needs_shared
 from vr1.rewards import Criterion, ThinkAnswer
 
-RECORDED = Path(__file__).parents[2].parent / "shared" / "data" / "completions" / "refcoco_val_qwen2.5-vl-3b.jsonl"
+RECORDED = SHARED / "completions" / "refcoco_val_qwen2.5-vl-3b.jsonl"
 
 
 def score(matched, text):
@@ -40,7 +40,7 @@ def test_a_long_text_is_read_in_an_instant(matched):
     assert score(matched, "<think>" + " </answer" * 100_000) == 0
 
 
-@pytest.mark.skipif(not RECORDED.is_file(), reason="the recorded answers are not beside this checkout")
+@needs_shared
 def test_recorded_answers(matched):
     lines = [json.loads(line) for line in RECORDED.read_text().splitlines()]
     shares = {

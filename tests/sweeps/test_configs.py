@@ -7,6 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from tests.sweeps.files import CONFIGS
 from vr1.sweeps import expand, parameters_of, read_plan
@@ -43,10 +44,9 @@ def test_trials_differ_in_every_parameter(path):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_agent_of_weights_and_biases_makes_the_same_words(path):
-    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     plan = read_plan(path)
     parameters = parameters_of(plan, 1)[0]
-    theirs = utils.create_sweep_command_args({"args": {name: {"value": value} for name, value in parameters.items()}})
+    theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in parameters.items()}})
     assert expand(plan, parameters)[-len(parameters) :] == theirs["args"]
 
 
