@@ -137,17 +137,17 @@ def test_evaluation_holds_no_reference(source, tmp_path):
 
 
 def test_several_updates_use_one_rollout(source, tmp_path, monkeypatch):
-    module = build(source, updates_per_rollout=2)
+    ratios = []
+
+    class Watched(GRPO):
+        def log_ratio(self, terms):
+            ratios.append(super().log_ratio(terms))
+            return ratios[-1]
+
+    module = build(source, updates_per_rollout=2, loss=Watched(kl_coef=0.0))
     gathered = []
     original = module._gather
     monkeypatch.setattr(module, "_gather", lambda batch: gathered.append(batch) or original(batch))
-    ratios = []
-    monkeypatch.setattr(
-        module,
-        "loss",
-        lambda terms, loss=module.loss: ratios.append(terms.log_probs - terms.old_log_probs) or loss(terms),
-    )
-    module.loss.kl_coef, module.loss.mask_truncated = 0.0, False
     fit(module, tmp_path, steps=4)
     assert len(gathered) == 2
     assert all((ratios[step] == 0).all() for step in (0, 2)), "the first update is on policy"

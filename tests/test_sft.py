@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.records import as_boxes
 from vr1.sft import SFTModule
@@ -41,9 +42,10 @@ def plain_loss(path, processor, prompts, answers):
 
 
 @pytest.fixture
-def module(source, monkeypatch):
+def module(source, monkeypatch, tmp_path):
     module = SFTModule(policy=source, max_prompt_tokens=256)
     module.configure_model()
+    module.trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
     monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
     return module
 
@@ -70,22 +72,10 @@ def test_it_learns_a_few_scenes_by_heart(source, tmp_path):
         def on_train_batch_end(self, trainer, *_):
             losses.append(float(trainer.callback_metrics["sft/loss"]))
 
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=30,
-        max_epochs=-1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[Losses()],
-    )
     data = SceneDataModule(SceneStyle(), train_scenes=4, val_scenes=1, batch_size=4, num_workers=0)
     pl.seed_everything(0)
     module = SFTModule(policy=source, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=5e-3))
-    trainer.fit(module, data)
+    trainer(tmp_path, [Losses()], max_steps=30, max_epochs=-1).fit(module, data)
     assert losses[0] > 5
     assert losses[-1] < losses[0] / 3
     assert sum(losses[-5:]) < sum(losses[10:15]) < sum(losses[:5])

@@ -269,6 +269,12 @@ class Detector(L.LightningModule, ABC):
         self.coco.reset()
         self.answers.reset()
 
+    def share_of(self, count: Tensor) -> Tensor:
+        """This process's count over the processes' mean: so weighted, a mean of their means is the mean over all."""
+        count = count.float()
+        mean = self.trainer.strategy.reduce(count.clone(), reduce_op="mean")
+        return count / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+
     @property
     def _stage(self) -> str:
         return "test" if self.trainer.testing else "val"

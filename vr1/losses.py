@@ -73,7 +73,11 @@ class PolicyLoss(ABC):
         self.mask_truncated = mask_truncated
 
     def __call__(self, terms: PolicyTerms) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (a scalar) and what to log: ``kl``, ``clip_fraction``, ``ratio``, all without gradient."""
+        """The loss (a scalar) and what to log: ``kl``, ``clip_fraction``, ``ratio``, all without gradient.
+
+        The loss is the `total` over the `weight`, 0 where nothing counts. Processes with unlike weights must weight
+        their losses by them, so that their mean is the loss of all.
+        """
         log_ratio = self.log_ratio(terms)
         ratio = log_ratio.exp()
         advantages = terms.advantages[..., None]
@@ -89,15 +93,19 @@ class PolicyLoss(ABC):
             kl = k3(terms.log_probs, terms.reference_log_probs)
             per_token = per_token + self.kl_coef * kl
             metrics["kl"] = (kl.detach() * mask).sum() / count
-        return self.average(per_token * mask, mask), metrics
+        return self.total(per_token * mask, mask) / self.weight(mask).clamp(min=1), metrics
 
     def log_ratio(self, terms: PolicyTerms) -> Tensor:
         """Logarithm ``[B, G, C]`` of new over old probability, token by token."""
         return terms.log_probs - terms.old_log_probs
 
     @abstractmethod
-    def average(self, per_token: Tensor, mask: Tensor) -> Tensor:
-        """One number from the masked losses ``[B, G, C]`` and their float mask."""
+    def total(self, per_token: Tensor, mask: Tensor) -> Tensor:
+        """Sum of the masked losses ``[B, G, C]``, in whatever unit `weight` counts; ``mask`` is float or bool."""
+
+    def weight(self, mask: Tensor) -> Tensor:
+        """How much a batch counts: its completions that have a token that counts."""
+        return (mask.sum(-1) > 0).sum()
 
 
 class GRPO(PolicyLoss):
@@ -113,10 +121,9 @@ class GRPO(PolicyLoss):
         tensor(1.)
     """
 
-    def average(self, per_token: Tensor, mask: Tensor) -> Tensor:
-        """Mean of means; a completion without tokens that count adds 0."""
-        lengths = mask.sum(-1)
-        return (per_token.sum(-1) / lengths.clamp(min=1)).sum() / (lengths > 0).sum().clamp(min=1)
+    def total(self, per_token: Tensor, mask: Tensor) -> Tensor:
+        """Sum of the completions' means; one without tokens that count adds 0."""
+        return (per_token.sum(-1) / mask.sum(-1).clamp(min=1)).sum()
 
 
 class TokenMean(PolicyLoss):
@@ -125,9 +132,13 @@ class TokenMean(PolicyLoss):
     Source: DAPO, arXiv 2503.14476, Eq. 12.
     """
 
-    def average(self, per_token: Tensor, mask: Tensor) -> Tensor:
-        """Sum over tokens, divided by their number."""
-        return per_token.sum() / mask.sum().clamp(min=1)
+    def total(self, per_token: Tensor, mask: Tensor) -> Tensor:
+        """Sum over tokens."""
+        return per_token.sum()
+
+    def weight(self, mask: Tensor) -> Tensor:
+        """The number of tokens."""
+        return mask.sum()
 
 
 class DrGRPO(PolicyLoss):
@@ -156,9 +167,9 @@ class DrGRPO(PolicyLoss):
             raise ValueError(f"loss: max_tokens={max_tokens} must be at least 1; give the rollout's max_new_tokens")
         self.max_tokens = max_tokens
 
-    def average(self, per_token: Tensor, mask: Tensor) -> Tensor:
-        """Sum over tokens, divided by completions times ``max_tokens``."""
-        return per_token.sum() / ((mask.sum(-1) > 0).sum().clamp(min=1) * self.max_tokens)
+    def total(self, per_token: Tensor, mask: Tensor) -> Tensor:
+        """Sum over tokens, divided by ``max_tokens``."""
+        return per_token.sum() / self.max_tokens
 
 
 class GSPO(GRPO):

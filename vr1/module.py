@@ -128,8 +128,9 @@ class GRPOModule(Detector):
         now = time.perf_counter()
         self.meter.tokens += int(experience.mask.sum())
         per_token = {**metrics, "entropy": mean_where(entropy, experience.mask)}
-        share = self._share_of_tokens(experience.mask)
+        share = self.share_of(experience.mask.sum())
         metrics = {name: value * share for name, value in per_token.items()}
+        loss = loss * self.share_of(self.loss.weight(experience.mask))
         self._log("grpo", {**metrics, "loss": loss.detach()}, len(batch))
         self._log("perf", {"policy_forward_seconds": now - before, "sampling_seconds": before - started}, len(batch))
         return loss
@@ -219,12 +220,6 @@ class GRPOModule(Detector):
         self._log(
             "perf", {"tokens_per_second": tokens / seconds, "reference_seconds": reference_seconds, **parts}, size
         )
-
-    def _share_of_tokens(self, mask: Tensor) -> Tensor:
-        """This process's tokens over the processes' mean: so weighted, a mean of means is the mean over all tokens."""
-        tokens = mask.sum().float()
-        mean = self.trainer.strategy.reduce(tokens.clone(), reduce_op="mean")
-        return tokens / mean.clamp(min=1)
 
     def _log(self, group: str, values: dict[str, Any], batch_size: int) -> None:
         named = {f"{group}/{name}": float(value) for name, value in values.items()}

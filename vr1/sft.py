@@ -53,14 +53,16 @@ class SFTModule(Detector):
         """Mean negative log-probability of the answers' tokens."""
         tokens, mask = self.encoder.targets(batch, self.policy.eos_tokens[0], self.target_order)
         log_probs, entropy = self.policy.log_probs(batch, tokens, mask)
-        loss = -mean_where(log_probs, mask)
+        share = self.share_of(mask.sum())
+        loss = -mean_where(log_probs, mask) * share
         self.meter.tokens += int(mask.sum())
         self.log_dict(
             {
                 "sft/loss": loss.detach(),
-                "sft/entropy": mean_where(entropy, mask),
+                "sft/entropy": mean_where(entropy, mask) * share,
                 "sft/tokens": mask.sum() / len(batch),
             },
             prog_bar=True,
+            sync_dist=self.trainer.world_size > 1,
         )
         return loss

@@ -14,9 +14,11 @@ from lightning.pytorch.callbacks import Callback
 from tests.save_at import SaveAt
 from tests.test_resume import RewardedByHash
 from vr1.data import SceneDataModule, SceneStyle
+from vr1.losses import TokenMean
 from vr1.policy import Lora
 from vr1.records import Rollout
 from vr1.rollout import Sampling
+from vr1.sft import SFTModule
 from vr1.strategies import FullySharded
 
 # Prompts of a step, whatever the number of processes.
@@ -69,6 +71,10 @@ def module(source, kind=RewardedByHash, optimizer=None, **settings):
     )
 
 
+def supervised(source):
+    return SFTModule(policy=source, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9))
+
+
 class Rows(Callback):
     """What every step came to, and the weights at the end as one file."""
 
@@ -77,6 +83,7 @@ class Rows(Callback):
 
     def on_train_batch_end(self, trainer, *_):
         names = ("grpo/loss", "grpo/kl", "grpo/entropy", "reward/total", "grpo/completion_tokens", "grpo/grad_norm")
+        names += ("sft/loss", "sft/entropy")
         self.rows.append(
             {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
         )
@@ -126,6 +133,8 @@ def on_one(source, out):
     """The same on one process, and what is compared with."""
     train(module(source, updates_per_rollout=2), out / "one", steps=5, save=out / "one.ckpt")
     train(module(source, FarApart), out / "one_far", steps=20)
+    train(module(source, FarApart, loss=TokenMean()), out / "one_tokens", steps=5)
+    train(supervised(source), out / "one_sft", steps=5)
     lora = replace(source, lora=Lora(rank=2), gradient_checkpointing=True)
     train(module(lora, optimizer=ADAM), out / "one_lora", steps=5, save=out / "one_lora.ckpt")
 
@@ -140,6 +149,8 @@ def on_two(source, out):
     train(module(source, updates_per_rollout=2), out / "two", steps=5, save=out / "two.ckpt", **two())
     train(module(source, FarApart), out / "two_far", steps=20, **two())
     train(module(source, FarApart), out / "ddp_far", steps=20, world=2, strategy="ddp")
+    train(module(source, FarApart, loss=TokenMean()), out / "ddp_tokens", steps=5, world=2, strategy="ddp")
+    train(supervised(source), out / "ddp_sft", steps=5, world=2, strategy="ddp")
     # Files of one process and of two, each resumed by the other.
     train(module(source, updates_per_rollout=2), out / "two_on", steps=5, ckpt_path=out / "one.ckpt", **two())
     # Adapters, recomputed activations, shards on the disk.

@@ -58,6 +58,13 @@ def test_completions_of_very_different_lengths(out, kind):
     assert_alike(weights(out / kind / "end.ckpt"), weights(out / "one_far" / "end.ckpt"))
 
 
+@pytest.mark.parametrize("kind", ["tokens", "sft"])
+def test_a_mean_over_tokens_is_over_those_of_all_processes(out, kind):
+    """The processes hold 1 and 30 tokens a completion, or answers of scenes with one and with many objects."""
+    assert_rows(runs.rows(out / f"ddp_{kind}"), runs.rows(out / f"one_{kind}"))
+    assert_alike(weights(out / f"ddp_{kind}" / "end.ckpt"), weights(out / f"one_{kind}" / "end.ckpt"))
+
+
 def test_two_processes_go_on_from_the_file_of_one(out):
     assert_alike(weights(out / "two_on" / "end.ckpt"), weights(out / "one" / "end.ckpt"))
     assert_alike(weights(out / "lora_on" / "end.ckpt"), weights(out / "one_lora" / "end.ckpt"))
