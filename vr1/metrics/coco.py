@@ -1,4 +1,4 @@
-"""COCO average precision and recall of answers, by pycocotools through torchmetrics.
+"""COCO average precision and recall of answers, as pycocotools computes them.
 
 What this adds to torchmetrics' `MeanAveragePrecision`: labels are texts, thresholds are COCO's own to the last bit, and
 the result depends neither on the order of the records nor on how many processes share them.
@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from vr1.matching import fold_label
 from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate, evaluate_classes
+from vr1.metrics.evaluated import asked_rows
 from vr1.metrics.label_keys import label_key, text_key
-from vr1.metrics.referring import first_box_hits
+from vr1.metrics.referring import expression_hit
 from vr1.records import DetectionRecord, Detections
 
 # Columns of the states: a record is (key, set key, image id, N, M, dropped boxes, hit: 1, 0, or -1 where there is not
 # one true box to be hit), a prediction (label key, box, score), a target (label key, box, area, crowd).
 _RECORD, _PREDICTION, _TARGET = 7, 6, 7
-_HIT_FROM = 0.5
 
 
 class CocoMetrics(Metric):
@@ -100,13 +99,13 @@ class CocoMetrics(Metric):
             raise ValueError(f"CocoMetrics: {len(detections)} answers to {len(records)} records; give one a record")
         for answer, record in zip(detections, records, strict=True):
             assert np.isfinite(answer.boxes_xyxy).all(), "pycocotools takes NaN for a perfect overlap"
-            asked = {fold_label(name) for name in record.categories}
-            kept = [row for row, label in enumerate(answer.labels) if fold_label(label) in asked]
+            kept = asked_rows(answer.labels, record.categories)
             labels = [label_key(answer.labels[row]) for row in kept]
             self._append("predictions", labels, answer.boxes_xyxy[kept], answer.scores[kept])
             labels = [label_key(label) for label in record.labels]
             self._append("targets", labels, record.boxes_xyxy, record.areas, record.crowd)
-            counts = [len(kept), len(record.labels), len(answer) - len(kept), _hit(answer, record)]
+            hit = expression_hit(answer.boxes_xyxy, record.boxes_xyxy, record.crowd, record.categories)
+            counts = [len(kept), len(record.labels), len(answer) - len(kept), -1 if hit is None else int(hit)]
             self._append("records", [_record_key(record)], [[text_key(record.set_name), record.image_id, *counts]])
             self._send_names("names", record.categories)
             self._send_names("sets", [record.set_name])
@@ -192,12 +191,6 @@ class CocoMetrics(Metric):
 
 def _record_key(record: DetectionRecord) -> int:
     return text_key("\0".join([record.origin, str(record.image_id), *record.categories]))
-
-
-def _hit(answer: Detections, record: DetectionRecord) -> int:
-    """Whether the first box hits the one true box; -1 where the question has not one category and one box."""
-    true = record.boxes_xyxy[~record.crowd]
-    return int(first_box_hits(answer.boxes_xyxy, true, _HIT_FROM)) if len(true) == len(record.categories) == 1 else -1
 
 
 def _rows(state: list[Tensor] | Tensor, columns: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""COCO's evaluation of boxes given as arrays, by pycocotools through torchmetrics.
+"""COCO's evaluation of boxes given as arrays, by faster-coco-eval through torchmetrics.
 
 Shape letters: N predicted boxes and M ground-truth boxes of one record, K categories.
 """
@@ -29,7 +29,7 @@ FIGURES = {
 """COCO's twelve figures: name here, name in torchmetrics."""
 
 _LEAST_AREA = 1e-12
-# pycocotools looks at every category on every image. More categories than this are expressions, one to a question.
+# The evaluation looks at every category on every image. More categories than this are expressions, one to a question.
 _MOST_CATEGORIES = 1500
 _ONE = "any expression"
 _Rows = NDArray[np.float64]
@@ -130,7 +130,7 @@ def _run(given: CocoInput, extended_summary: bool) -> dict[str, Tensor]:
         iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
         rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
         extended_summary=extended_summary,
-        backend="pycocotools",
+        backend="faster_coco_eval",
         sync_on_compute=False,  # the records are those of all processes already
     )
     metric.warn_on_many_detections = False

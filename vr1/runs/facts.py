@@ -20,6 +20,7 @@ PACKAGES = (
     "bitsandbytes",
     "torchmetrics",
     "pycocotools",
+    "faster-coco-eval",
     "wandb",
 )
 _GIT_SECONDS = 10
