@@ -60,7 +60,7 @@ def best(results: dict[tuple[float, int], dict[int, dict[str, float]]]) -> tuple
 def compare(
     out: Path = Path("runs/grpo_against_sft"),
     grpo_lrs: list[float] = [4e-5],  # noqa: B006 - jsonargparse shows list defaults, none is changed
-    sft_lrs: list[float] = [3e-5, 1e-4],  # noqa: B006
+    sft_lrs: list[float] = [1e-5, 3e-5, 1e-4, 3e-4],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     jobs: int = 1,
     overrides: list[str] = [],  # noqa: B006

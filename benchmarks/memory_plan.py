@@ -4,7 +4,8 @@
 
 Each shape is trained for two steps in a process of its own, so that the second meets the optimizer states and gradients
 of the first. What is measured is the physical memory of the process (``VmHWM``) above that of the same process after a
-run of the smallest size, when everything is imported; glibc is told to give freed tensors back to the system at once.
+run of the smallest size, when everything is imported, less the pages of the weights' file that nothing uses any more;
+glibc is told to give freed tensors back to the system at once.
 Completions never end before their limit, and images are shown at the largest size: what the plan is about.
 """
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
+from process_memory import resident
 
 _MIB = 2**20
 _SIZES = {
@@ -84,10 +86,18 @@ def measure(name: str) -> dict[str, float]:
         needs = _needs(name, Path(folder))
         _train(replace(needs, prompts=1, group_size=2, completion_tokens=2), Path(folder))
         gc.collect()
-        base = _status("VmRSS")
+        base, base_mapped = resident("VmRSS"), resident("RssFile")
         Path("/proc/self/clear_refs").write_text("5")
-        _train(needs, Path(folder))
-        measured = _status("VmHWM") - base
+        policy = _train(needs, Path(folder))
+        measured = resident("VmHWM") - base
+        # Weights are read where their file is mapped. Once quantised they stay mapped until the system is short
+        # of memory.
+        mapped = sum(
+            part.numel() * part.element_size()
+            for part in policy.parameters()
+            if not part.requires_grad and part.is_floating_point()
+        )
+        measured -= max(0, resident("RssFile") - base_mapped - mapped)
         prediction = predict(needs)
     parts = {part: size / _MIB for part, size in prediction.moments[prediction.worst].items()}
     return {
@@ -124,7 +134,7 @@ def _needs(name: str, folder: Path) -> Any:
     )
 
 
-def _train(needs: Any, folder: Path) -> None:
+def _train(needs: Any, folder: Path) -> Any:
     import lightning.pytorch as pl
 
     from vr1.data import SceneDataModule, SceneStyle
@@ -155,11 +165,7 @@ def _train(needs: Any, folder: Path) -> None:
         **quiet,
     )
     trainer.fit(module, data)
-
-
-def _status(name: str) -> int:
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:")]
-    return int(line.split()[1]) * 1024
+    return module.policy
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from callbacks.comparison import Comparison, Measurement
 from callbacks.run_outputs import run_folder
+from vr1.runs.comparison import Comparison, Measurement
 
 
 class BeforeAfter(Callback):

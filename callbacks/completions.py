@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from callbacks.findings import findings_of
 from callbacks.overlay import boxes_overlay
 from vr1.detections import read_detections
 from vr1.experience import JudgedGroups
@@ -37,6 +38,7 @@ class Completions(Callback):
 
     Raises:
         ValueError: if a setting is negative, or ``num_prompts`` is 0.
+        TypeError: if ``validation_step`` returns something else than a list of :class:`~vr1.records.Finding`.
 
     Example::
 
@@ -57,6 +59,10 @@ class Completions(Callback):
         self.every_n_steps, self.num_prompts, self.num_validation = every_n_steps, num_prompts, num_validation
         self._findings: list[Finding] = []
         self._last_step = 0
+
+    @override
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._last_step = trainer.global_step
 
     @override
     def on_train_batch_end(
@@ -88,9 +94,8 @@ class Completions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if isinstance(outputs, list):
-            found = [output for output in outputs if isinstance(output, Finding)]
-            self._findings += found[: self.num_validation - len(self._findings)]
+        if len(self._findings) < self.num_validation and _loggers(trainer):
+            self._findings += findings_of(self, outputs)[: self.num_validation - len(self._findings)]
 
     @override
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

@@ -1,19 +1,17 @@
 """The figure of a training's curves, from series of numbers alone."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from vr1.runs.figures import COLOURS, over_steps, picture_of
+
 Series = Mapping[str, Sequence[tuple[int, float]]]
-COLOURS = ("#1971c2", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#e67700", "#c2255c", "#5c7cfa")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,6 @@ def draw_curves(series: Series, switches: Sequence[tuple[int, str]] = ()) -> Ima
     columns = 1 if len(shown) == 1 else 2 if len(shown) <= 4 else 3
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=((7.0 if columns == 1 else 5.2 * columns), (4.0 if rows == 1 else 3.3 * rows)), dpi=100)
-    FigureCanvasAgg(figure)
     last = max(step for _, names in shown for name in names for step, _ in series[name])
     for index, (panel, names) in enumerate(shown):
         axes = figure.add_subplot(rows, columns, index + 1)
@@ -68,7 +65,7 @@ def draw_curves(series: Series, switches: Sequence[tuple[int, str]] = ()) -> Ima
     wide, high = figure.get_size_inches()
     cell_wide, cell_high = wide / columns, high / rows
     figure.subplots_adjust(0.6 / wide, 0.55 / high, 1 - 0.15 / wide, 1 - 0.35 / high, 0.7 / cell_wide, 0.95 / cell_high)
-    return _image(figure)
+    return picture_of(figure)
 
 
 def _names(panel: Panel, series: Series) -> list[str]:
@@ -98,12 +95,7 @@ def _draw_panel(axes: Axes, panel: Panel, series: Series) -> None:
             axes.lines[-1].set_label("_raw" if smooth else text)
             if smooth:
                 axes.plot(steps, _trend(values), color=colour, linewidth=bold, label=text)
-    axes.set_title(panel.title, fontsize=11, loc="left", fontweight="bold")
-    axes.set_xlabel("optimizer step", fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    over_steps(axes, panel.title)
     if panel.bounded:
         # From zero on, so that small gains look small; a model that is right by 5 % still needs the room.
         highest = max(float(_finite(points)[:, 1].max()) for points in series.values())
@@ -129,10 +121,3 @@ def _mark(axes: Axes, switches: Sequence[tuple[int, str]], *, label: bool) -> No
             axes.text(
                 step, 0.99, f" {name}", transform=axes.get_xaxis_transform(), va="top", fontsize=8, color="#495057"
             )
-
-
-def _image(figure: Figure) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as picture:
-        return picture.convert("RGB")

@@ -6,7 +6,7 @@ tables by set and by class, and the best and the worst images.
 
 import json
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -15,14 +15,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from callbacks.extremes import Extremes
+from callbacks.findings import findings_of
 from callbacks.run_outputs import run_folder, write_picture
+from callbacks.shared_lines import SharedLines
 from vr1.drawing import draw_grid
 from vr1.metrics.answer_rows import answer_row, read_row
 from vr1.metrics.evaluation_files import table_text, write_evaluation
 from vr1.prompts import PromptBatch
 from vr1.recorded_answers import Answered, Question, question_of, recorded_answers, whole_lines
-from vr1.records import Finding
 
+_ANSWERS = "answers.jsonl"
 _TILE = 360
 
 
@@ -78,7 +80,7 @@ class Evaluation(Callback):
         self.category_ids = None if annotations is None else _category_ids(Path(annotations))
         self.resume, self.num_images = resume, num_images
         self._folder = Path()
-        self._file: TextIO | None = None
+        self._lines: SharedLines | None = None
         self._known: dict[Question, Answered] = {}
         self._extremes = Extremes(num_images)
 
@@ -89,35 +91,12 @@ class Evaluation(Callback):
         # Asked on every process, also where the answer is not needed: the processes talk to each other over it.
         default = run_folder(trainer) / "evaluation"
         self._folder = (self.output_dir or default).expanduser()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            _part(self._folder, trainer.global_rank).open("a").close()
-        except OSError as error:
-            raise ValueError(
-                f"Evaluation: output_dir is {str(self._folder)!r}, which cannot be written to ({error.strerror}): give"
-                " a folder of your own"
-            ) from error
-
-    @override
-    def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._begin(trainer, pl_module)
+        self._lines = SharedLines(self, self._folder / _ANSWERS, trainer.global_rank)
 
     @override
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if trainer.state.fn == TrainerFn.VALIDATING:
+        if trainer.state.fn != TrainerFn.FITTING:
             self._begin(trainer, pl_module)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: "pl.Trainer",
-        pl_module: "pl.LightningModule",
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._keep(outputs, batch)
 
     @override
     def on_validation_batch_end(
@@ -129,17 +108,17 @@ class Evaluation(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.state.fn == TrainerFn.VALIDATING:
+        if trainer.state.fn != TrainerFn.FITTING:
             self._keep(outputs, batch)
 
     @override
-    def on_test_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._finish(trainer)
-
-    @override
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if trainer.state.fn == TrainerFn.VALIDATING:
+        if trainer.state.fn != TrainerFn.FITTING:
             self._finish(trainer)
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_end = on_validation_end
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -154,35 +133,30 @@ class Evaluation(Callback):
 
     def _begin(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Take up what is answered; not in ``setup``, where the checkpoint is not known yet."""
-        answers = _part(self._folder, 0)
+        assert self._lines is not None
+        answers = self._lines.path
         trainer.strategy.barrier("Evaluation, folder")
         if trainer.is_global_zero:
             _take_up(self._folder, _made_by(trainer, pl_module), self.resume)
         trainer.strategy.barrier("Evaluation, answers")
         self._known = recorded_answers(answers)
         trainer.strategy.barrier("Evaluation, start")
-        self._file = _part(self._folder, trainer.global_rank).open("a", encoding="utf-8")
+        self._lines.open()
         self._extremes = Extremes(self.num_images)
         if self._known:
             pl_module.recorded = self._known  # type: ignore[assignment]
             rank_zero_info(f"Evaluation: goes on with the {len(self._known)} answers in {answers}")
 
     def _keep(self, outputs: Any, batch: Any) -> None:
-        if not isinstance(outputs, list) or not all(isinstance(output, Finding) for output in outputs):
-            raise TypeError(
-                f"Evaluation measures vr1.records.Finding, but the step returned {type(outputs).__name__}: let it"
-                " return a list of findings, or leave the callback out"
-            )
-        assert self._file is not None
-        for number, finding in enumerate(outputs):
+        findings = findings_of(self, outputs)
+        assert self._lines is not None
+        for number, finding in enumerate(findings):
             record = finding.record
             size = batch.input_sizes[number] if isinstance(batch, PromptBatch) else record.image_size
             if question_of(record, finding.instruction, size) in self._known:
                 continue
-            row = answer_row(record, finding.detections, finding.completion, finding.instruction, size)
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
-        self._extremes.add(outputs)
+            self._lines.write(answer_row(record, finding.detections, finding.completion, finding.instruction, size))
+        self._extremes.add(findings)
 
     def _finish(self, trainer: "pl.Trainer") -> None:
         self._close()
@@ -191,12 +165,9 @@ class Evaluation(Callback):
         self._extremes = Extremes(self.num_images)
         if not trainer.is_global_zero:
             return
-        with _part(self._folder, 0).open("a", encoding="utf-8") as merged:
-            for rank in range(1, trainer.world_size):
-                part = _part(self._folder, rank)
-                merged.write(part.read_text(encoding="utf-8"))
-                part.unlink()
-        with _part(self._folder, 0).open(encoding="utf-8") as file:
+        assert self._lines is not None
+        self._lines.merge(trainer.world_size)
+        with self._lines.path.open(encoding="utf-8") as file:
             rows = [read_row(json.loads(line), number) for number, line in enumerate(file, start=1)]
         if not rows:
             return
@@ -208,20 +179,15 @@ class Evaluation(Callback):
                 write_picture(trainer, self._folder, f"gallery/{name}.png", sheet, key=f"gallery/{name}")
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-
-def _part(folder: Path, rank: int) -> Path:
-    return folder / ("answers.jsonl" if rank == 0 else f"answers.rank{rank}.jsonl")
+        if self._lines is not None:
+            self._lines.close()
 
 
 def _take_up(folder: Path, made_by: dict[str, Any], resume: bool) -> None:
     """Leave in ``answers.jsonl`` what an interrupted evaluation of the same kind answered, else nothing."""
     # As it comes back from the file: tuples are lists there.
     described = json.loads(json.dumps(made_by, default=str))
-    about, finished, answers = folder / "evaluation.json", folder / "metrics.json", _part(folder, 0)
+    about, finished, answers = folder / "evaluation.json", folder / "metrics.json", folder / _ANSWERS
     try:
         before = json.loads(about.read_bytes())
     except (OSError, ValueError):

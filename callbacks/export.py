@@ -24,7 +24,8 @@ class Export(Callback):
         dtype: precision of the written weights; None keeps the one trained in.
 
     Raises:
-        ValueError: the precision is no floating-point type of torch, or the model is divided among processes.
+        ValueError: the precision is no floating-point type of torch, the module is none of vr1, or the model is
+            divided among processes.
 
     Example:
         >>> Export(dtype="bfloat16").dirname
@@ -43,6 +44,11 @@ class Export(Callback):
                 "Export: no process has the whole model with trainer.strategy fully_sharded; leave the callback out,"
                 " and run `python -m vr1 export --ckpt ... --out ...` with a checkpoint"
             )
+        if not isinstance(pl_module, Detector):
+            raise ValueError(
+                f"Export writes the policy of a module of vr1, and {type(pl_module).__name__} is none: leave the"
+                " callback out"
+            )
         self._folder = run_folder(trainer) / self.dirname
 
     @override
@@ -50,7 +56,7 @@ class Export(Callback):
         assert isinstance(pl_module, Detector)
         # Reading the metrics may make the processes exchange results, so every one of them reads.
         run = pl_module.run()
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             network = pl_module.policy.network
             card = model_card(run, trainer.global_step, adapters=pl_module.policy.has_adapters)
             write_model(network, pl_module.processor, self._folder, self.dtype, card)

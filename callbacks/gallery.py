@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from callbacks.findings import findings_of
 from callbacks.rule_refinement import RuleRefinement
 from callbacks.run_outputs import run_folder, write_picture
 from vr1.drawing import draw_grid, draw_tile
@@ -66,10 +67,6 @@ class Gallery(Callback):
         self._findings = []
 
     @override
-    def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._findings = []
-
-    @override
     def on_validation_batch_end(
         self,
         trainer: "pl.Trainer",
@@ -79,47 +76,25 @@ class Gallery(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._collect(trainer, outputs)
-
-    @override
-    def on_test_batch_end(
-        self,
-        trainer: "pl.Trainer",
-        pl_module: "pl.LightningModule",
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._collect(trainer, outputs)
+        if trainer.is_global_zero and len(self._findings) < self.num_images:
+            self._findings += findings_of(self, outputs)[: self.num_images - len(self._findings)]
 
     @override
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING
-        self._write(trainer, f"step_{trainer.global_step:06d}" if fitting else "validate")
-
-    @override
-    def on_test_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._write(trainer, "test")
-
-    def _collect(self, trainer: "pl.Trainer", outputs: Any) -> None:
-        if not trainer.is_global_zero or len(self._findings) >= self.num_images:
-            return
-        if not isinstance(outputs, list) or not all(isinstance(output, Finding) for output in outputs):
-            raise TypeError(
-                f"Gallery draws vr1.records.Finding, but the evaluation step returned {type(outputs).__name__}: let it"
-                " return a list of findings, or leave the callback out"
-            )
-        self._findings += outputs[: self.num_images - len(self._findings)]
-
-    def _write(self, trainer: "pl.Trainer", name: str) -> None:
         if not trainer.is_global_zero or not self._findings:
             return
+        what = trainer.state.fn
+        assert what is not None
+        name = f"step_{trainer.global_step:06d}" if what == TrainerFn.FITTING else what.value
         tiles = [draw_tile(finding, self.tile_size) for finding in self._findings]
         sheet = draw_grid(tiles, _title(trainer, name, self._findings), columns=self.columns)
-        key = "gallery/test" if name == "test" else "gallery/val"
+        key = "gallery/test" if what == TrainerFn.TESTING else "gallery/val"
         write_picture(trainer, self._folder, f"gallery/{name}.png", sheet, key=key)
         self._findings = []
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_end = on_validation_end
 
 
 def _title(trainer: "pl.Trainer", name: str, findings: list[Finding]) -> str:

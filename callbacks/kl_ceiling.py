@@ -58,7 +58,8 @@ class KLCeiling(Callback):
                 " there is a reference, or leave the callback out"
             )
         value = float(logged)
-        self.above = self.above + 1 if value > self.ceiling else 0
+        # A KL that is no number is no longer below any ceiling.
+        self.above = 0 if value <= self.ceiling else self.above + 1
         if self.above == 1:
             rank_zero_warn(
                 f"{self.monitor} is {value:.3g} at step {self._step}, above the ceiling of {self.ceiling:g}: a lower"

@@ -3,16 +3,17 @@
 Keep what ``predict`` finds: every image with its boxes drawn in, all boxes in one file, and a sheet to look them over.
 """
 
-import json
 import re
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
+from callbacks.findings import findings_of
 from callbacks.run_outputs import run_folder
+from callbacks.shared_lines import SharedLines
 from vr1.drawing import draw_finding, draw_grid, draw_tile
 from vr1.records import Finding
 
@@ -59,7 +60,7 @@ class PredictionWriter(Callback):
         self.sheet_images = sheet_images
         self.tile_size = tile_size
         self._folder = Path()
-        self._file: TextIO | None = None
+        self._lines: SharedLines | None = None
         self._names: set[str] = set()
         self._sheet: list[Finding] = []
 
@@ -70,14 +71,8 @@ class PredictionWriter(Callback):
         # Asked on every process, also where the answer is not needed: the processes talk to each other over it.
         default = run_folder(trainer) / "predictions"
         self._folder = (self.output_dir or default).expanduser()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = _part(self._folder, trainer.global_rank).open("w", encoding="utf-8")
-        except OSError as error:
-            raise ValueError(
-                f"PredictionWriter: output_dir is {str(self._folder)!r}, which cannot be written to ({error.strerror}):"
-                " give a folder of your own"
-            ) from error
+        self._lines = SharedLines(self, self._folder / "predictions.jsonl", trainer.global_rank)
+        self._lines.open(anew=True)
         self._names, self._sheet = set(), []
 
     @override
@@ -90,20 +85,14 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not isinstance(outputs, list) or not all(isinstance(output, Finding) for output in outputs):
-            raise TypeError(
-                f"PredictionWriter writes vr1.records.Finding, but predict_step returned {type(outputs).__name__}: let"
-                " it return a list of findings, or leave the callback out"
-            )
-        assert self._file is not None
-        for finding in outputs:
+        assert self._lines is not None
+        for finding in findings_of(self, outputs):
             name = self._name(finding, numbered=trainer.world_size > 1)
             # Thin coloured lines keep their colour in a JPEG only without chroma subsampling; PNG ignores both options.
             draw_finding(finding, judge=False).save(self._folder / name, quality=95, subsampling=0)
-            self._file.write(json.dumps(_row(finding, name), ensure_ascii=False) + "\n")
+            self._lines.write(_row(finding, name))
             if trainer.is_global_zero and len(self._sheet) < self.sheet_images:
                 self._sheet.append(finding)
-        self._file.flush()
 
     @override
     def on_predict_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -111,11 +100,8 @@ class PredictionWriter(Callback):
         trainer.strategy.barrier("PredictionWriter")
         if not trainer.is_global_zero:
             return
-        with _part(self._folder, 0).open("a", encoding="utf-8") as merged:
-            for rank in range(1, trainer.world_size):
-                part = _part(self._folder, rank)
-                merged.write(part.read_text(encoding="utf-8"))
-                part.unlink()
+        assert self._lines is not None
+        self._lines.merge(trainer.world_size)
         if self._sheet:
             tiles = [draw_tile(finding, self.tile_size, judge=False) for finding in self._sheet]
             draw_grid(tiles, f"{len(tiles)} predictions", legend=False).save(self._folder / "contact_sheet.png")
@@ -130,9 +116,8 @@ class PredictionWriter(Callback):
         self._close()
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._lines is not None:
+            self._lines.close()
 
     def _name(self, finding: Finding, *, numbered: bool) -> str:
         """A file name that is the image's own as far as possible and was not given before."""
@@ -150,10 +135,6 @@ class PredictionWriter(Callback):
         # Compared without case, as some file systems do.
         self._names.add(candidate.lower())
         return candidate
-
-
-def _part(folder: Path, rank: int) -> Path:
-    return folder / ("predictions.jsonl" if rank == 0 else f"predictions.rank{rank}.jsonl")
 
 
 def _row(finding: Finding, drawing: str) -> dict[str, Any]:

@@ -73,8 +73,10 @@ class Report(Callback):
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            stopped = "stopped by hand" if isinstance(exception, KeyboardInterrupt) else type(exception).__name__
-            self._finish(trainer, f"ended early at step {trainer.global_step}: {stopped}")
+            # What `Preemption` ends a run with, where the machine is taken away.
+            told = {KeyboardInterrupt: "stopped by hand", SystemExit: "asked to stop"}
+            why = told.get(type(exception), type(exception).__name__)
+            self._finish(trainer, f"ended early at step {trainer.global_step}: {why}")
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:

@@ -18,6 +18,7 @@ LAYERS = [
         "child_process",
         "meter",
         "memory_advice",
+        "markdown",
     },
     {"boxes", "drawing", "recorded_answers"},
     {"families"},
@@ -31,7 +32,7 @@ LAYERS = [
     {"module", "sft"},
     {"data.modules"},
     {"mistakes", "report", "sweeps", "wandb_resume"},
-    {"score", "export_command", "check", "trainer_commands", "plan", "cli", "__main__", "__init__"},
+    {"score", "score_command", "export_command", "check", "trainer_commands", "plan", "cli", "__main__", "__init__"},
 ]
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.command import CONFIGS, RACCOON, Keep, run, small, steps
 from tests.shared_data import needs_shared
+from vr1.cli import _COMMANDS, _TRAINER_COMMANDS
 from vr1.data import SceneSource
 
 MY_TERM = """
@@ -216,8 +217,16 @@ def test_any_nested_value_can_be_given_on_the_command_line(blank_model, tmp_path
 def test_help_names_every_command(tmp_path, capsys):
     assert run(tmp_path, "--help") == 0
     told = capsys.readouterr().out
-    for command in ("fit", "validate", "test", "predict", "score"):
-        assert command in told
+    for command in (*_TRAINER_COMMANDS, *_COMMANDS):
+        assert f"\n    {command} " in told
+
+
+@pytest.mark.parametrize(("words", "fault"), [((), "no command"), (("fitt", "--config", "a"), "fitt is no command")])
+def test_what_is_no_command_is_told_with_those_that_are(words, fault, tmp_path, capsys):
+    assert run(tmp_path, *words) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vr1: error: {fault}; give one of fit, validate, ")
+    assert "report" in line
 
 
 @pytest.mark.parametrize("name", ["GRPOModule", "SFTModule"])

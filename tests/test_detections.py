@@ -10,9 +10,9 @@ from vr1.records import Answer, as_boxes
 FAMILY = Qwen25VL()
 
 
-def read(box, label='"cat"', tolerance=0.0):
+def read(box, label='"cat"'):
     text = f'[{{"bbox_2d": {box}, "label": {label}}}]'
-    return read_detections(text, FAMILY, image_size=(200, 400), input_size=(100, 200), tolerance=tolerance)
+    return read_detections(text, FAMILY, image_size=(200, 400), input_size=(100, 200))
 
 
 def test_converts_to_image_pixels():
@@ -56,12 +56,11 @@ def test_an_item_without_a_label_is_not_valid(label):
     assert not read([10, 20, 30, 40], label).valid
 
 
-def test_the_border_is_inside_and_tolerance_moves_it():
+def test_the_border_is_inside():
     assert read([0, 0, 100, 200]).valid
-    assert not read([0, 0, 100.5, 200]).valid
-    tolerated = read([-0.5, 0, 100.5, 200], tolerance=0.5)
-    assert tolerated.valid
-    assert tolerated.boxes_xyxy.tolist() == [[0, 0, 200, 400]]
+    beyond = read([-0.5, 0, 100.5, 200])
+    assert not beyond.valid
+    assert beyond.boxes_xyxy.tolist() == [[0, 0, 200, 400]]
 
 
 def test_an_empty_list_is_valid_and_no_answer_is_not():

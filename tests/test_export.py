@@ -3,7 +3,6 @@
 import json
 from functools import partial
 
-import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
@@ -12,6 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from tests.command import run, small, steps
+from tests.trainers import trainer
 from vr1.cli import main
 from vr1.data import SceneDataModule, SceneSource, SceneStyle
 from vr1.policy import Lora, PolicySource
@@ -30,20 +30,10 @@ def trained(blank_model, tmp_path_factory):
             folder = tmp_path_factory.mktemp(kind)
             source = PolicySource(path=str(blank_model), max_pixels=60 * 56 * 56, **RUNS[kind])
             module = SFTModule(policy=source, optimizer=partial(torch.optim.AdamW, lr=1e-2))
-            trainer = pl.Trainer(
-                accelerator="cpu",
-                max_steps=3,
-                max_epochs=-1,
-                limit_val_batches=0,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=folder,
-            )
             data = SceneDataModule(SceneStyle(), train_scenes=8, val_scenes=1, batch_size=4, num_workers=0)
-            trainer.fit(module, data)
-            trainer.save_checkpoint(folder / "last.ckpt")
+            training = trainer(folder, max_steps=3, max_epochs=-1)
+            training.fit(module, data)
+            training.save_checkpoint(folder / "last.ckpt")
             made[kind] = module.policy.network.eval(), folder / "last.ckpt"
         return made[kind]
 
@@ -173,7 +163,7 @@ def test_what_cannot_be_exported_is_told_in_one_line(trained, tmp_path, capsys, 
     capsys.readouterr()
     assert main(["export", "--ckpt", str(tmp_path / "spoilt.ckpt"), "--out", str(tmp_path / "out"), *words]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("vr1 export: ")
+    assert line.startswith("vr1 export: error: ")
     assert told in line
     assert not (tmp_path / "out").exists()
 

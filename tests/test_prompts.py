@@ -37,6 +37,12 @@ def test_input_sizes_are_those_of_the_pixels(encoder, of_sizes):
         assert image_processor.size["shortest_edge"] <= width * height <= image_processor.size["longest_edge"]
 
 
+def test_an_image_that_the_processor_refuses_is_named(encoder, of_sizes):
+    fine, thin = of_sizes([(112, 112), (1200, 4)])
+    with pytest.raises(ValueError, match=r"scene third: the model's processor refuses the image of 1200 x 4 pixels"):
+        encoder([fine, fine, replace(thin, origin="scene third")])
+
+
 def test_each_merged_patch_is_one_image_token(encoder, of_sizes):
     prompts = encoder(of_sizes(SIZES))
     merge = encoder.processor.image_processor.merge_size

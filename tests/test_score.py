@@ -3,12 +3,14 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from vr1.families import Qwen25VL
-from vr1.rewards import Reward
-from vr1.score import main, score_file
+from vr1.rewards import Reward, Stage
+from vr1.score import score_file
+from vr1.score_command import STAGES, main
 
 ROOT = Path(__file__).parents[1]
 LOOSE = {
@@ -139,6 +141,8 @@ def test_refuses_files_without_answers(tmp_path, capsys, content, message):
         (["--rewards.weights", "{recal: 1.0}"], "recal is no term; the terms are"),
         (["--rewards.criterion.xi1", "0.9"], "needs 0 <= xi1 <= xi2 <= 1"),
         (["--rewards.matcher.init_args.overlap", "dice"], "giou"),
+        (["--stagge", "beginner"], "--stagge"),
+        (["--rewards.weighs", "{recall: 1.0}"], "weighs"),
     ],
 )
 def test_refuses_wrong_settings(answers, capsys, options, message):
@@ -148,6 +152,10 @@ def test_refuses_wrong_settings(answers, capsys, options, message):
         status = exit_.code
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_stages_are_those_of_the_criterion():
+    assert get_args(Stage) == STAGES
 
 
 def test_memory_does_not_grow_with_the_file(answers):
@@ -181,12 +189,12 @@ def test_help_explains_every_option(capsys):
 
 
 def test_runs_as_a_process(answers):
-    code = "import sys; from vr1.score import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from vr1.score_command import main; sys.exit(main(sys.argv[1:]))"
     answers.write_text("not JSON\n")
     done = subprocess.run(
         [sys.executable, "-c", code, "--completions", str(answers)], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("python -m vr1 score: ")
+    assert done.stderr.startswith("vr1 score: error: ")
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr

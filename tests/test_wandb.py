@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import wandb
 import yaml
 from wandb.proto import wandb_internal_pb2
 
 from tests.command import CONFIGS, run, small, steps
+from vr1.strategies.shards import write_shards
+from vr1.wandb_resume import KEY, run_in
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,13 @@ def test_a_resumed_training_continues_the_run(recorded, blank_model):
     wandb.finish()
     runs = {path.name.rsplit("-", 1)[-1] for path in (folder / "runs" / "wandb").glob("offline-run-*")}
     assert len(runs) == 1, "one id, in two recordings"
+
+
+def test_a_checkpoint_in_shards_names_its_run_too(tmp_path):
+    write_shards({"state_dict": {"weight": torch.ones(2)}, KEY: "abc123"}, tmp_path / "last.ckpt")
+    assert run_in(str(tmp_path / "last.ckpt")) == "abc123"
+    write_shards({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "other.ckpt")
+    assert run_in(str(tmp_path / "other.ckpt")) is None
 
 
 def test_the_other_loggers_stay(recorded):

@@ -131,11 +131,15 @@ def _targets(boxes: Any, labels: Any) -> Targets:
         raise InputError('"labels" is no list of texts; write one label for each box')
     if len(boxes) != len(labels):
         raise InputError(f'{len(boxes)} in "boxes_xyxy" but {len(labels)} in "labels"; write one label for each box')
-    return Targets(boxes_xyxy=_box_array(boxes), labels=tuple(labels))
+    return Targets(boxes_xyxy=box_array(boxes, "boxes_xyxy"), labels=tuple(labels))
 
 
-def _box_array(boxes: list[Any]) -> Boxes:
-    """True boxes as an array, checked as a whole first, then one by one to name the wrong one."""
+def box_array(boxes: list[Any], name: str) -> Boxes:
+    """Boxes of a field as an array ``[M, 4]``, checked as a whole first, then one by one to name the wrong one.
+
+    Raises:
+        InputError: if one is not two ordered corners in pixels.
+    """
     if {*map(type, boxes)} <= {list} and {*map(len, boxes)} <= {4} and {*map(type, chain(*boxes))} <= {int, float}:
         with contextlib.suppress(OverflowError):
             array = as_boxes(boxes)
@@ -143,12 +147,10 @@ def _box_array(boxes: list[Any]) -> Boxes:
                 return array
     for index, box in enumerate(boxes):
         if not (isinstance(box, list) and len(box) == 4 and all(map(_is_pixel, box))):
-            raise InputError(
-                f'"boxes_xyxy"[{index}] is not four finite numbers; write [x1, y1, x2, y2] in image pixels'
-            )
+            raise InputError(f'"{name}"[{index}] is not four finite numbers; write [x1, y1, x2, y2] in image pixels')
         if box[0] > box[2] or box[1] > box[3]:
             raise InputError(
-                f'"boxes_xyxy"[{index}] = {box} has x2 < x1 or y2 < y1; write two corners, not a corner and a size'
+                f'"{name}"[{index}] = {box} has x2 < x1 or y2 < y1; write two corners, not a corner and a size'
             )
     raise AssertionError(boxes)
 

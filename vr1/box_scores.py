@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
+from vr1.families.number import NUMBER
 from vr1.records import Boxes
 
-_NUMBER = re.compile(r"[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+")
+_NUMBER = re.compile(NUMBER)
 
 
 def box_scores(

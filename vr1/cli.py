@@ -7,7 +7,7 @@ from importlib import import_module
 
 # Commands without a trainer, each by the module whose `main` it is and what `--help` says of it.
 _COMMANDS = {
-    "score": ("vr1.score", "reward recorded answers, without a model"),
+    "score": ("vr1.score_command", "reward recorded answers, without a model"),
     "check": ("vr1.check.command", "read a whole data set once and draw what the model will see"),
     "plan": ("vr1.plan.command", "predict the memory of a training, without a GPU or weights"),
     "export": ("vr1.export_command", "make a Hugging Face folder of a checkpoint"),
@@ -38,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if first in ("-h", "--help"):
         print(_help(), end="")
         return 0
+    if first is None or not (first in _COMMANDS or first in _TRAINER_COMMANDS or first.startswith("-")):
+        fault = "no command" if first is None else f"{first} is no command"
+        known = ", ".join([*_TRAINER_COMMANDS, *_COMMANDS])
+        print(f"vr1: error: {fault}; give one of {known} (`vr1 --help` says what each does)", file=sys.stderr)
+        return 2
     # What a command needs takes seconds to import: nobody waits for that of another.
     status: int | None
     if first in _COMMANDS:

@@ -17,7 +17,6 @@ def read_detections(
     family: Family,
     image_size: tuple[int, int],
     input_size: tuple[int, int],
-    tolerance: float = 0.0,
 ) -> Detections:
     """Read a completion into boxes in image pixels.
 
@@ -29,7 +28,6 @@ def read_detections(
         family: grammar and coordinate frame.
         image_size: width and height of the image in pixels.
         input_size: width and height in pixels of what the processor made of it.
-        tolerance: how far outside the image a valid coordinate may lie, in units of the family's frame.
 
     Returns:
         N detections, each with the score `SCORE`.
@@ -47,8 +45,7 @@ def read_detections(
     frame = np.array(family.frame_size(image_size, input_size))
     boxes, labels = answer.boxes, answer.labels
     complete = answer.follows_template and not answer.problems
-    inside = _in_frame(boxes, frame, 0.0)
-    in_bounds = inside or (tolerance > 0 and _in_frame(boxes, frame, tolerance))
+    inside = _in_frame(boxes, frame)
     if not inside:
         finite = np.isfinite(boxes).all(axis=1)
         labels = tuple(label for label, is_finite in zip(labels, finite, strict=True) if is_finite)
@@ -59,16 +56,16 @@ def read_detections(
         labels=labels,
         scores=np.full(len(labels), SCORE),
         well_formed=answer.follows_template,
-        valid=complete and in_bounds and all(map(str.strip, labels)),
+        valid=complete and inside and all(map(str.strip, labels)),
         completion=completion,
     )
 
 
-def _in_frame(boxes: Boxes, frame: Boxes, tolerance: float) -> bool:
+def _in_frame(boxes: Boxes, frame: Boxes) -> bool:
     """All boxes ``[N, 4]`` are finite and ordered, have an area and lie in ``0..frame``."""
     top_left, bottom_right = boxes[:, :2], boxes[:, 2:]
     ordered = (top_left < bottom_right).all()
-    return bool(ordered and (top_left >= -tolerance).all() and (bottom_right <= frame + tolerance).all())
+    return bool(ordered and (top_left >= 0).all() and (bottom_right <= frame).all())
 
 
 def _ordered_and_clipped(boxes: Boxes, frame: Boxes) -> Boxes:

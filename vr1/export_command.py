@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(export(settings.ckpt, settings.out, settings.merge, settings.dtype, settings.base, command))
     except (ValueError, OSError) as error:
-        print(f"vr1 export: {error}", file=sys.stderr)
+        print(f"vr1 export: error: {error}", file=sys.stderr)
         return 2
     return 0
 

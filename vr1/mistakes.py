@@ -5,6 +5,8 @@ import traceback
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
+# Installed beside it; Lightning has a folder of the same name.
+_CALLBACKS = _PACKAGE.with_name("callbacks")
 _IN_WORKER = re.compile(r"\ACaught \w+ in (?:DataLoader worker process|pin memory thread)")
 _FILE = re.compile(r'^  File "(?P<name>.+?)", line \d+', re.MULTILINE)
 _RAISED = re.compile(r"^[\w.]+: ", re.MULTILINE)
@@ -67,4 +69,4 @@ def _told_in_worker(text: str) -> str | None:
 
 def _ours(filename: str) -> bool:
     path = Path(filename)
-    return path.is_relative_to(_PACKAGE) or path.parent.name == "callbacks"
+    return path.is_relative_to(_PACKAGE) or path.is_relative_to(_CALLBACKS)

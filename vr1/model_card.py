@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from vr1.markdown import markdown_table
+
 _PACKAGES = ("vr1", "torch", "transformers", "peft", "lightning", "bitsandbytes")
 
 
@@ -95,4 +97,4 @@ def _table(figures: dict[str, float]) -> str:
     if not told:
         return "None were logged."
     ordered = sorted(told, key=lambda name: (not name.startswith("val/"), name))
-    return "\n".join(["| metric | value |", "| :-- | --: |", *(f"| {name} | {told[name]:.4g} |" for name in ordered)])
+    return markdown_table(["metric", "value"], [[name, f"{told[name]:.4g}"] for name in ordered])

@@ -98,19 +98,14 @@ class PromptEncoder:
         """Encode a batch.
 
         Raises:
-            ValueError: a prompt is longer than ``max_prompt_tokens``. It is never cut: that would cut image tokens.
+            ValueError: the processor refuses an image, or a prompt is longer than ``max_prompt_tokens``. It is never
+                cut: that would cut image tokens.
         """
         instructions = [
             self.family.refer(record.categories[0]) if record.referring else self.family.instruction(record.categories)
             for record in records
         ]
-        encoded = self.processor(
-            text=[self.chat(instruction) for instruction in instructions],
-            images=[record.image for record in records],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
+        encoded = self._process(records, instructions)
         tokens, mask = encoded["input_ids"], encoded["attention_mask"].bool()
         self._refuse_long(records, tokens, mask)
         types_name = next((name for name in _TYPES if name in encoded), "")
@@ -167,6 +162,27 @@ class PromptEncoder:
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
         return tokens[:, None].to(prompts.tokens.device), mask[:, None].to(prompts.tokens.device)
+
+    def _process(self, records: Sequence[DetectionRecord], instructions: Sequence[str]) -> Any:
+        """What the processor makes of a batch; an error names the record that it is about."""
+        try:
+            return self.processor(
+                text=[self.chat(instruction) for instruction in instructions],
+                images=[record.image for record in records],
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
+            )
+        except ValueError as error:
+            if len(records) > 1:
+                for record, instruction in zip(records, instructions, strict=True):
+                    self._process([record], [instruction])
+                raise
+            width, height = records[0].image_size
+            raise ValueError(
+                f"{records[0].origin}: the model's processor refuses the image of {width} x {height} pixels ({error});"
+                " leave it out, or cut or pad it"
+            ) from error
 
     def _refuse_long(self, records: Sequence[DetectionRecord], tokens: Tensor, mask: Tensor) -> None:
         lengths = mask.sum(1)

@@ -1,12 +1,12 @@
-"""``python -m vr1 score``: the rewards of recorded answers, without a model."""
+"""Rewards of recorded answers, line by line."""
 
 import contextlib
-import gc
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -14,9 +14,10 @@ from typing import IO
 from jsonargparse import ArgumentParser
 
 from vr1.answer_lines import AnswerLine, InputError, read_answer_lines
-from vr1.detections import read_detections
+from vr1.detections import SCORE, read_detections
 from vr1.families import Family
 from vr1.metrics.answer_rows import evaluated_row
+from vr1.metrics.evaluated import Evaluated
 from vr1.metrics.evaluation_files import table_text, write_evaluation
 from vr1.records import Detections
 from vr1.rewards import Reward, Stage
@@ -26,43 +27,24 @@ _CHUNK = 256
 _SECONDS_BETWEEN_REPORTS = 5.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+def rewards_and_family(words: Sequence[str], program: str) -> tuple[Reward, Family]:
+    """The rewards and the model family that the words of a command name.
 
     Args:
-        argv: the arguments; those of the process where left out.
+        words: ``--rewards`` and ``--family`` with their settings.
+        program: the command, as a message about a mistake names it.
 
-    Returns:
-        Exit status: 0, or 2 after a message that says what is wrong with a file or a setting.
+    Raises:
+        ValueError: if a setting is refused by the class that it is of; others end the process with status 2.
     """
-    parser = ArgumentParser(prog="python -m vr1 score", description="Reward recorded answers, without a model.")
-    parser.add_function_arguments(score_file, skip={"rewards", "family"})
-    parser.add_subclass_arguments(
-        Reward,
-        "rewards",
-        required=False,
-        help="A YAML file such as configs/rewards/released.yaml, or settings such as --rewards.criterion.xi0 0.6.",
-    )
-    parser.add_subclass_arguments(Family, "family", required=False, help="The model family that wrote the answers.")
-    parser.set_defaults(
-        {"rewards": {"class_path": "vr1.rewards.Reward"}, "family": {"class_path": "vr1.families.Qwen25VL"}}
-    )
-    arguments = parser.parse_args(argv)
+    parser = ArgumentParser(allow_abbrev=False, prog=program)
+    for name, kind, default in (("rewards", Reward, "vr1.rewards.Reward"), ("family", Family, "vr1.families.Qwen25VL")):
+        parser.add_subclass_arguments(kind, name, required=False)
+        parser.set_defaults({name: {"class_path": default}})
     # Lightning's own extra holds jsonargparse below the version that renamed this method.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    try:
-        settings = instantiate(arguments).as_dict()
-    except ValueError as error:
-        return _fail(parser.prog, error)
-    # What is imported by now is never garbage, and walking it takes a fifth of the time.
-    gc.freeze()
-    try:
-        print(score_file(**settings))
-    except (InputError, OSError) as error:
-        return _fail(parser.prog, error)
-    finally:
-        gc.unfreeze()
-    return 0
+    made = instantiate(parser.parse_args(words))
+    return made.rewards, made.family
 
 
 def score_file(
@@ -102,7 +84,7 @@ def score_file(
     if stage is not None:
         rewards.criterion = rewards.criterion.at_stage(stage)
     tally = Tally([*rewards.terms, "total"])
-    kept: list[tuple[AnswerLine, Detections]] = []
+    evaluation = _CocoFolder(Path(coco), source) if coco is not None else None
     with contextlib.ExitStack() as stack:
         size = source.stat().st_size
         file = stack.enter_context(_written_at_once(Path(out), source)) if out is not None else None
@@ -112,28 +94,63 @@ def score_file(
             for line, (result, found) in zip(chunk, _score(chunk, rewards, family, tally), strict=True):
                 if file is not None:
                     file.write(_with_fields(line, result))
-                if coco is not None:
-                    kept.append((line, found))
+                if evaluation is not None:
+                    evaluation.add(line, found)
             if time.monotonic() > report_at:
                 print(f"{chunk[-1].end / size:.0%} of {source}: {tally.progress()}", file=sys.stderr)
                 report_at = time.monotonic() + _SECONDS_BETWEEN_REPORTS
         if not tally.answers:
             raise InputError(f"{source}: no line in it; a line is one answer as a JSON object")
-    if coco is not None:
-        tally.appendix = _evaluate(kept, source, Path(coco))
+    if evaluation is not None:
+        tally.appendix = evaluation.write()
     return tally
 
 
-def _evaluate(kept: list[tuple[AnswerLine, Detections]], source: Path, folder: Path) -> str:
-    """Write the COCO metrics of all answers; the table of their sets."""
-    known = sorted({label for line, _ in kept for label in line.targets.labels})
-    rows = []
-    for number, (line, found) in enumerate(kept, start=1):
+class _CocoFolder:
+    """Keeps answers for COCO's metrics, and writes these when all are there.
+
+    Args:
+        folder: made at once, so that a place that cannot be written is told before anything is computed.
+        source: the file of the answers, for messages.
+
+    Raises:
+        InputError: if the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, source: Path) -> None:
+        self._folder, self._source = folder, source
+        self._rows: list[Evaluated] = []
+        self._labels: set[str] = set()
+        self._unfit = 0
         try:
-            rows.append(evaluated_row(line.fields, number, line.targets, found, line.image_size, known))
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--coco {folder} cannot be made ({error.strerror}); name another folder") from None
+
+    def add(self, line: AnswerLine, found: Detections) -> None:
+        """Take in one answer.
+
+        Raises:
+            InputError: if a field of its line is not what it should be.
+        """
+        number = len(self._rows) + 1
+        try:
+            self._rows.append(evaluated_row(line.fields, number, line.targets, found, line.image_size))
         except ValueError as error:
-            raise InputError(f"{source}: answer {number}: {error}") from error
-    return table_text(write_evaluation(folder, rows))
+            raise InputError(f"{self._source}: answer {number}: {error}") from error
+        self._labels.update(line.targets.labels)
+        self._unfit += len(line.fields.get("scores", found)) != len(found)
+
+    def write(self) -> str:
+        """Write the files; the table of the sets."""
+        known = tuple(sorted(self._labels))
+        rows = [row if row.categories else replace(row, categories=known) for row in self._rows]
+        table = table_text(write_evaluation(self._folder, rows))
+        if not self._unfit:
+            return table
+        return (
+            f"{table}\n\n{self._unfit} answers have not one score for each box that was read: theirs count {SCORE} each"
+        )
 
 
 def _score(
@@ -178,8 +195,3 @@ def _written_at_once(path: Path, source: Path) -> Iterator[IO[str]]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _fail(program: str, error: Exception) -> int:
-    print(f"{program}: {error}", file=sys.stderr)
-    return 2

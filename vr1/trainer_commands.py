@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -117,6 +118,13 @@ class _CLI(LightningCLI):
     def __init__(self, *args: Any, command: str, **kwargs: Any) -> None:
         self.command = command
         super().__init__(*args, **kwargs)
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        with warnings.catch_warnings():
+            # The words of `plan` and `check` are not quite those of the process, which Lightning takes for a mistake.
+            warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
+            super().parse_arguments(parser, args)
 
     @override
     def _parse_ckpt_path(self) -> None:

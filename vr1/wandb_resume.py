@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from vr1.strategies.shards import REST
+
 KEY = "vr1_wandb"
 
 
@@ -20,8 +22,7 @@ def run_of(loggers: Sequence[Logger]) -> str | None:
 def run_in(checkpoint: str) -> str | None:
     """The id of the run that a checkpoint was written by; None where it names none or cannot be looked into."""
     path = Path(checkpoint)
-    # A checkpoint in shards is a folder, in which this file has all but the weights.
-    path = path / "meta.pt" if path.is_dir() else path
+    path = path / REST if path.is_dir() else path
     if not path.is_file():
         return None
     try:

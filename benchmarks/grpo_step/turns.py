@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
+from process_memory import resident
 
 from grpo_step.settings import StepSettings
 
@@ -41,19 +42,11 @@ class Memory:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.base = 0 if device == "cuda" else _resident("VmRSS")
+        self.base = 0 if device == "cuda" else resident("VmRSS")
 
     def peak(self) -> int:
         """Bytes."""
-        return torch.cuda.max_memory_allocated() if self.device == "cuda" else _resident("VmHWM") - self.base
-
-
-def _resident(name: str) -> int:
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        raise OSError("peak memory on a CPU is read from /proc/self/status, which only Linux has")
-    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+        return torch.cuda.max_memory_allocated() if self.device == "cuda" else resident("VmHWM") - self.base
 
 
 class Turns:

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 import wandb
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
 from callbacks import Completions
 from callbacks.overlay import boxes_overlay
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
 from vr1.drawing.examples import example_finding
 from vr1.experience import JudgedGroups
 from vr1.families import Qwen25VL
@@ -73,6 +75,26 @@ def test_sampled_groups(logger, tmp_path):
         ["find it", ANSWER, 2.0, 1.0, 0.0],
     ]
     assert isinstance(rows[0][0], wandb.Image)
+
+
+def test_an_accumulated_step_that_is_resumed_is_not_shown_twice(logger, tmp_path):
+    settings = {"enable_checkpointing": True, "accumulate_grad_batches": 2, "logger": logger}
+    saving = ModelCheckpoint(tmp_path, filename="two", every_n_train_steps=2)
+    trainer(tmp_path, [saving], max_steps=2, **settings).fit(Judging())
+    trainer(tmp_path, [Completions(every_n_steps=2)], max_steps=4, **settings).fit(
+        Judging(), ckpt_path=tmp_path / "two.ckpt"
+    )
+    assert [step for _, _, _, step in logger.tables] == [4]
+
+
+def test_a_step_that_returns_no_findings_is_named(logger, tmp_path):
+    class Silent(Judging):
+        def validation_step(self, batch, batch_idx):
+            return None
+
+    settings = {"limit_val_batches": 1.0, "val_check_interval": 2}
+    with pytest.raises(TypeError, match=r"Completions wants .* the step returned NoneType"):
+        trainer(tmp_path, [Completions()], logger=logger, max_steps=2, **settings).fit(Silent())
 
 
 def test_validations(logger, tmp_path):

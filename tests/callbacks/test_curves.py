@@ -6,9 +6,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from callbacks import Curves, RuleRefinement
-from callbacks.curves_figure import COLOURS, draw_curves
+from callbacks.curves_figure import draw_curves
 from callbacks.history import History
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
+from vr1.runs.figures import COLOURS
 
 FIT = {"max_steps": 6, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 3}
 REWARDS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]

@@ -11,7 +11,8 @@ from pycocotools.coco import COCO
 
 from callbacks import Evaluation
 from callbacks.extremes import Extremes, quality
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.drawing.examples import example_finding
 from vr1.module import GRPOModule

@@ -8,7 +8,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import Gallery, RuleRefinement
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
 from vr1.drawing.boxes import GOOD, TRUTH
 
 FIT = {"max_steps": 4, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 2}

@@ -3,7 +3,8 @@ import warnings
 import pytest
 
 from callbacks import KLCeiling
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
 
 
 class Running(TinyDetector):
@@ -37,6 +38,11 @@ def test_warns_once_each_time_it_rises_above(tmp_path):
 def test_ends_training_where_it_stays_above(tmp_path):
     with pytest.warns(UserWarning, match="training ends at step 5: my/kl was above 0.5 for 3 steps in a row"):
         assert steps(tmp_path, [0.1, 0.1, 0.6, 0.7, 0.8, 0.9, 0.9], ceiling=0.5, patience=3) == 5
+
+
+def test_what_is_no_number_is_not_below(tmp_path):
+    with pytest.warns(UserWarning, match="my/kl was above 0.5 for 2 steps in a row"):
+        assert steps(tmp_path, [0.1, float("nan"), float("nan"), 0.1], ceiling=0.5, patience=2) == 3
 
 
 def test_may_only_warn(tmp_path):

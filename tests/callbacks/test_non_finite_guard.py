@@ -10,8 +10,10 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from callbacks import NonFiniteGuard
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
+from vr1.losses import GRPO
 from vr1.module import GRPOModule
 from vr1.rollout import Sampling
 
@@ -101,20 +103,18 @@ def test_two_processes_skip_together(tmp_path):
     assert first.startswith("1 ")
 
 
-class SpoiltLoss:
-    kl_coef, mask_truncated = 0.0, False
-
-    def __call__(self, terms):
-        return terms.log_probs.sum() * torch.nan, {}
+class SpoiltLoss(GRPO):
+    def total(self, per_token, mask):
+        return per_token.sum() * torch.nan
 
 
 def test_the_batch_is_kept_for_a_look(source, tmp_path):
     module = GRPOModule(
         policy=source,
         sampling=Sampling(group_size=2, max_new_tokens=4),
+        loss=SpoiltLoss(kl_coef=0.0),
         optimizer=partial(torch.optim.AdamW, lr=1e-3),
     )
-    module.loss = SpoiltLoss()
     data = SceneDataModule(SceneStyle(), train_scenes=4, val_scenes=1, batch_size=2, num_workers=0)
     run = trainer(tmp_path, [NonFiniteGuard(max_consecutive=1)], max_steps=2)
     with pytest.raises(ValueError, match=r"the last batch is in .*non_finite/step_000001"):

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from callbacks import OutOfMemoryAdvice
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
 from tests.command import run, small, steps
+from tests.trainers import trainer
 from vr1.meter import Meter
 
 

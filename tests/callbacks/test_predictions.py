@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from callbacks import PredictionWriter
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
 from vr1.drawing.boxes import PALETTE
 
 
@@ -98,7 +99,7 @@ def test_other_outputs_are_named(tmp_path):
         def predict_step(self, batch, batch_idx):
             return "boxes"
 
-    with pytest.raises(TypeError, match="predict_step returned str"):
+    with pytest.raises(TypeError, match=r"PredictionWriter wants .* the step returned str"):
         predict(tmp_path, Other(), PredictionWriter(tmp_path / "out"))
 
 

@@ -15,8 +15,9 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from callbacks import Curves, Preemption, RuleRefinement
 from callbacks.preemption import _how_to_go_on
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
 from tests.command import ROOT
+from tests.trainers import trainer
 from vr1.data.loader import TrainingLoader
 from vr1.data.repeat import RepeatedBatches
 

@@ -7,7 +7,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import Progress, RuleRefinement
 from callbacks.progress import _duration, _readable
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
 
 FIT = {"max_steps": 6, "limit_val_batches": 1.0, "val_check_interval": 3, "enable_progress_bar": True}
 

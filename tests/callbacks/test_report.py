@@ -8,7 +8,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import BeforeAfter, Curves, Gallery, Report, RuleRefinement
 from callbacks.data_summary import summarise
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
 from vr1.drawing.examples import example_finding
 
 FIT = {"max_steps": 4, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 2}
@@ -41,17 +42,20 @@ def test_nothing_to_report_is_no_failure(tmp_path):
     assert (tmp_path / "run.json").is_file()
 
 
-def test_a_training_that_fails(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "told"), [(RuntimeError("out of memory"), "RuntimeError"), (SystemExit(143), "asked to stop")]
+)
+def test_a_training_that_fails(tmp_path, error, told):
     class Failing(TinyDetector):
         def training_step(self, batch, batch_idx):
             if self.trainer.global_step == 3:
-                raise RuntimeError("out of memory")
+                raise error
             return super().training_step(batch, batch_idx)
 
     run = trainer(tmp_path, [Report(), Curves()], **FIT)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(type(error)):
         run.fit(Failing())
-    assert "ended early at step 3: RuntimeError" in (tmp_path / "report.html").read_text()
+    assert f"ended early at step 3: {told}" in (tmp_path / "report.html").read_text()
 
 
 def test_the_data_are_summed_up(tmp_path):

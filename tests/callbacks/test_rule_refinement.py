@@ -8,7 +8,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from callbacks import Plateau, RuleRefinement, Stage
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
 from vr1.rewards import STAGES, Criterion, Reward
 
 EASY, HARD, HARDER = Criterion(0.5, 0.5, 0.75), Criterion(0.75, 0.75, 0.9), Criterion(0.9, 0.9, 0.95)

@@ -6,7 +6,8 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from callbacks import Throughput
-from tests.callbacks.tiny import TinyDetector, trainer
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
 from vr1.meter import Meter
 
 

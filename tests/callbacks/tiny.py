@@ -61,18 +61,3 @@ class TinyDetector(pl.LightningModule):
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
-
-
-def trainer(tmp_path, callbacks, **settings):
-    defaults = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-        "num_sanity_val_steps": 0,
-        "limit_val_batches": 0,
-        "default_root_dir": tmp_path,
-    }
-    return pl.Trainer(callbacks=callbacks, **(defaults | settings))

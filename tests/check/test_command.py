@@ -75,10 +75,33 @@ def test_every_anomaly_is_told_with_its_file(folder, blank_model, capsys):
     assert "val: 3 records" in out
 
 
+def test_what_is_missing_is_no_fault_and_what_is_damaged_is_one(folder, blank_model, capsys):
+    root, splits = folder
+    del splits["valid"]
+    assert check(folder, blank_model) == 0
+    assert "val cannot be opened" in capsys.readouterr().out
+    (root / "instances_valid.json").write_text("{")
+    assert check(folder, blank_model) == 1
+    assert "instances_valid.json: not JSON" in capsys.readouterr().out
+
+
+def test_an_image_that_the_model_cannot_take(folder, blank_model):
+    root, splits = folder
+    image = splits["train"]["images"][0]
+    Image.new("RGB", (1200, 4)).save(root / "images" / image["file_name"])
+    image["width"], image["height"] = 1200, 4
+    boxes = splits["train"]["annotations"]
+    splits["train"]["annotations"] = [item for item in boxes if item["image_id"] != image["id"]]
+    assert check(folder, blank_model) == 1
+    text = (root / "out" / "check.txt").read_text()
+    assert "record of which the model's processor makes no prompt: 1" in text
+    assert "refuses the image of 1200 x 4 pixels" in text
+
+
 def test_nothing_that_can_be_read(tmp_path, blank_model, capsys):
     words = ["--config", CONFIGS / "raccoon.yaml", "--data.root", tmp_path, "--model", blank_model]
     assert run(tmp_path, "check", *words) == 2
-    assert "vr1 check: " in capsys.readouterr().err
+    assert "vr1 check: error: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,12 @@ def test_faulty_annotations(make, document, fault):
     assert [len(record.labels) for record in source] == [3, 1, 0]
 
 
+def test_a_side_too_small_to_tell_its_corners_apart(make, document):
+    document["annotations"].append(annotation(bbox=[10, 20, 1e-20, 40]))
+    with pytest.raises(ValueError, match="box of zero size"):
+        make(document)
+
+
 def test_infinite_boxes(make, document):
     document["annotations"].append(annotation(bbox=[0, 0, float("inf"), 5]))
     with pytest.raises(ValueError, match="box with NaN or infinite numbers"):

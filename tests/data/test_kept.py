@@ -5,6 +5,7 @@ import pytest
 from torch.utils.data import Dataset
 
 from tests.test_module import build
+from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneSource, SceneStyle
 from vr1.data.kept import KeptRecords
 
@@ -38,26 +39,18 @@ def test_training_and_evaluation_are_the_same(source, tmp_path, workers):
     metrics = []
     for keep in (0, 100):
         pl.seed_everything(1)
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_steps=4,
-            max_epochs=-1,
-            val_check_interval=2,
-            check_val_every_n_epoch=None,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
-        )
+        validated = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
+        training = trainer(tmp_path, max_steps=4, max_epochs=-1, **validated)
         data = SceneDataModule(
             SceneStyle(), train_scenes=4, val_scenes=2, batch_size=2, num_workers=workers, seed=3, keep=keep
         )
-        trainer.fit(build(source, seed=2), data)
-        metrics.append({name: float(value) for name, value in trainer.callback_metrics.items() if "perf" not in name})
+        training.fit(build(source, seed=2), data)
+        metrics.append({name: float(value) for name, value in training.callback_metrics.items() if "perf" not in name})
     assert metrics[0] == metrics[1]
 
 
 def test_nonsense_is_refused():
     with pytest.raises(ValueError, match="keep=-1 must be at least 0"):
         SceneDataModule(keep=-1)
+    with pytest.raises(ValueError, match="num_workers=-1 must be at least 0"):
+        SceneDataModule(num_workers=-1)

@@ -112,8 +112,19 @@ def test_faulty_lines(make, tmp_path, item, kind):
     [(found, [where])] = problems.by_kind.items()
     assert found.startswith(kind)
     assert where.startswith("line 2")
-    with pytest.raises(ValueError, match=r"rec\.jsonl: 1 problem\n.*\nMend the file, or set bad_records: skip"):
+    with pytest.raises(ValueError, match=r"rec\.jsonl: 1 problem\n.*\nMend the data, or set bad_records: skip"):
         RecDataModule(tmp_path, test={"all": tmp_path / "rec.jsonl"}).build("test")
+
+
+def test_a_line_may_hold_a_line_separator(make):
+    lines = json.dumps({"image": "b.jpg", "expression": "red\u2028 cup", "solution": [1, 2, 3, 4]}, ensure_ascii=False)
+    table, problems, _ = make(lines)
+    assert (table.categories, len(problems)) == (("red cup",), 0)
+
+
+def test_a_format_that_is_none(tmp_path):
+    with pytest.raises(ValueError, match="box_format='cxcywh' must be xyxy or xywh"):
+        RecDataModule(tmp_path, box_format="cxcywh")
 
 
 def test_files_that_are_none(make, tmp_path):

@@ -87,6 +87,10 @@ def test_objects_stay_inside_and_overlap_no_more_than_asked():
         ({"tint": 1.5}, "tint"),
         ({"shapes": ["blob"]}, "blob"),
         ({"canvas_sizes": [(4, 4)]}, "canvas_sizes"),
+        ({"object_size": (83, 90), "canvas_sizes": [(140, 84)]}, "fits on none"),
+        ({"noise": -1.0}, "noise"),
+        ({"blur": float("nan")}, "blur"),
+        ({"background": "cluttered"}, "background"),
     ],
 )
 def test_bad_styles_are_refused(settings, named):

@@ -175,6 +175,18 @@ def test_places_that_hold_no_data(tmp_path, monkeypatch):
         VisionR1Source(other, "other")
 
 
+def test_no_split_is_taken_for_another(tmp_path):
+    """As the hub converts a data set: a folder for each split."""
+    for split, count in (("train", 3), ("test", 2)):
+        (tmp_path / split).mkdir()
+        table(*[record()] * count).to_parquet(tmp_path / split / "0000.parquet")
+    assert [len(load_table(str(tmp_path), split)) for split in ("train", "test")] == [3, 2]
+    # The folder that was asked for is no split of itself.
+    assert len(load_table(str(tmp_path / "test"), "train")) == 2
+    with pytest.raises(ValueError, match="there is no split validation, only train, test"):
+        load_table(str(tmp_path), "validation")
+
+
 def test_the_missing_library_is_named(monkeypatch):
     real = builtins.__import__
 
@@ -232,10 +244,11 @@ def test_a_stream_passes_over_what_the_limits_exclude(tmp_path):
 
 def test_faults_of_a_stream_show_when_they_are_read(tmp_path):
     made = table(record(), record(solution="[["), record(width=99), record()).to_iterable_dataset()
-    stream = VisionR1Stream(made, "made", records=3)
+    stream = VisionR1Stream(made, "made", records=4)
     assert stream[0].image_id == 1
     with pytest.raises(ValueError, match=r"made\[1\]: record whose solution is not JSON.*set bad_records: skip"):
         stream[1]
+    assert stream[3].image_id == 4  # who reads on, as a check does, hears of the others
     stream = VisionR1Stream(made, "made", records=3, bad_records="skip")
     assert [stream[row].image_id for row in (0, 1, 2)] == [1, 4, 4]  # the third is the one that stood in before
     other = datasets.Dataset.from_dict({"image": [1], "question": ["a"]}).to_iterable_dataset()

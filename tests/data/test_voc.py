@@ -98,6 +98,8 @@ def test_other_layouts(tmp_path, picture):
     [
         ("<annotation>", "not an xml file that can be read"),
         ("", "not an xml file that can be read"),
+        ('<?xml version="1.0" encoding="gb2312"?><annotation/>', "multi-byte encodings are not supported"),
+        ('<?xml version="1.0" encoding="none"?><annotation/>', "unknown encoding"),
         ("no xml", "not an xml file that can be read"),
         ("<annotation/>", "names no image in <filename>"),
         ("<annotation><filename>b.jpg</filename></annotation>", "no width and height above 0"),

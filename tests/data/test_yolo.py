@@ -106,6 +106,14 @@ def test_faulty_lines(make, line, kind):
     assert make(f"1 0.5 0.5 0.1 0.1\n{line}", {"bad_records": "skip"})[0].labels == ("cat",)
 
 
+def test_files_of_windows_and_other_yaml_files(make, tmp_path):
+    make("1 0.5 0.5 0.1 0.1")
+    for name in ("data.yaml", "train/labels/a.txt"):
+        (tmp_path / name).write_text("\ufeff" + (tmp_path / name).read_text())
+    (tmp_path / "args.yaml").write_text("epochs: 3")
+    assert YoloDataModule(tmp_path).build("train")[0].labels == ("cat",)
+
+
 def test_an_image_of_faulty_labels_only_is_no_negative(make):
     assert len(make("1 0.5 0.5 0 0", {"bad_records": "skip", "categories": ["cat"]})) == 1
 
@@ -130,6 +138,10 @@ def test_damaged_files(make, tmp_path):
         ("names: {one: cat}", "class number that is none"),
         ("names: [cat]", "names no folder of images"),
         ("names: [cat]\ntrain: nowhere", "names no folder of images"),
+        ("names: [no]\ntrain: empty", "the name of class 0 is False; give a text, in quotes"),
+        ("names: {0: cat, 1: }\ntrain: empty", "the name of class 1 is None"),
+        ("names: [cat, ' ']\ntrain: empty", "the name of class 1 is ' '"),
+        ("names: [cat]\ntrain: [empty]", "train is a list; name one folder"),
         ("names: [cat]\nval: empty", "there is no train split, only valid"),
         ("names: [cat]\ntrain: empty", "no image is there"),
     ],

@@ -14,7 +14,7 @@ from vr1.metrics.answer_rows import answer_row, read_row
 from vr1.metrics.coco_eval import CocoInput, evaluate, evaluate_classes
 from vr1.metrics.evaluation_files import table_text, write_evaluation
 from vr1.records import Detections
-from vr1.score import main
+from vr1.score_command import main
 
 
 def rows_of(document, results, set_name=""):
@@ -155,6 +155,21 @@ def test_recorded_answers_without_a_model(tmp_path, capsys):
     assert figures["records"] == 3
 
 
+def test_a_folder_that_cannot_be_made_is_told_first(tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    assert score(tmp_path, [{"completion": "never read"}]) == 2
+    assert "out cannot be made (File exists); name another folder" in capsys.readouterr().err
+
+
+def test_scores_that_fit_no_boxes_are_told(tmp_path, capsys):
+    lines = grounding_lines()
+    lines[0]["scores"], lines[1]["scores"] = [0.3, 0.4], [0.5, 0.6]
+    assert score(tmp_path, lines) == 0
+    assert "1 answers have not one score for each box that was read: theirs count 0.99 each" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [item["score"] for item in results] == [0.99, 0.5, 0.6, 0.99]
+
+
 def test_plain_lines_ask_for_every_label_of_the_file(tmp_path):
     lines = [
         {key: line[key] for key in line if key not in ("image_id", "image", "categories", "crowd")}
@@ -177,6 +192,13 @@ def test_plain_lines_ask_for_every_label_of_the_file(tmp_path):
         ({"crowd": [[1, 2, 3, 4]]}, '"crowd" is no list of'),
         ({"image_id": "three"}, '"image_id" is no whole number'),
         ({"scores": 0.5}, '"scores" is no list'),
+        ({"scores": [None]}, '"scores" has something that is no finite number'),
+        ({"scores": [float("nan")]}, '"scores" has something that is no finite number'),
+        ({"areas": [1.0, {}]}, '"areas" has something that is no finite number from 0'),
+        ({"areas": [1.0, -1.0]}, '"areas" has something that is no finite number from 0'),
+        ({"categories": ["cat", None]}, '"categories" has something that is no text'),
+        ({"crowd": [{"box_xyxy": [1, 2, 3], "label": "cat"}]}, '"crowd"[0] is not four finite numbers'),
+        ({"crowd": [{"box_xyxy": [0, 0, 9, 9], "label": "cat", "area": "9"}]}, '"crowd" has something that is no'),
     ],
 )
 def test_faulty_lines(tmp_path, capsys, changes, message):

@@ -145,6 +145,11 @@ def test_settings_are_those_of_fit(seven_b):
     assert (sharded.sharded, sharded.offload, sharded.processes) == (True, True, 8)
 
 
+@pytest.mark.parametrize(("devices", "count"), [("auto", 1), ("-1", 1), ("3", 3), ("[0, 2]", 2), ("0,", 1), ("0,2", 2)])
+def test_processes_are_those_that_a_trainer_would_start(devices, count):
+    assert needs_of(["--config", str(CONFIGS / "demo.yaml"), "--trainer.devices", devices]).processes == count
+
+
 def test_the_command_on_the_7b(seven_b, capsys):
     """Its 8.29 billion parameters are those of the released model; it fits where the configuration says it does."""
     words = ["plan", "--config", str(CONFIGS / "qlora_a100_40gb.yaml"), "--model.policy.path", str(seven_b)]

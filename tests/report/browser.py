@@ -1,6 +1,5 @@
 """A headless Chromium that a test drives by DevTools messages over a pair of pipes; no package is needed for it."""
 
-import base64
 import fcntl
 import json
 import os
@@ -84,11 +83,6 @@ class Browser:
         code = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}[key]
         for kind in ("rawKeyDown", "keyUp"):
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-    def screenshot(self, path):
-        """Write all of the page as a picture."""
-        picture = self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        path.write_bytes(base64.b64decode(picture))
 
     def close(self):
         """End the browser."""

@@ -17,7 +17,7 @@ def test_a_folder_is_read(tmp_path):
     }
     assert run.switches == [(3, "<b>tight</b>")]
     assert [step for step, _ in run.galleries] == [0, 2, 4]
-    assert run.compared["after"]["step"] == 4
+    assert run.compared.after.step == 4
     assert run.settings["trainer"]["max_steps"] == 4
     assert (run.facts, run.data) == ({}, {})
 
@@ -54,9 +54,20 @@ def test_no_run(make, told, tmp_path):
         read_run(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "damaged"), ("[]", "no JSON object")])
-def test_a_damaged_file(text, told, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("before_after.json", "{", "damaged"),
+        ("before_after.json", "[]", "no JSON object"),
+        ("before_after.json", '{"before": {"step": 1}}', "no comparison"),
+        ("before_after.json", '{"before": 3}', "no comparison"),
+        ("curves.json", '{"series": {}}', "no curves"),
+        ("curves.json", '{"series": {"val/map": [[1, null]]}, "switches": []}', "no curves"),
+        ("config.yaml", "a: [", "no YAML"),
+    ],
+)
+def test_a_damaged_file(name, text, told, tmp_path):
     folder = make_run(tmp_path / "run")
-    (folder / "before_after.json").write_text(text)
-    with pytest.raises(ValueError, match=f"before_after.json: .*{told}"):
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name}: .*{told}.*remove it to go on without"):
         read_run(folder)

@@ -56,6 +56,12 @@ def test_one_parameter_and_a_goal_to_minimize(there, capsys):
     assert calls(there) == [f"trial_{number:03d}" for number in range(6)]
 
 
+def test_what_only_a_server_does_is_told(there, capsys):
+    path = write_sweep(there, early_terminate={"type": "hyperband", "min_iter": 2})
+    assert main([str(path), "--count", "1"]) == 0
+    assert capsys.readouterr().out.startswith("early_terminate is heeded by Weights & Biases alone")
+
+
 def test_a_crashed_trial_is_reported_and_ends_nothing(there, capsys):
     (there / "crash").write_text("")
     assert main([str(write_sweep(there)), "--count", "3"]) == 0

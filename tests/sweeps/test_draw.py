@@ -49,6 +49,7 @@ def test_distributions(tmp_path):
         ({"distribution": "log_uniform_values", "min": 0.1}, "log_uniform_values needs max; add it"),
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "cannot be drawn from"),
         ({"values": [1, 2], "probabilities": [1]}, "cannot be drawn from"),
+        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}, "cannot be drawn from"),
     ],
 )
 def test_mistakes(description, told, tmp_path):

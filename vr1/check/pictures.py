@@ -54,10 +54,9 @@ def draw_records(source: Any, encoder: PromptEncoder, number: int, seed: int) ->
     tiles = []
     for index in sorted(order.tolist()):
         try:
-            record = source[index]
+            tiles.append(draw_tile(as_seen(source[index], encoder), judge=False))
         except ValueError:
             continue  # it is among the anomalies already
-        tiles.append(draw_tile(as_seen(record, encoder), judge=False))
     return draw_grid(
         tiles or [Image.new("RGB", (64, 64))], f"{len(tiles)} records as the model sees them", legend=False
     )

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from vr1.data.images import ImageError
 from vr1.prompts import PromptEncoder
 
 
@@ -50,16 +49,20 @@ class _Rows(Dataset[Row]):
         with _Warnings() as replaced:
             try:
                 record = self.source[index]
-            except (ImageError, ValueError) as error:
+            except ValueError as error:
                 return Row(origin=f"record {index}", faults=(("record that cannot be read", str(error)),))
-        prompts = self.encoder([record])
+        faults = [("record that cannot be read, for which the next one stands", text) for text in replaced]
+        try:
+            prompts = self.encoder([record])
+        except ValueError as error:
+            faults.append(("record of which the model's processor makes no prompt", str(error)))
+            return Row(origin=record.origin, set_name=record.set_name, faults=tuple(faults))
         rows = ~record.crowd
         boxes = record.boxes_xyxy[rows]
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         (width, height), (seen_width, seen_height) = record.image_size, prompts.input_sizes[0]
         scale = (seen_width * seen_height / (width * height)) ** 0.5
         tokens = int(prompts.mask.sum())
-        faults = [("record that cannot be read, for which the next one stands", text) for text in replaced]
         if tokens > self.limit:
             faults.append(("prompt longer than max_prompt_tokens", f"{record.origin}: {tokens} of {self.limit} tokens"))
         return Row(

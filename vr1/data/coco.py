@@ -18,7 +18,7 @@ from vr1.data.coco_splits import CocoSplit, Portion, split_files
 from vr1.data.coco_table import CocoTable
 from vr1.data.grounding import grounding_questions
 from vr1.data.images import ImageError, open_image, read_header, turn_boxes
-from vr1.data.problems import Problems
+from vr1.data.problems import FaultyRecordsError, Problems
 from vr1.data.stand_in import decode_or_next
 from vr1.records import Boxes, DetectionRecord
 
@@ -106,7 +106,7 @@ class CocoSource(Dataset[DetectionRecord]):
         table, problems, notes = read(self._annotations)
         sound = check_images(table, self._images, header_checks, problems)
         if len(problems) and not self._skip:
-            raise ValueError(f"{problems}\nMend the file, or set bad_records: skip to leave these out.")
+            raise FaultyRecordsError(problems)
         table = choose_categories(table.keep_images(sound), categories, self._annotations, notes)
         if portion is not None:
             table = take_portion(table, portion, self._annotations)
@@ -150,7 +150,8 @@ class CocoSource(Dataset[DetectionRecord]):
 
     def _decode(self, index: int) -> DetectionRecord:
         image_row, category_row = self._questions[index].tolist()
-        rows = np.arange(len(self._table.areas))[self._table.objects_of(image_row)]
+        objects = self._table.objects_of(image_row)
+        rows = np.arange(objects.start, objects.stop)
         categories = self.categories
         if category_row >= 0:
             rows = rows[self._table.category_rows[rows] == category_row]

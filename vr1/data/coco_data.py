@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vr1.data.coco import CocoSource, split_files
-from vr1.data.datamodule import RecordDataModule, Source, Split
+from vr1.data.coco_splits import FOLDER_SPLITS
+from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
 from vr1.data.selection import Selection, select
-
-_NAMES: dict[Split, str] = {"train": "train", "val": "valid", "test": "test", "predict": "test"}
 
 
 class CocoDataModule(RecordDataModule):
@@ -42,26 +41,27 @@ class CocoDataModule(RecordDataModule):
             raise ValueError(f"data: report={report!r} must be val or test")
         self.report, self.selection = report, selection
         self.shuffle = self.shuffle and not selection.curriculum
-        self.root, self.task, self.bad_records, self.empty_images = Path(root), task, bad_records, empty_images
-        self.negatives, self.categories = negatives, categories
+        self.root = Path(root)
+        self.asking: dict[str, Any] = {
+            "task": task,
+            "bad_records": bad_records,
+            "empty_images": empty_images,
+            "negatives": negatives,
+            "categories": categories,
+        }
 
     def build(self, split: Split) -> Source:
         """The records of one split; what is predicted on are the records that are tested on.
 
         Raises:
-            ValueError: the folder has no such split, or its annotations or images are faulty.
+            MissingSplitError: the folder has no such split.
+            ValueError: its annotations or images are faulty.
         """
         found = split_files(self.root)
-        name = "valid" if split in ("test", "predict") and self.report == "val" else _NAMES[split]
+        name = "valid" if split in ("test", "predict") and self.report == "val" else FOLDER_SPLITS[split]
         if name not in found:
-            raise ValueError(f"{self.root}: there is no {name} split, only {', '.join(found)}; add its annotations")
-        source = CocoSource(
-            *found[name],
-            task=self.task,  # type: ignore[arg-type]
-            bad_records=self.bad_records,  # type: ignore[arg-type]
-            empty_images=self.empty_images,  # type: ignore[arg-type]
-            negatives=self.negatives,
-            seed=self.seed,
-            categories=self.categories,
-        )
+            raise MissingSplitError(
+                f"{self.root}: there is no {name} split, only {', '.join(found)}; add its annotations"
+            )
+        source = CocoSource(*found[name], seed=self.seed, **self.asking)
         return select(source, self.selection, split, self.seed)

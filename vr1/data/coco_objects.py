@@ -1,13 +1,11 @@
 """Sorts the annotations of a COCO file into sound objects and problems."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from vr1.data.box_checks import BoxCutter, Corners, box_fault
 from vr1.data.json_fields import field_fault, is_area, is_box, is_int
 from vr1.data.problems import Problems
-
-ROUNDING = 1.0  # pixels by which exporters let boxes stick out; more than that is reported
 
 _IDS = {"id": is_int, "image_id": is_int, "category_id": is_int}
 
@@ -16,7 +14,7 @@ class CocoObject(NamedTuple):
     """One sound annotation: ``box`` is ``[x1, y1, x2, y2]`` in pixels, inside the image."""
 
     category_row: int
-    box: tuple[float, float, float, float]
+    box: Corners
     area: float
     crowd: bool
 
@@ -48,7 +46,7 @@ class ObjectReader:
         self._category_rows, self._problems = category_rows, problems
         self._ids: set[int] = set()
         self._on_faulty_images = 0
-        self._cut = 0
+        self._cut = BoxCutter()
 
     def read(self, annotations: Sequence[Any]) -> None:
         """Sort every annotation into `objects` or the problems."""
@@ -67,9 +65,7 @@ class ObjectReader:
 
     def notes(self) -> list[str]:
         """What was put right or left out without being a fault of its own."""
-        notes = []
-        if self._cut:
-            notes.append(f"{self._cut} boxes stuck out of their image by more than {ROUNDING:g} px and were cut to it")
+        notes = self._cut.notes()
         if self._on_faulty_images:
             notes.append(f"{self._on_faulty_images} annotations go with images that are left out")
         if 0 in self._ids:
@@ -93,31 +89,24 @@ class ObjectReader:
         fault = field_fault(item, "annotation", {"bbox": is_box})
         if fault is not None:
             return fault
-        x, y, width, height = item["bbox"]
-        if not all(map(math.isfinite, item["bbox"])):
-            return "box with NaN or infinite numbers"
-        if width < 0 or height < 0:
-            return "box of negative size"
-        if width == 0 or height == 0:
-            return "box of zero size"
-        image = self._images[item["image_id"]]
-        if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-            return "box wholly outside its image"
+        fault = box_fault(_corners(item), self._size(item))
+        if fault is not None:
+            return fault
         if not is_area(item.get("area")):
             return "annotation whose 'area' is unusable"
         return None if item.get("iscrowd", 0) in (0, 1) else "annotation whose 'iscrowd' is neither 0 nor 1"
 
     def _add(self, item: dict[str, Any]) -> None:
         self._ids.add(item["id"])
-        image = self._images[item["image_id"]]
-        x, y, width, height = item["bbox"]
-        right, bottom = image["width"], image["height"]
-        box = (max(x, 0), max(y, 0), min(x + width, right), min(y + height, bottom))
-        self._cut += max(-x, -y, x + width - right, y + height - bottom) > ROUNDING
+        box = self._cut(_corners(item), self._size(item))
         area = item.get("area")
-        area = width * height if area is None else area
+        area = item["bbox"][2] * item["bbox"][3] if area is None else area
         entry = CocoObject(self._category_rows[item["category_id"]], box, area, bool(item.get("iscrowd", 0)))
         self.objects.setdefault(item["image_id"], []).append(entry)
+
+    def _size(self, item: dict[str, Any]) -> tuple[float, float]:
+        image = self._images[item["image_id"]]
+        return image["width"], image["height"]
 
     def _name(self, position: int, item: Any) -> str:
         if not isinstance(item, dict):
@@ -128,3 +117,8 @@ class ObjectReader:
         if image is not None:
             where = f"on {image['file_name']} ({image['width']} x {image['height']})"
         return f"{name} {where}: category id {item.get('category_id')}, bbox {item.get('bbox')}"
+
+
+def _corners(item: dict[str, Any]) -> Corners:
+    x, y, width, height = item["bbox"]
+    return x, y, x + width, y + height

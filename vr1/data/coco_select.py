@@ -1,6 +1,5 @@
 """Takes the part of a COCO table that the settings ask for."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +29,9 @@ def choose_categories(table: CocoTable, wanted: Sequence[str] | None, annotation
                 f"annotations={annotations}: none of its {len(table)} images has an object, so there is no category to "
                 "ask for; give the right file, or name the categories in the setting categories"
             )
-        if unused := [name for row, name in enumerate(table.categories) if row not in used]:
+        # As a set, since of referring expressions there are a hundred thousand.
+        asked = set(used)
+        if unused := [name for row, name in enumerate(table.categories) if row not in asked]:
             more = ", ..." if len(unused) > SHOWN else ""
             notes.append(f"categories without any object, not asked for: {', '.join(unused[:SHOWN])}{more}")
         return table.keep_categories(used)
@@ -57,15 +58,11 @@ def without_empty(table: CocoTable, notes: list[str]) -> CocoTable:
 def take_portion(table: CocoTable, portion: Portion, annotations: Path) -> CocoTable:
     """The table of the images of a portion.
 
-    Images are ordered by a hash of their file name, so that portions of one seed never share an image, whatever the
-    order in the file.
-
     Raises:
         ValueError: if the file has too few images for the portion to hold one.
     """
     names = table.file_names
-    order = sorted(names, key=lambda name: hashlib.sha256(f"{portion.seed}:{name}".encode()).digest())
-    chosen = set(order[round(portion.start * len(order)) : round(portion.stop * len(order))])
+    chosen = portion.of(names)
     if names and not chosen:
         raise ValueError(
             f"annotations={annotations}: none of its {len(names)} images falls into the part {portion.start:g} to "

@@ -1,11 +1,15 @@
 """Finds the training, validation and test annotations in an ordinary folder."""
 
+import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 ROBOFLOW = "_annotations.coco.json"
 SHARES = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}
+FOLDER_SPLITS = {"train": "train", "val": "valid", "test": "test", "predict": "test"}
+"""What folders call the split that a data module reads for each of its own."""
 
 _SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 _NAME = re.compile(rf"(?:instances_)?(?P<part>(?P<split>{'|'.join(_SPLITS)})\d*)\.json", re.IGNORECASE)
@@ -23,6 +27,19 @@ class Portion(NamedTuple):
     start: float
     stop: float
     seed: int = 0
+
+    def of(self, names: Iterable[str]) -> set[str]:
+        """The names of the images in this part.
+
+        They are ordered by a hash of each, so that parts of one seed never share an image, whatever the order and
+        number of the others' names.
+
+        Example:
+            >>> sorted(Portion(0.0, 0.5).of("abcd") | Portion(0.5, 1.0).of("dcba"))
+            ['a', 'b', 'c', 'd']
+        """
+        order = sorted(names, key=lambda name: hashlib.sha256(f"{self.seed}:{name}".encode()).digest())
+        return set(order[round(self.start * len(order)) : round(self.stop * len(order))])
 
 
 class CocoSplit(NamedTuple):

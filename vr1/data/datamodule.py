@@ -25,6 +25,10 @@ _SPLITS_OF: dict[str, tuple[Split, ...]] = {
 }
 
 
+class MissingSplitError(ValueError):
+    """A data set has no such split, which is no fault of those that it has."""
+
+
 class RecordDataModule(L.LightningDataModule, ABC):
     """Loaders over record sources, shared by every kind of data set.
 
@@ -54,6 +58,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
             ("keep", keep, 0),
         ):
             if value < least:
@@ -68,7 +73,8 @@ class RecordDataModule(L.LightningDataModule, ABC):
         """The source of one split: ``train``, ``val``, ``test`` or ``predict``.
 
         Raises:
-            ValueError: there is no such split, or its data are faulty.
+            MissingSplitError: there is no such split.
+            ValueError: its data are faulty.
         """
 
     def setup(self, stage: str) -> None:

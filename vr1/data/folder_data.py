@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from vr1.data.datamodule import RecordDataModule, Source, Split
+from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
 from vr1.data.images import list_images, open_image
 from vr1.records import DetectionRecord, as_boxes
 
@@ -66,8 +66,10 @@ class FolderDataModule(RecordDataModule):
         """The images of the folder.
 
         Raises:
-            ValueError: anything but ``predict`` is asked for.
+            MissingSplitError: anything but ``predict`` is asked for.
         """
         if split != "predict":
-            raise ValueError(f"data: a folder of images without boxes can only be predicted on, and this needs {split}")
+            raise MissingSplitError(
+                f"data: a folder of images without boxes can only be predicted on, and this needs {split}"
+            )
         return FolderSource(self.images, self.categories)

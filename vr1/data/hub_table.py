@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+_SPLITS = ("train", "validation", "test")
+
 
 def load_table(path: str, split: str = "train", streaming: bool = False) -> Any:
     """A data set by its name on the hub, or a local one.
@@ -48,10 +50,23 @@ def _local(datasets: Any, place: Path, split: str, streaming: bool) -> Any:
             table = table[split]
         return table.to_iterable_dataset() if streaming else table
     for kind in ("parquet", "arrow"):
-        files = [place] if place.suffix == f".{kind}" else sorted(place.rglob(f"*.{kind}"))
-        # Shards are named after their split: train-00000-of-00004.parquet.
-        files = [file for file in files if file.name.startswith(split)] or files
+        files = [place] if place.suffix == f".{kind}" else _of_split(place, kind, split)
         if files:
             names = [str(file) for file in files]
             return datasets.load_dataset(kind, data_files=names, split="train", streaming=streaming)
     raise ValueError("no parquet or arrow file is there, nor what save_to_disk writes")
+
+
+def _of_split(place: Path, kind: str, split: str) -> list[Path]:
+    """The files of a split, by their names (train-00000-of-00004.parquet) or that of their folder (train/0.parquet)."""
+    files = sorted(place.rglob(f"*.{kind}"))
+
+    def of(name: str) -> list[Path]:
+        folders = {file: file.relative_to(place).parent.name for file in files}
+        return [file for file in files if file.name.startswith(name) or folders[file] == name]
+
+    if found := of(split):
+        return found
+    if others := [name for name in _SPLITS if of(name)]:
+        raise ValueError(f"there is no split {split}, only {', '.join(others)}")
+    return files

@@ -70,7 +70,7 @@ class OdinwDataModule(RecordDataModule):
             if value not in allowed:
                 raise ValueError(f"data: {name}={value!r} must be {' or '.join(allowed)}")
         self.root, self.sets, self.report, self.missing = Path(root), sets, report, missing
-        self.asking = {
+        self.asking: dict[str, Any] = {
             "task": task,
             "negatives": negatives,
             "empty_images": empty_images,
@@ -110,5 +110,5 @@ class OdinwDataModule(RecordDataModule):
             categories=place.categories,
             seed=self.seed,
             read=partial(read_coco, blank_names="leave_out"),
-            **self.asking,  # type: ignore[arg-type]
+            **self.asking,
         )

@@ -1,9 +1,7 @@
 """Collects what is wrong with a data set, so that a user hears of all of it at once."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
 
 SHOWN = 5
 
@@ -21,8 +19,6 @@ class Problems:
         train.json: 2 problems
           box of zero size: 2 (annotation 7 on a.jpg; annotation 9 on b.jpg)
     """
-
-    shown: ClassVar[int] = SHOWN
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -44,16 +40,14 @@ class Problems:
         """One line a kind: its count and the first few records."""
         lines = [f"{self.source}: {len(self)} problem{'s' if len(self) != 1 else ''}"]
         for kind, where in self._found.items():
-            more = f"; and {len(where) - self.shown} more" if len(where) > self.shown else ""
-            lines.append(f"  {kind}: {len(where)} ({'; '.join(where[: self.shown])}{more})")
+            more = f"; and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
+            lines.append(f"  {kind}: {len(where)} ({'; '.join(where[:SHOWN])}{more})")
         return "\n".join(lines)
 
 
-@contextmanager
-def all_shown() -> Iterator[None]:
-    """Within it, problems are told in full, and not the first few of each kind alone."""
-    Problems.shown = 10**9
-    try:
-        yield
-    finally:
-        Problems.shown = SHOWN
+class FaultyRecordsError(ValueError):
+    """Records of a data set cannot be used: the message names the first few of each kind, ``problems`` all of them."""
+
+    def __init__(self, problems: Problems) -> None:
+        super().__init__(f"{problems}\nMend the data, or set bad_records: skip to leave these out.")
+        self.problems = problems

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vr1.data.coco import CocoSource
-from vr1.data.datamodule import RecordDataModule, Source, Split
+from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
 from vr1.data.rec_file import BoxFormat, read_rec
 from vr1.data.selection import Selection, select
 from vr1.data.sets import SetsSource
@@ -37,6 +37,8 @@ class RecDataModule(RecordDataModule):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
+        if box_format not in (None, "xyxy", "xywh"):
+            raise ValueError(f"data: box_format={box_format!r} must be xyxy or xywh")
         self.images, self.box_format, self.bad_records = Path(images), box_format, bad_records
         self.files: dict[Split, dict[str, Path]] = {
             "train": train or {},
@@ -51,11 +53,14 @@ class RecDataModule(RecordDataModule):
         """The expressions of one split; what is predicted on are the test files.
 
         Raises:
-            ValueError: there is no file for the split, or it or an image is faulty.
+            MissingSplitError: there is no file for the split.
+            ValueError: it or an image is faulty.
         """
         if not self.files[split]:
             name = "test" if split == "predict" else split
-            raise ValueError(f"data.{name}: no file is named, such as {{refcoco_val: refcoco_val.jsonl}}; name one")
+            raise MissingSplitError(
+                f"data.{name}: no file is named, such as {{refcoco_val: refcoco_val.jsonl}}; name one"
+            )
         read = partial(read_rec, images=self.images, box_format=self.box_format)
         sources = {
             name: CocoSource(

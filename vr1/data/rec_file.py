@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from vr1.data.box_checks import box_fault
 from vr1.data.coco_table import CocoTable
 from vr1.data.images import ImageError, image_size
 from vr1.data.json_fields import is_number, is_side, is_text
 from vr1.data.problems import Problems
-from vr1.data.table_rows import TableRows, box_fault
+from vr1.data.table_rows import TableRows
 from vr1.data.worded import asked_for
 
 BoxFormat = Literal["xyxy", "xywh"]
@@ -59,7 +60,8 @@ def _items(path: Path, problems: Problems) -> list[tuple[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"annotations={path}: not JSON ({error}); download the file again") from error
     items = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: JSON may hold the line separators of Unicode as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -43,7 +43,7 @@ class SceneStyle:
         outline: share of objects drawn as outlines instead of filled.
 
     Raises:
-        ValueError: a range is empty or a share is outside 0..1.
+        ValueError: a range is empty, a share is outside 0..1, or no object fits on a canvas.
     """
 
     canvas_sizes: Sequence[tuple[int, int]] = ((112, 112), (140, 84), (84, 140))
@@ -68,12 +68,25 @@ class SceneStyle:
         for name in ("absent", "named", "tint", "outline", "max_overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"scene style: {name}={getattr(self, name)} must lie between 0 and 1")
+        for name in ("noise", "blur"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"scene style: {name}={getattr(self, name)} must not be negative")
+        if self.background not in ("plain", "gradient", "clutter"):
+            raise ValueError(f"scene style: background={self.background!r} must be plain, gradient or clutter")
         unknown = sorted(set(self.shapes) - set(SHAPES))
         if unknown or not self.shapes:
             raise ValueError(f"scene style: unknown shapes {unknown}; choose among {', '.join(SHAPES)}")
+        self._check_canvases()
+
+    def _check_canvases(self) -> None:
         if not self.canvas_sizes or min(min(size) for size in self.canvas_sizes) < 8:
             raise ValueError(
                 f"scene style: canvas_sizes={self.canvas_sizes} needs at least one size of 8 pixels or more"
+            )
+        if self.object_size[0] > max(min(size) for size in self.canvas_sizes) - 2:
+            raise ValueError(
+                f"scene style: object_size={self.object_size} fits on none of canvas_sizes={self.canvas_sizes}; make"
+                " objects smaller"
             )
 
 

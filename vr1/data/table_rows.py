@@ -1,11 +1,10 @@
 """Gathers images and boxes, one by one, into the table that every annotated folder is read into."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from vr1.data.coco_objects import ROUNDING
+from vr1.data.box_checks import BoxCutter, Corners
 from vr1.data.coco_table import CocoTable
 from vr1.records import as_boxes
 
@@ -29,9 +28,9 @@ class TableRows:
         self._spellings: list[str] = []
         self._image_rows: list[int] = []
         self._category_rows: list[int] = []
-        self._boxes: list[tuple[float, float, float, float]] = []
+        self._boxes: list[Corners] = []
         self._crowd: list[bool] = []
-        self._cut = 0
+        self._cut = BoxCutter()
 
     def add_image(self, file_name: str, size: tuple[int, int]) -> None:
         """The next image: its path relative to the folder of images, its width and height in pixels."""
@@ -48,19 +47,14 @@ class TableRows:
 
     def add_object(self, category: str, box: Sequence[float], *, crowd: bool = False) -> None:
         """An object of the last image, whose box `box_fault` found sound; it is cut to the image."""
-        width, height = self._sizes[-1]
-        x1, y1, x2, y2 = box
-        self._cut += max(-x1, -y1, x2 - width, y2 - height) > ROUNDING
         self._image_rows.append(len(self._names) - 1)
         self._category_rows.append(self.add_category(category))
-        self._boxes.append((max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)))
+        self._boxes.append(self._cut(box, self._sizes[-1]))
         self._crowd.append(crowd)
 
     def notes(self) -> list[str]:
         """What was put right."""
-        if not self._cut:
-            return []
-        return [f"{self._cut} boxes stuck out of their image by more than {ROUNDING:g} px and were cut to it"]
+        return self._cut.notes()
 
     def table(self) -> CocoTable:
         """All that was added; images are numbered from 1, and an object's area is that of its box."""
@@ -76,22 +70,3 @@ class TableRows:
             areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
             crowd=np.array(self._crowd, np.bool_),
         )
-
-
-def box_fault(box: Sequence[float], size: tuple[int, int]) -> str | None:
-    """What is wrong with the corners ``[x1, y1, x2, y2]`` of a box on an image of ``size``, or None.
-
-    Example:
-        >>> box_fault((5, 5, 5, 9), (10, 10)), box_fault((1, 1, 2, 2), (10, 10))
-        ('box of zero size', None)
-    """
-    if not all(map(math.isfinite, box)):
-        return "box with NaN or infinite numbers"
-    x1, y1, x2, y2 = box
-    if x2 < x1 or y2 < y1:
-        return "box of negative size"
-    if x2 == x1 or y2 == y1:
-        return "box of zero size"
-    if x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
-        return "box wholly outside its image"
-    return None

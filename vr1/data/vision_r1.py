@@ -7,8 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from vr1.data.coco_report import CocoReport
-from vr1.data.images import ImageError
-from vr1.data.problems import Problems
+from vr1.data.problems import FaultyRecordsError, Problems
 from vr1.data.stand_in import decode_or_next
 from vr1.data.table_rows import TableRows
 from vr1.data.vision_r1_row import COLUMNS, RowError, check_columns, decode_image, parse_row
@@ -52,7 +51,7 @@ class VisionR1Source(Dataset[DetectionRecord]):
         self._referring: list[bool] = []
         problems, notes = self._read()
         if len(problems) and not self._skip:
-            raise ValueError(f"{problems}\nMend the data, or set bad_records: skip to leave these out.")
+            raise FaultyRecordsError(problems)
         self.object_counts = self._objects.objects_per_image()
         self.pixel_counts = self._objects.sizes.prod(1)
         self.report = CocoReport(
@@ -100,10 +99,8 @@ class VisionR1Source(Dataset[DetectionRecord]):
     def _decode(self, index: int) -> DetectionRecord:
         number = self._numbers[index]
         origin = f"{self._name}[{number}]"
-        image = decode_image(self._table[number]["image"], origin)
-        size = tuple(self._objects.sizes[index].tolist())
-        if image.size != size:
-            raise ImageError(f"{origin}: the image is {image.size}, its record says {size}; leave the record out")
+        width, height = self._objects.sizes[index].tolist()
+        image = decode_image(self._table[number]["image"], origin, (width, height))
         rows = self._objects.objects_of(index)
         boxes = self._objects.boxes_xyxy[rows].copy()
         return DetectionRecord(

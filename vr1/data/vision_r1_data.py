@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vr1.data.datamodule import RecordDataModule, Source, Split
+from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
 from vr1.data.hub_table import load_table
 from vr1.data.selection import SelectedSource, Selection, select
 from vr1.data.vision_r1 import VisionR1Source
@@ -68,7 +68,8 @@ class VisionR1DataModule(RecordDataModule):
         """The training records, or those kept back.
 
         Raises:
-            ValueError: the data set cannot be read or is faulty, or too small for what is kept back.
+            MissingSplitError: nothing is kept back, or all of it.
+            ValueError: the data set cannot be read or is faulty.
         """
         if self.streaming:
             return self._stream(split)
@@ -78,7 +79,7 @@ class VisionR1DataModule(RecordDataModule):
         order = np.random.default_rng(self.seed).permutation(len(source))
         rows = order[: self.val_records] if split != "train" else order[self.val_records :]
         if not len(rows):
-            raise ValueError(
+            raise MissingSplitError(
                 f"{self.path}: val_records={self.val_records} of {len(source)} records leaves none for {split};"
                 " change it"
             )

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from vr1.data.box_checks import box_fault
 from vr1.data.images import ImageError, open_image
 from vr1.data.json_fields import is_box, is_side, is_text
-from vr1.data.table_rows import box_fault
 from vr1.data.worded import asked_for, is_referring
 
 COLUMNS = ("problem", "solution", "width", "height")
@@ -91,11 +91,24 @@ def _objects(solution: Any, size: tuple[int, int]) -> list[tuple[str, list[float
     return objects
 
 
-def decode_image(stored: Any, origin: str) -> Image.Image:
-    """An image as the library gives it undecoded: its bytes, or the path of its file."""
+def decode_image(stored: Any, origin: str, size: tuple[int, int]) -> Image.Image:
+    """Decode an image that the library gives as its bytes, or as the path of its file.
+
+    Args:
+        stored: what the column holds.
+        origin: the row, for messages.
+        size: width and height in pixels, as the row says.
+
+    Raises:
+        ImageError: if there is no image, it cannot be decoded, or it has another size.
+    """
     if isinstance(stored, dict) and stored.get("bytes") is not None:
-        return open_image(origin, data=stored["bytes"])
-    path = stored.get("path") if isinstance(stored, dict) else stored
-    if not isinstance(path, str | Path):
-        raise ImageError(f"{origin}: holds no image; leave the record out")
-    return open_image(path)
+        image = open_image(origin, data=stored["bytes"])
+    else:
+        path = stored.get("path") if isinstance(stored, dict) else stored
+        if not isinstance(path, str | Path):
+            raise ImageError(f"{origin}: holds no image; leave the record out")
+        image = open_image(path)
+    if image.size != size:
+        raise ImageError(f"{origin}: the image is {image.size}, its record says {size}; leave the record out")
+    return image

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from vr1.data.images import ImageError
 from vr1.data.stand_in import decode_or_next
 from vr1.data.table_rows import TableRows
 from vr1.data.vision_r1_row import COLUMNS, ParsedRow, RowError, check_columns, decode_image, parse_row
@@ -80,9 +79,9 @@ class VisionR1Stream(Dataset[DetectionRecord]):
     def _begin(self) -> None:
         # A process that was forked shares open files, and their positions, with its parent.
         self._process, self._reached, self._rows = os.getpid(), 0, self._usable()
-        self._kept: OrderedDict[int, tuple[int, Any, ParsedRow]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[int, Any, ParsedRow | ValueError]] = OrderedDict()
 
-    def _row(self, index: int) -> tuple[int, Any, ParsedRow]:
+    def _row(self, index: int) -> tuple[int, Any, ParsedRow | ValueError]:
         if self._process != os.getpid() or (index < self._reached and index not in self._kept):
             self._begin()
         while self._reached <= index:
@@ -92,8 +91,12 @@ class VisionR1Stream(Dataset[DetectionRecord]):
                 self._kept.popitem(last=False)
         return self._kept[index]
 
-    def _usable(self) -> Iterator[tuple[int, Any, ParsedRow]]:
-        """Number, stored image and content of each row that can be used, over and over."""
+    def _usable(self) -> Iterator[tuple[int, Any, ParsedRow | ValueError]]:
+        """Number, stored image and content of each row that can be used, over and over.
+
+        What is wrong with a row stands in its place, where none may be passed over: raised here, it would end the
+        stream for a reader that goes on, as `vr1.check` does.
+        """
         while True:
             used = False
             for number, row in enumerate(self._raw()):
@@ -101,9 +104,12 @@ class VisionR1Stream(Dataset[DetectionRecord]):
                     parsed = parse_row(row)
                 except RowError as fault:
                     where = f"{self._name}[{number}]: {fault.kind}{fault.detail}"
-                    if not self._skip:
-                        raise ValueError(f"{where}; mend the data, or set bad_records: skip to pass over it") from fault
-                    _log.warning("%s; passed over (bad_records: skip)", where)
+                    if self._skip:
+                        _log.warning("%s; passed over (bad_records: skip)", where)
+                        continue
+                    used = True
+                    error = ValueError(f"{where}; mend the data, or set bad_records: skip to pass over it")
+                    yield number, None, error
                     continue
                 if self._least <= len(parsed.objects) <= self._most:
                     used = True
@@ -120,12 +126,10 @@ class VisionR1Stream(Dataset[DetectionRecord]):
 
     def _decode(self, index: int) -> DetectionRecord:
         number, stored, parsed = self._row(index)
+        if isinstance(parsed, ValueError):
+            raise parsed
         origin = f"{self._name}[{number}]"
-        image = decode_image(stored, origin)
-        if image.size != parsed.size:
-            raise ImageError(
-                f"{origin}: the image is {image.size}, its record says {parsed.size}; leave the record out"
-            )
+        image = decode_image(stored, origin, parsed.size)
         rows = TableRows()
         rows.add_image(origin, parsed.size)
         for label, box in parsed.objects:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vr1.data.coco import CocoSource
-from vr1.data.datamodule import RecordDataModule, Source, Split
+from vr1.data.coco_splits import FOLDER_SPLITS
+from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
 from vr1.data.selection import Selection, select
 from vr1.data.voc_file import read_voc
 from vr1.data.voc_splits import voc_splits
-
-_NAMES: dict[Split, str] = {"train": "train", "val": "valid", "test": "test", "predict": "test"}
 
 
 class VocDataModule(RecordDataModule):
@@ -49,7 +48,7 @@ class VocDataModule(RecordDataModule):
             raise ValueError(f"data: difficult={difficult!r} must be 'ignore' or 'count'")
         self.root, self.selection = Path(root), selection
         self.first_pixel, self.difficult = first_pixel, difficult
-        self.asking = {
+        self.asking: dict[str, Any] = {
             "task": task,
             "bad_records": bad_records,
             "empty_images": empty_images,
@@ -62,13 +61,16 @@ class VocDataModule(RecordDataModule):
         """The records of one split; what is predicted on are the test records.
 
         Raises:
-            ValueError: the folder has no such split, or its annotations or images are faulty.
+            MissingSplitError: the folder has no such split.
+            ValueError: its annotations or images are faulty.
         """
         found = voc_splits(self.root)
-        name = _NAMES[split]
+        name = FOLDER_SPLITS[split]
         if name not in found or not found[name].files:
-            raise ValueError(f"{self.root}: there is no {name} split with images, only {', '.join(found)}; add one")
+            raise MissingSplitError(
+                f"{self.root}: there is no {name} split with images, only {', '.join(found)}; add one"
+            )
         files, images = found[name]
         read = partial(read_voc, files=files, first_pixel=self.first_pixel, difficult=self.difficult)
-        source = CocoSource(self.root, images, read=read, seed=self.seed, **self.asking)  # type: ignore[arg-type]
+        source = CocoSource(self.root, images, read=read, seed=self.seed, **self.asking)
         return select(source, self.selection, split, self.seed)

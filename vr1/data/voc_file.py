@@ -6,9 +6,10 @@ from typing import Literal
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
+from vr1.data.box_checks import box_fault
 from vr1.data.coco_table import CocoTable
 from vr1.data.problems import Problems
-from vr1.data.table_rows import TableRows, box_fault
+from vr1.data.table_rows import TableRows
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -80,7 +81,9 @@ def parse_xml(path: Path) -> Element:
     parser.StartDoctypeDeclHandler = _refuse
     try:
         parser.Parse(path.read_bytes(), True)
-    except (expat.ExpatError, OSError) as error:
+    except XmlError:
+        raise
+    except (expat.ExpatError, OSError, ValueError, LookupError) as error:  # the last two: encodings that expat lacks
         raise XmlError(f"not an xml file that can be read ({error}); fetch it again or leave it out") from error
     return builder.close()
 

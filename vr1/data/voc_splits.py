@@ -1,12 +1,11 @@
 """Finds the xml files of each split in a folder of Pascal VOC annotations."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from vr1.data.coco_splits import SHARES
+from vr1.data.coco_splits import SHARES, Portion
 
-_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
+_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 _LOOKED_FOR = """\
   Annotations/*.xml with the images in JPEGImages/ and lists ImageSets/Main/train.txt, val.txt, test.txt (VOC);
   train/*.xml with the images beside them, likewise valid/ and test/ (Roboflow);
@@ -20,12 +19,11 @@ class VocSplit(NamedTuple):
     images: Path
 
 
-def voc_splits(root: Path, seed: int = 0) -> dict[str, VocSplit]:
+def voc_splits(root: Path) -> dict[str, VocSplit]:
     """The splits of a folder: those it has, or 80 % ``train``, 10 % ``valid`` and 10 % ``test`` of its images.
 
     Args:
         root: the folder of the data set.
-        seed: draws the division where the folder has none.
 
     Returns:
         What was found, by ``train``, ``valid`` and ``test``.
@@ -51,14 +49,10 @@ def voc_splits(root: Path, seed: int = 0) -> dict[str, VocSplit]:
         return {split: VocSplit(sorted(folder.glob("*.xml")), folder) for split, folder in folders.items()}
     for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images"), ("", "")):
         if files := sorted((root / annotations).glob("*.xml")):
-            return _divide(files, root / images, seed)
+            return _divide(files, root / images)
     raise ValueError(f"{root}: no xml file is where one could be. Looked for\n{_LOOKED_FOR}")
 
 
-def _divide(files: list[Path], images: Path, seed: int) -> dict[str, VocSplit]:
-    """The same division each time, whatever the order and number of the others' names."""
-    order = sorted(files, key=lambda file: hashlib.sha256(f"{seed}:{file.stem}".encode()).digest())
-    return {
-        split: VocSplit(sorted(order[round(start * len(order)) : round(stop * len(order))]), images)
-        for split, (start, stop) in SHARES.items()
-    }
+def _divide(files: list[Path], images: Path) -> dict[str, VocSplit]:
+    chosen = {split: Portion(*share).of(file.stem for file in files) for split, share in SHARES.items()}
+    return {split: VocSplit([file for file in files if file.stem in names], images) for split, names in chosen.items()}

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vr1.data.coco import CocoSource
-from vr1.data.datamodule import RecordDataModule, Source, Split
+from vr1.data.coco_splits import FOLDER_SPLITS
+from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
 from vr1.data.selection import Selection, select
 from vr1.data.yolo_file import read_yolo, yolo_splits
-
-_NAMES: dict[Split, str] = {"train": "train", "val": "valid", "test": "test", "predict": "test"}
 
 
 class YoloDataModule(RecordDataModule):
@@ -39,7 +38,7 @@ class YoloDataModule(RecordDataModule):
     ) -> None:
         super().__init__(**loading)
         self.root, self.selection = Path(root), selection
-        self.asking = {
+        self.asking: dict[str, Any] = {
             "task": task,
             "bad_records": bad_records,
             "empty_images": empty_images,
@@ -52,14 +51,16 @@ class YoloDataModule(RecordDataModule):
         """The records of one split; what is predicted on are the test records.
 
         Raises:
-            ValueError: the folder has no such split, or its labels or images are faulty.
+            MissingSplitError: the yaml file names no such split, or one whose images are not there.
+            ValueError: its labels or images are faulty.
         """
         names, places = yolo_splits(self.root)
-        if (name := _NAMES[split]) not in places:
-            raise ValueError(
-                f"{self.root}: there is no {name} split, only {', '.join(places)}; add it to the yaml file"
+        if (name := FOLDER_SPLITS[split]) not in places:
+            raise MissingSplitError(
+                f"{self.root}: there is no {name} split, only {', '.join(places)}; name its folder in the yaml"
+                " file, and put its images there"
             )
         place = places[name]
         folder = place if place.is_dir() else place.parent
-        source = CocoSource(place, folder, read=partial(read_yolo, names=names), seed=self.seed, **self.asking)  # type: ignore[arg-type]
+        source = CocoSource(place, folder, read=partial(read_yolo, names=names), seed=self.seed, **self.asking)
         return select(source, self.selection, split, self.seed)

@@ -6,23 +6,30 @@ from typing import Any
 
 import yaml
 
+from vr1.data.box_checks import box_fault
 from vr1.data.coco_table import CocoTable
 from vr1.data.images import SUFFIXES, ImageError, image_size
 from vr1.data.problems import Problems
-from vr1.data.table_rows import TableRows, box_fault
+from vr1.data.table_rows import TableRows
 
 
 def yolo_names(document: Any, path: Path) -> dict[int, str]:
     """Category names by class number, from the ``names`` of a ``data.yaml``.
 
     Raises:
-        ValueError: if there is no usable list or mapping of names.
+        ValueError: if there is no usable list or mapping of names, or one of them is no text.
     """
     names = document.get("names") if isinstance(document, dict) else None
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names:
         raise ValueError(f"{path}: has no 'names'; give the category names as a list, or by class number")
+    for number, name in names.items():
+        if name is None or isinstance(name, bool) or not str(name).strip():
+            raise ValueError(
+                f"{path}: the name of class {number} is {name!r}; give a text, in quotes where it is a word like no or"
+                " null, which YAML takes for something else"
+            )
     try:
         return {int(number): str(name) for number, name in names.items()}
     except (TypeError, ValueError) as error:
@@ -43,11 +50,12 @@ def yolo_splits(root: Path) -> tuple[dict[int, str], dict[str, Path]]:
     """
     path = root
     if not root.is_file():
-        path = next((file for file in sorted(root.glob("*")) if file.suffix in (".yaml", ".yml")), root)
+        files = [file for file in sorted(root.glob("*")) if file.suffix in (".yaml", ".yml")]
+        path = next((file for file in files if file.stem == "data"), files[0] if files else root)
     if not path.is_file():
         raise ValueError(f"{root}: no yaml file is there; YOLO data need a data.yaml with names and splits")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from error
     names = yolo_names(document, path)
@@ -55,7 +63,10 @@ def yolo_splits(root: Path) -> tuple[dict[int, str], dict[str, Path]]:
     base = base if base.is_dir() else path.parent
     found = {}
     for key, split in (("train", "train"), ("val", "valid"), ("valid", "valid"), ("test", "test")):
-        if isinstance(value := document.get(key), str):
+        value = document.get(key)
+        if isinstance(value, list):
+            raise ValueError(f"{path}: {key} is a list; name one folder of images, or one txt file that lists them")
+        if isinstance(value, str):
             # Roboflow writes ../train/images where train/images is meant.
             places = [base / value, base / value.removeprefix("../")]
             if place := next((place for place in places if place.exists()), None):
@@ -127,7 +138,7 @@ def _images(path: Path) -> list[Path]:
     if path.is_dir():
         found = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
         return sorted(found)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
@@ -139,7 +150,7 @@ def _labels(
     faults: list[tuple[str, str]] = []
     polygons = 0
     try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        text = path.read_text(encoding="utf-8-sig") if path.is_file() else ""
     except UnicodeDecodeError as error:
         return [], [("label file that is not text", f"{path}: {error}")], 0
     for number, line in enumerate(text.splitlines(), start=1):

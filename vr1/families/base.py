@@ -5,44 +5,57 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from vr1.boxes import Frame, frame_size, rescale
+from vr1.families.item_grammar import ItemGrammar
+from vr1.families.item_reader import read_items
+from vr1.families.json_answer import read_json_answer, write_json_answer
+from vr1.families.wording import Wording
 from vr1.records import Answer, Boxes
 
 
 class Family(ABC):
     """The way one family of models is asked for boxes and writes them.
 
-    A family is stateless. Sizes are ``(width, height)`` in pixels: ``image_size`` of the image as stored,
-    ``input_size`` of what the processor made of it (the model's input). How an image is resized is not said here: that
-    is the processor's own rule, and there is no second copy of it.
+    Families differ in the attributes below alone, unless one overrides a method. A family is stateless. Sizes are
+    ``(width, height)`` in pixels: ``image_size`` of the image as stored, ``input_size`` of what the processor made of
+    it (the model's input). How an image is resized is not said here: that is the processor's own rule, and there is no
+    second copy of it.
 
     Attributes:
         model_types: the ``model_type`` of the configs that this family is chosen for.
         frame: what the numbers of a written box count.
+        wording: the questions.
+        grammar: the items of an answer; None for a JSON list of ``bbox_2d`` and ``label``.
         markers: special tokens that belong to an answer. A decoder that drops special tokens must keep these.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     frame: Frame = "input"
+    grammar: ItemGrammar | None = None
     markers: tuple[str, ...] = ()
 
+    @property
     @abstractmethod
+    def wording(self) -> Wording:
+        """The questions; most families give theirs as a class attribute."""
+
     def instruction(self, categories: Sequence[str]) -> str:
         """The text of the question that asks for every object of the given categories."""
+        return self.wording.question(categories)
 
     def refer(self, expression: str) -> str:
-        """The text of the question that asks for the one object that an expression describes.
+        """The text of the question that asks for the one object that an expression describes."""
+        return self.wording.refer(expression)
 
-        It is worded as a category where a family has no words of its own for it.
-        """
-        return self.instruction([expression])
-
-    @abstractmethod
     def read(self, completion: str) -> Answer:
-        """Read a completion. Never raises: text that is no answer gives an answer without boxes."""
+        """Read a completion; see `read_items` and `read_json_answer`.
 
-    @abstractmethod
+        Never raises: text that is no answer gives an answer without boxes.
+        """
+        return read_items(completion, self.grammar) if self.grammar else read_json_answer(completion)
+
     def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
         """Write boxes ``[N, 4]``, given in the family's own frame, as the family's models would."""
+        return self.grammar.write(boxes, labels) if self.grammar else write_json_answer(boxes, labels)
 
     def to_image(self, boxes: Boxes, image_size: tuple[int, int], input_size: tuple[int, int]) -> Boxes:
         """Convert boxes ``[N, 4]`` from the family's frame to image pixels."""

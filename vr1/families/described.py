@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from vr1.boxes import Frame
 from vr1.families.base import Family
 from vr1.families.item_grammar import ItemGrammar
-from vr1.families.item_reader import read_items
-from vr1.families.json_answer import read_json_answer, write_json_answer
 from vr1.families.wording import Wording
-from vr1.records import Answer, Boxes
 
 
 class Described(Family):
@@ -50,20 +47,10 @@ class Described(Family):
     ) -> None:
         if not isinstance(frame, str) and not frame > 0:
             raise ValueError(f"family.frame={frame} must lie above 0; 1000 is usual, or input, or image")
-        self.frame, self.wording, self.grammar, self.markers = frame, wording, grammar, tuple(markers)
+        self._wording = wording
+        self.frame, self.grammar, self.markers = frame, grammar, tuple(markers)
 
-    def instruction(self, categories: Sequence[str]) -> str:
-        """The wording for these categories."""
-        return self.wording.question(categories)
-
-    def refer(self, expression: str) -> str:
-        """The wording for an expression."""
-        return self.wording.refer(expression)
-
-    def read(self, completion: str) -> Answer:
-        """Read by the grammar; see `read_items` and `read_json_answer`."""
-        return read_items(completion, self.grammar) if self.grammar else read_json_answer(completion)
-
-    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write by the grammar."""
-        return self.grammar.write(boxes, labels) if self.grammar else write_json_answer(boxes, labels)
+    @property
+    def wording(self) -> Wording:
+        """The questions."""
+        return self._wording

@@ -1,34 +1,16 @@
 """Florence-2: a label and four location tokens for each of its boxes: ``cat<loc_20><loc_10><loc_999><loc_500>``."""
 
-from collections.abc import Sequence
-
 from vr1.families.base import Family
 from vr1.families.item_grammar import ItemGrammar
-from vr1.families.item_reader import read_items
 from vr1.families.wording import Wording
-from vr1.records import Answer, Boxes
-
-_WORDING = Wording(
-    one="<OPEN_VOCABULARY_DETECTION>{categories}",
-    referring="<CAPTION_TO_PHRASE_GROUNDING>{categories}",
-    between=". ",
-)
-_GRAMMAR = ItemGrammar(
-    item="{label}{boxes}",
-    box="<loc_{x1}><loc_{y1}><loc_{x2}><loc_{y2}>",
-    separator="",
-    box_separator="",
-    empty="",
-    shift=0.5,
-    largest=999,
-)
 
 
 class Florence2(Family):
     """Florence-2's way of detection, with one token for each of 1000 bins along an axis; a bin means its middle.
 
-    Supported are the words and the frame, for recorded answers. The model is an encoder with a decoder, whose prompt is
-    no prefix of the answer: the policies here are decoders, so it is neither trained nor run by this program.
+    Questions open with its task tokens, which its processor words. Supported are the words and the frame, for recorded
+    answers. The model is an encoder with a decoder, whose prompt is no prefix of the answer: the policies here are
+    decoders, so it is neither trained nor run by this program.
 
     Source: Florence-2, arXiv 2311.06242, section 3 (location tokens); its processor in transformers (bins, wording).
 
@@ -42,20 +24,19 @@ class Florence2(Family):
     """
 
     frame = 1000.0
+    wording = Wording(
+        one="<OPEN_VOCABULARY_DETECTION>{categories}",
+        referring="<CAPTION_TO_PHRASE_GROUNDING>{categories}",
+        between=". ",
+    )
+    # Coordinates outside the image go to its edge, since there is no token for them.
+    grammar = ItemGrammar(
+        item="{label}{boxes}",
+        box="<loc_{x1}><loc_{y1}><loc_{x2}><loc_{y2}>",
+        separator="",
+        box_separator="",
+        empty="",
+        shift=0.5,
+        largest=999,
+    )
     markers = tuple(f"<loc_{place}>" for place in range(1000))
-
-    def instruction(self, categories: Sequence[str]) -> str:
-        """The task token of open-vocabulary detection and the categories, which the processor words."""
-        return _WORDING.question(categories)
-
-    def refer(self, expression: str) -> str:
-        """The task token of phrase grounding and the expression."""
-        return _WORDING.refer(expression)
-
-    def read(self, completion: str) -> Answer:
-        """Read the items; see `read_items`."""
-        return read_items(completion, _GRAMMAR)
-
-    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write the items; coordinates outside the image go to its edge, since there is no token for them."""
-        return _GRAMMAR.write(boxes, labels)

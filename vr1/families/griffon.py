@@ -1,20 +1,8 @@
 """Griffon-G: ``label-[x1,y1,x2,y2]`` joined by ``&``, both axes from 0 to 1, three decimals."""
 
-from collections.abc import Sequence
-
 from vr1.families.base import Family
 from vr1.families.item_grammar import ItemGrammar
-from vr1.families.item_reader import read_items
 from vr1.families.wording import Wording
-from vr1.records import Answer, Boxes
-
-_WORDING = Wording(
-    one="Locate the exact position of {categories} in the picture, if you can.",
-    several="Examine the image for any objects from the category set. Report the coordinates of each detected object. "
-    "The category set includes {categories}.",
-    referring="Can you point out {categories} in the image and provide the coordinates of its location?",
-)
-_GRAMMAR = ItemGrammar(item="{label}-{box}", box="[{x1:.3f},{y1:.3f},{x2:.3f},{y2:.3f}]", separator="&")
 
 
 class Griffon(Family):
@@ -40,19 +28,10 @@ class Griffon(Family):
     """
 
     frame = 1.0
-
-    def instruction(self, categories: Sequence[str]) -> str:
-        """Grounding wording for one category, detection wording for several."""
-        return _WORDING.question(categories)
-
-    def refer(self, expression: str) -> str:
-        """The wording of referring expressions in Vision-R1-Data."""
-        return _WORDING.refer(expression)
-
-    def read(self, completion: str) -> Answer:
-        """Read the items; see `read_items`."""
-        return read_items(completion, _GRAMMAR)
-
-    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write the items with three decimals."""
-        return _GRAMMAR.write(boxes, labels)
+    wording = Wording(
+        one="Locate the exact position of {categories} in the picture, if you can.",
+        several="Examine the image for any objects from the category set. Report the coordinates of each detected "
+        "object. The category set includes {categories}.",
+        referring="Can you point out {categories} in the image and provide the coordinates of its location?",
+    )
+    grammar = ItemGrammar(item="{label}-{box}", box="[{x1:.3f},{y1:.3f},{x2:.3f},{y2:.3f}]", separator="&")

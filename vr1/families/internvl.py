@@ -1,22 +1,8 @@
 """InternVL: ``<ref>label</ref><box>[[x1, y1, x2, y2]]</box>``, both axes from 0 to 1000 over the whole image."""
 
-from collections.abc import Sequence
-
 from vr1.families.base import Family
 from vr1.families.item_grammar import ItemGrammar
-from vr1.families.item_reader import read_items
 from vr1.families.wording import Wording
-from vr1.records import Answer, Boxes
-
-_WORDING = Wording(
-    one="Please provide the bounding box coordinates of every region this describes: <ref>{categories}</ref>",
-    several="Please detect all objects of these categories in the image and mark their positions: "
-    "<ref>{categories}</ref>",
-    referring="Please provide the bounding box coordinate of the region this sentence describes: "
-    "<ref>{categories}</ref>",
-    between="</ref>, <ref>",
-)
-_GRAMMAR = ItemGrammar(item="<ref>{label}</ref><box>[{boxes}]</box>")
 
 
 class InternVL(Family):
@@ -26,7 +12,8 @@ class InternVL(Family):
     count over the whole image either way. Where no object is there, the answer is ``None``: the published formats have
     no word for it.
 
-    Source: InternVL's documentation, chat data format (grounding and detection data).
+    Source: InternVL's documentation, chat data format (grounding and detection data); its own
+        evaluation on RefCOCO (wording of referring expressions).
 
     Example:
         >>> from vr1.records import as_boxes
@@ -39,20 +26,13 @@ class InternVL(Family):
 
     model_types = ("internvl",)
     frame = 1000.0
+    wording = Wording(
+        one="Please provide the bounding box coordinates of every region this describes: <ref>{categories}</ref>",
+        several="Please detect all objects of these categories in the image and mark their positions: "
+        "<ref>{categories}</ref>",
+        referring="Please provide the bounding box coordinate of the region this sentence describes: "
+        "<ref>{categories}</ref>",
+        between="</ref>, <ref>",
+    )
+    grammar = ItemGrammar(item="<ref>{label}</ref><box>[{boxes}]</box>")
     markers = ("<ref>", "</ref>", "<box>", "</box>")
-
-    def instruction(self, categories: Sequence[str]) -> str:
-        """Each category marked as a reference, as in the training data."""
-        return _WORDING.question(categories)
-
-    def refer(self, expression: str) -> str:
-        """The wording of InternVL's own evaluation on RefCOCO."""
-        return _WORDING.refer(expression)
-
-    def read(self, completion: str) -> Answer:
-        """Read the items, with or without their markers; see `read_items`."""
-        return read_items(completion, _GRAMMAR)
-
-    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write one item a line, whole numbers."""
-        return _GRAMMAR.write(boxes, labels)

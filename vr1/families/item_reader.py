@@ -16,9 +16,9 @@ from typing import NamedTuple
 from vr1.families.answer_region import answer_region
 from vr1.families.item_grammar import ItemGrammar
 from vr1.families.json_answer import MAX_ITEMS, read_json_answer
+from vr1.families.number import NUMBER
 from vr1.records import Answer, as_boxes
 
-_NUMBER = r"[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+"
 _MARKERS, _BACKWARDS = re.compile(r"(?:<[^<>\s]++>)++"), re.compile(r"(?:>[^<>\s]++<)++")
 _PIECE = re.compile(r"<[^<>\s]*+>|[^\s\w]|\w++")
 _AROUND = " \t\r\n\"'`*,;"
@@ -87,7 +87,7 @@ def _patterns(grammar: ItemGrammar) -> tuple[re.Pattern[str], re.Pattern[str]]:
     joint = rf"(?:\s*+(?:{words})\s*+|\s++)" if words else r"\s++"
     close = rf"(?P<closed>\s*+{_spaced(closing)})?+" if closing else "(?P<closed>)"
     close += rf"(?:\s*+{_spaced(ended)})?+" if ended else ""
-    return re.compile(rf"{start}(?P<numbers>{_NUMBER}(?:{joint}{_NUMBER})*+){close}"), re.compile(joint)
+    return re.compile(rf"{start}(?P<numbers>{NUMBER}(?:{joint}{NUMBER})*+){close}"), re.compile(joint)
 
 
 def _spaced(literal: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from vr1.families.answer_region import answer_region
 from vr1.families.lenient_json import scan
+from vr1.families.number import NUMBER
 from vr1.records import Answer, Boxes, as_boxes
 
 MAX_ITEMS = 10_000
@@ -24,7 +25,7 @@ MAX_ITEMS = 10_000
 _BOX_KEYS = ("bbox_2d", "bbox", "box", "box_2d", "bounding_box")
 _LABEL_KEYS = ("label", "name", "category")
 _DECODER = json.JSONDecoder(parse_int=float)
-_NUMBER = re.compile(r"[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+")
+_NUMBER = re.compile(NUMBER)
 _LONGEST_NUMBER = 400
 
 

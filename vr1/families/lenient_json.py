@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
 
+from vr1.families.number import NUMBER
+
 DEPTH = 64
 """Open brackets kept; deeper nesting forgets the outermost ones, which cannot belong to an answer any more."""
 
@@ -21,7 +23,9 @@ _TOKEN = re.compile(
       (?P<open>[\[{]) | (?P<close>[\]}])
     | "(?P<double>(?:[^"\\\n]++|\\[^\n]|"(?!\s*+(?:[,:}\]]|\Z)))*+)(?:"|\\?(?=\n|\Z))
     | '(?P<single>(?:[^'\\\n]++|\\[^\n]|'(?!\s*+(?:[,:}\]]|\Z)))*+)(?:'|\\?(?=\n|\Z))
-    | (?P<number>[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+)
+    | (?P<number>"""
+    + NUMBER
+    + r""")
     | (?P<word>-?+[^\W\d]\w*+)
     """,
     re.VERBOSE,

@@ -1,21 +1,8 @@
 """PaliGemma: four location tokens, top first, then the label: ``<loc0010><loc0020><loc0500><loc1000> cat``."""
 
-from collections.abc import Sequence
-
 from vr1.families.base import Family
 from vr1.families.item_grammar import ItemGrammar
-from vr1.families.item_reader import read_items
 from vr1.families.wording import Wording
-from vr1.records import Answer, Boxes
-
-_WORDING = Wording(one="detect {categories}", between=" ; ")
-_GRAMMAR = ItemGrammar(
-    item="{box} {label}",
-    box="<loc{y1:04.0f}><loc{x1:04.0f}><loc{y2:04.0f}><loc{x2:04.0f}>",
-    separator=" ; ",
-    empty="",
-    largest=1023,
-)
 
 
 class PaliGemma(Family):
@@ -36,16 +23,13 @@ class PaliGemma(Family):
 
     model_types = ("paligemma",)
     frame = 1023.0
+    wording = Wording(one="detect {categories}", between=" ; ")
+    # Coordinates outside the image go to its edge, since there is no token for them.
+    grammar = ItemGrammar(
+        item="{box} {label}",
+        box="<loc{y1:04.0f}><loc{x1:04.0f}><loc{y2:04.0f}><loc{x2:04.0f}>",
+        separator=" ; ",
+        empty="",
+        largest=1023,
+    )
     markers = tuple(f"<loc{place:04d}>" for place in range(1024))
-
-    def instruction(self, categories: Sequence[str]) -> str:
-        """``detect`` and the categories."""
-        return _WORDING.question(categories)
-
-    def read(self, completion: str) -> Answer:
-        """Read the items; see `read_items`."""
-        return read_items(completion, _GRAMMAR)
-
-    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write the items; coordinates outside the image go to its edge, since there is no token for them."""
-        return _GRAMMAR.write(boxes, labels)

@@ -1,16 +1,14 @@
 """Qwen2.5-VL: a JSON list of boxes in absolute pixels of the resized model input."""
 
-from collections.abc import Sequence
-
 from vr1.families.base import Family
-from vr1.families.json_answer import read_json_answer, write_json_answer
-from vr1.records import Answer, Boxes
+from vr1.families.wording import Wording
 
 
 class Qwen25VL(Family):
     r"""Qwen2.5-VL's way of grounding.
 
-    Source: Vision-R1, arXiv 2503.18013, supplementary (instructions); Qwen2.5-VL's published cookbook (answers).
+    Source: Vision-R1, arXiv 2503.18013, supplementary (instructions); Qwen2.5-VL's published cookbook (answers,
+        referring expressions).
 
     Example:
         >>> from vr1.records import as_boxes
@@ -25,25 +23,9 @@ class Qwen25VL(Family):
 
     model_types = ("qwen2_5_vl",)
     frame = "input"
-
-    def instruction(self, categories: Sequence[str]) -> str:
-        """Grounding wording for one category, detection wording for several."""
-        if len(categories) == 1:
-            return f"Locate every {categories[0]} in the image and output the coordinates in JSON format."
-        listed = ", ".join(categories)
-        return (
-            "Locate every item from the category list in the image and output the coordinates in JSON format. "
-            f"The category set includes {listed}."
-        )
-
-    def refer(self, expression: str) -> str:
-        """The cookbook's wording for a single described object."""
-        return f"Locate {expression}, output its bbox coordinates using JSON format."
-
-    def read(self, completion: str) -> Answer:
-        """Read a JSON list of ``{"bbox_2d": [x1, y1, x2, y2], "label": text}``, leniently; see `read_json_answer`."""
-        return read_json_answer(completion)
-
-    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write the list as the released models do; see `write_json_answer`."""
-        return write_json_answer(boxes, labels)
+    wording = Wording(
+        one="Locate every {categories} in the image and output the coordinates in JSON format.",
+        several="Locate every item from the category list in the image and output the coordinates in JSON format. "
+        "The category set includes {categories}.",
+        referring="Locate {categories}, output its bbox coordinates using JSON format.",
+    )

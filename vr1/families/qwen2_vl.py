@@ -1,24 +1,8 @@
 """Qwen2-VL: marker tokens around label and corners, both axes from 0 to 1000 over the whole image."""
 
-from collections.abc import Sequence
-
 from vr1.families.base import Family
 from vr1.families.item_grammar import ItemGrammar
-from vr1.families.item_reader import read_items
 from vr1.families.wording import Wording
-from vr1.records import Answer, Boxes
-
-_WORDING = Wording(
-    one="Find every <|object_ref_start|>{categories}<|object_ref_end|> in the image with grounding.",
-    several="Find every object of these categories in the image with grounding: "
-    "<|object_ref_start|>{categories}<|object_ref_end|>.",
-    referring="Find <|object_ref_start|>{categories}<|object_ref_end|> in the image with grounding.",
-    between="<|object_ref_end|>, <|object_ref_start|>",
-)
-_GRAMMAR = ItemGrammar(
-    item="<|object_ref_start|>{label}<|object_ref_end|>{box}",
-    box="<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>",
-)
 
 
 class Qwen2VL(Family):
@@ -27,7 +11,8 @@ class Qwen2VL(Family):
     The markers are special tokens, which the rollout keeps in the text. A text without them is read too (recorded
     answers often lost them), and so is JSON, which the instruct models write when they are asked to, in the same frame.
 
-    Source: Qwen2-VL, arXiv 2409.12191, section 2.2 (grounding data); the wording is that of the model's users.
+    Source: Qwen2-VL, arXiv 2409.12191, section 2.2 (grounding data); the wording is that of the model's users,
+        and for referring expressions, where none is published, ours.
 
     Example:
         >>> from vr1.records import as_boxes
@@ -40,20 +25,15 @@ class Qwen2VL(Family):
 
     model_types = ("qwen2_vl",)
     frame = 1000.0
+    wording = Wording(
+        one="Find every <|object_ref_start|>{categories}<|object_ref_end|> in the image with grounding.",
+        several="Find every object of these categories in the image with grounding: "
+        "<|object_ref_start|>{categories}<|object_ref_end|>.",
+        referring="Find <|object_ref_start|>{categories}<|object_ref_end|> in the image with grounding.",
+        between="<|object_ref_end|>, <|object_ref_start|>",
+    )
+    grammar = ItemGrammar(
+        item="<|object_ref_start|>{label}<|object_ref_end|>{box}",
+        box="<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>",
+    )
     markers = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
-
-    def instruction(self, categories: Sequence[str]) -> str:
-        """Each category marked as a reference."""
-        return _WORDING.question(categories)
-
-    def refer(self, expression: str) -> str:
-        """The expression marked as a reference; no published wording is known, this one is ours."""
-        return _WORDING.refer(expression)
-
-    def read(self, completion: str) -> Answer:
-        """Read the items, with or without their markers; see `read_items`."""
-        return read_items(completion, _GRAMMAR)
-
-    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write one item a line, whole numbers."""
-        return _GRAMMAR.write(boxes, labels)

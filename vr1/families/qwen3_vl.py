@@ -1,10 +1,7 @@
 """Qwen3-VL: a JSON list of boxes, both axes from 0 to 1000 over the whole image."""
 
-from collections.abc import Sequence
-
 from vr1.families.base import Family
-from vr1.families.json_answer import read_json_answer, write_json_answer
-from vr1.records import Answer, Boxes
+from vr1.families.wording import Wording
 
 
 class Qwen3VL(Family):
@@ -27,26 +24,9 @@ class Qwen3VL(Family):
 
     model_types = ("qwen3_vl", "qwen3_vl_moe")
     frame = 1000.0
-
-    def instruction(self, categories: Sequence[str]) -> str:
-        """The cookbook's wording, for one category and for several."""
-        listed = ", ".join(categories)
-        return (
-            f'Locate every instance that belongs to the following categories: "{listed}". '
-            "Report bbox coordinates in JSON format."
-        )
-
-    def refer(self, expression: str) -> str:
-        """The wording of the authors' own evaluation on referring expressions."""
-        return (
-            f'Locate every object that matches the description "{expression}" in the image. '
-            "Report bbox coordinates in JSON format."
-        )
-
-    def read(self, completion: str) -> Answer:
-        """Read a JSON list of ``{"bbox_2d": [x1, y1, x2, y2], "label": text}``, leniently; see `read_json_answer`."""
-        return read_json_answer(completion)
-
-    def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write the list as the released models do; see `write_json_answer`."""
-        return write_json_answer(boxes, labels)
+    wording = Wording(
+        one='Locate every instance that belongs to the following categories: "{categories}". '
+        "Report bbox coordinates in JSON format.",
+        referring='Locate every object that matches the description "{categories}" in the image. '
+        "Report bbox coordinates in JSON format.",
+    )

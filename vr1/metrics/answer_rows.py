@@ -1,10 +1,11 @@
 """Evaluated answers as lines of a file, in the form that ``python -m vr1 score`` reads."""
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import numpy as np
 
+from vr1.answer_lines import box_array
 from vr1.metrics.evaluated import Evaluated
 from vr1.recorded_answers import image_name
 from vr1.records import DetectionRecord, Detections, Targets, as_boxes
@@ -52,7 +53,7 @@ def read_row(fields: dict[str, Any], number: int) -> Evaluated:
     )
     targets = Targets(boxes_xyxy=as_boxes(fields["boxes_xyxy"]), labels=tuple(fields["labels"]))
     width, height = fields["image_size"]
-    return evaluated_row(fields, number, targets, found, (width, height), known=())
+    return evaluated_row(fields, number, targets, found, (width, height))
 
 
 def evaluated_row(
@@ -61,7 +62,6 @@ def evaluated_row(
     targets: Targets,
     detections: Detections,
     image_size: tuple[int, int],
-    known: Sequence[str],
 ) -> Evaluated:
     """The evaluated answer of a line.
 
@@ -72,7 +72,6 @@ def evaluated_row(
         targets: its true objects.
         detections: what was read from its completion.
         image_size: width and height of its image in pixels.
-        known: the categories that were asked for where the line does not say so.
 
     Raises:
         ValueError: if a field is not what it should be.
@@ -80,22 +79,26 @@ def evaluated_row(
     crowd = _list(fields, "crowd", [])
     if not all(isinstance(item, dict) and {"box_xyxy", "label"} <= item.keys() for item in crowd):
         raise ValueError('"crowd" is no list of {"box_xyxy", "label"}; write one object for each crowd region')
-    boxes = np.concatenate([targets.boxes_xyxy, as_boxes([item["box_xyxy"] for item in crowd])])
-    sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    areas = _list(fields, "areas", sizes[: len(targets)].tolist())
-    crowd_areas = [item.get("area", sizes[len(targets) + row]) for row, item in enumerate(crowd)]
+    boxes = np.concatenate([targets.boxes_xyxy, box_array([item["box_xyxy"] for item in crowd], "crowd")])
+    sizes = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).tolist()
+    areas = _numbers(_list(fields, "areas", sizes[: len(targets)]), "areas", least=0.0)
+    crowd_sizes = zip(crowd, sizes[len(targets) :], strict=True)
+    crowd_areas = _numbers([item.get("area", size) for item, size in crowd_sizes], "crowd", least=0.0)
     if len(areas) != len(targets):
         raise ValueError(f'{len(areas)} in "areas" but {len(targets)} in "boxes_xyxy"; write one area for each box')
-    scores = _list(fields, "scores", [])
+    scores = _numbers(_list(fields, "scores", []), "scores")
+    categories = _list(fields, "categories", [])
+    if not all(isinstance(name, str) for name in categories):
+        raise ValueError('"categories" has something that is no text; write the names that were asked for')
     image_id = fields.get("image_id", number)
-    if not isinstance(image_id, int):
+    if type(image_id) is not int:
         raise ValueError('"image_id" is no whole number; write one, or leave it out')
     return Evaluated(
         set_name=str(fields.get("set", "")),
         image_id=image_id,
         image=str(fields.get("image") or f"line {number}"),
         image_size=image_size,
-        categories=tuple(map(str, _list(fields, "categories", list(known)))),
+        categories=tuple(categories),
         boxes=detections.boxes_xyxy,
         labels=detections.labels,
         # A file that was scored with another grammar gives scores of other boxes.
@@ -112,3 +115,10 @@ def _list(fields: dict[str, Any], name: str, default: list[Any]) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f'"{name}" is no list; write one, or leave it out')
     return value
+
+
+def _numbers(values: list[Any], name: str, least: float = -math.inf) -> list[float]:
+    if not all(type(value) in (int, float) and least <= value < math.inf for value in values):
+        above = "" if least == -math.inf else f" from {least:g}"
+        raise ValueError(f'"{name}" has something that is no finite number{above}; write one for each box')
+    return values

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vr1.matching import fold_label
 from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate_classes
 from vr1.metrics.label_keys import label_key
-from vr1.metrics.referring import first_box_hits
+from vr1.metrics.referring import expression_hit
 from vr1.records import Boxes
 
 Figures = dict[str, float]
@@ -52,9 +52,8 @@ class Evaluated:
     crowd: NDArray[np.bool_]
 
     def asked_rows(self) -> list[int]:
-        """Rows of the predicted boxes whose label is among what was asked for; COCO has no place for the others."""
-        asked = {fold_label(name) for name in self.categories}
-        return [row for row, label in enumerate(self.labels) if fold_label(label) in asked]
+        """Rows of the predicted boxes that count; see `asked_rows`."""
+        return asked_rows(self.labels, self.categories)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +70,17 @@ class Evaluation:
     average: Figures
     sets: dict[str, Figures]
     classes: dict[str, dict[str, Figures]]
+
+
+def asked_rows(labels: Sequence[str], categories: Sequence[str]) -> list[int]:
+    """Rows of the labels that are among what was asked for; COCO has no place for boxes of any other.
+
+    Example:
+        >>> asked_rows(["Cat.", "cow", "dog"], ["cat", "dog"])
+        [0, 2]
+    """
+    asked = {fold_label(name) for name in categories}
+    return [row for row, label in enumerate(labels) if fold_label(label) in asked]
 
 
 def by_set(rows: Iterable[Evaluated]) -> dict[str, list[Evaluated]]:
@@ -106,9 +116,9 @@ def evaluate_sets(rows: Iterable[Evaluated]) -> Evaluation:
     for name, found in grouped.items():
         measured, classes[name] = evaluate_classes(_coco_input(found))
         figures = {key: float(value) for key, value in measured.items()}
-        if all(len(row.categories) == 1 and (~row.crowd).sum() == 1 for row in found):
-            hits = [first_box_hits(row.boxes, row.true_boxes[~row.crowd], 0.5) for row in found]
-            figures["accuracy_50"] = sum(hits) / len(hits)
+        hits = [expression_hit(row.boxes, row.true_boxes, row.crowd, row.categories) for row in found]
+        if None not in hits:
+            figures["accuracy_50"] = sum(map(bool, hits)) / len(hits)
         figures["records"] = float(len(found))
         figures["other_labels"] = float(sum(len(row.labels) - len(row.asked_rows()) for row in found))
         sets[name] = figures

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -79,6 +81,16 @@ class ReferringAccuracy(Metric):
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one result of `compute`, or a list of them over time."""
         return self._plot(val, ax)
+
+
+def expression_hit(boxes: Boxes, true: Boxes, crowd: NDArray[np.bool_], categories: Sequence[str]) -> bool | None:
+    """Whether the first predicted box ``[N, 4]`` overlaps the one true box by half.
+
+    None where the question is none of this kind: it asks for several categories, or there is not one true box among
+    the ``[M, 4]`` that are no ``crowd`` ``[M]``.
+    """
+    one = true[~crowd]
+    return first_box_hits(boxes, one, 0.5) if len(one) == len(categories) == 1 else None
 
 
 def first_box_hits(boxes: Boxes, true: Boxes, threshold: float) -> bool:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vr1.markdown import markdown_table
+
 if TYPE_CHECKING:
     from vr1.plan.predict import Prediction
 
@@ -48,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
                 return 1
         print("  not enough, all together: take a smaller model, a larger GPU, or more (configs/fsdp_8xa100.yaml)")
     except (ValueError, OSError) as error:
-        print(f"vr1 plan: {error}", file=sys.stderr)
+        print(f"vr1 plan: error: {error}", file=sys.stderr)
         return 2
     return 1
 
@@ -58,18 +60,11 @@ def table(prediction: "Prediction") -> str:
     moments, worst = prediction.moments, prediction.worst
     parts = list(dict.fromkeys(part for moment in moments.values() for part in moment))
     counts = prediction.parameters
-    lines = [
-        f"{counts['all']:,} parameters, {counts['trained']:,} trained; rows of up to {prediction.row_tokens:,} tokens",
-        "",
-        "| GiB of each process | "
-        + " | ".join(f"{moment}{' (peak)' * (moment == worst)}" for moment in _COLUMNS)
-        + " |",
-        "|---" * (len(_COLUMNS) + 1) + "|",
-    ]
-    for part in parts:
-        lines.append(f"| {part} | " + " | ".join(_gib(moments[moment].get(part, 0.0)) for moment in _COLUMNS) + " |")
-    totals = (_gib(sum(moments[moment].values())) for moment in _COLUMNS)
-    return "\n".join([*lines, "| all | " + " | ".join(totals) + " |", ""])
+    head = ["GiB of each process", *(f"{moment}{' (peak)' * (moment == worst)}" for moment in _COLUMNS)]
+    rows = [[part, *(_gib(moments[moment].get(part, 0.0)) for moment in _COLUMNS)] for part in parts]
+    rows.append(["all", *(_gib(sum(moments[moment].values())) for moment in _COLUMNS)])
+    said = f"{counts['all']:,} parameters, {counts['trained']:,} trained"
+    return f"{said}; rows of up to {prediction.row_tokens:,} tokens\n\n{markdown_table(head, rows)}\n"
 
 
 def _gib(size: float) -> str:

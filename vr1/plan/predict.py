@@ -7,7 +7,7 @@ D hidden size.
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,8 +38,8 @@ class Prediction:
     """
 
     parameters: dict[str, int]
-    moments: dict[str, dict[str, float]] = field(default_factory=dict)
-    row_tokens: int = 0
+    moments: dict[str, dict[str, float]]
+    row_tokens: int
 
     @property
     def worst(self) -> str:

@@ -46,7 +46,10 @@ def _devices(given: Any) -> int:
     """How many processes a trainer starts; what it finds out on the machine counts as one."""
     if isinstance(given, list):
         return len(given)
-    return max(1, int(given)) if str(given).isdigit() else str(given).count(",") + 1
+    if str(given).isdigit():
+        return max(1, int(given))
+    # "0,1" names two, and so does "0,1,".
+    return len([name for name in str(given).split(",") if name.strip()])
 
 
 def _source(settings: Namespace) -> PolicySource:

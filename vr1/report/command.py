@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 2 after a message that says what is wrong with a folder.
     """
-    parser = ArgumentParser(prog="python -m vr1 report", description="Write report.html into run folders.")
+    parser = ArgumentParser(allow_abbrev=False, prog="vr1 report", description="Write report.html into run folders.")
     parser.add_argument("runs", nargs="+", type=str, help="Run folders, such as runs/demo/version_0.")
     try:
         for run in parser.parse_args(argv).runs:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vr1.report.pictures import embedded
+from vr1.runs.comparison import Comparison
 from vr1.runs.folder import Points, Run, read_run
 from vr1.runs.panels import panels_of
 
@@ -100,21 +101,11 @@ def _head(run: Run, name: str) -> str:
     return f"<header><h1>{html.escape(name)}</h1><p>{html.escape(' · '.join(filter(None, said)))}</p></header>"
 
 
-def _before_after(compared: dict[str, Any]) -> str:
-    measured = [compared.get(key) or {} for key in ("before", "after", "best")]
-    before, after, best = (item.get("metrics") or {} for item in measured)
-    if not (before or after):
+def _before_after(compared: Comparison) -> str:
+    if not compared.rows:
         return ""
-    head = ["metric", "before", f"after (step {measured[1].get('step', '-')})", "change"]
-    if best:
-        head.append(f"best by {compared.get('best_by')} (step {measured[2].get('step')})")
-    rows = []
-    for name in dict.fromkeys([*after, *before]):
-        change = after[name] - before[name] if name in after and name in before else None
-        cells = [_figure(before.get(name)), _figure(after.get(name)), "-" if change is None else f"{change:+.4f}"]
-        rows.append([name, *cells, *([_figure(best.get(name))] if best else [])])
-    notes = "".join(f'<p class="note">{html.escape(str(note))}</p>' for note in compared.get("notes") or ())
-    return _table(head, rows) + notes
+    notes = "".join(f'<p class="note">{html.escape(str(note))}</p>' for note in compared.notes)
+    return _table(compared.columns, compared.rows) + notes
 
 
 def _gallery(there: int, shown: int) -> str:
@@ -153,7 +144,7 @@ def _data(data: dict[str, Any]) -> str:
             [
                 split,
                 f"{found.get('records', 0):,}",
-                _figure(found.get("boxes"), 2),
+                f"{found['boxes']:.2f}" if "boxes" in found else "-",
                 _range(found.get("width")) + " x " + _range(found.get("height")),
                 labels + (f" and {hidden} more" if hidden > 0 else ""),
             ]
@@ -186,10 +177,6 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="table" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _figure(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _range(ends: Sequence[int] | None) -> str:

@@ -12,7 +12,7 @@ from vr1.boxes import pairwise_iou
 from vr1.matching import fold_label
 from vr1.records import Boxes, Match
 from vr1.rewards.criterion import Criterion
-from vr1.rewards.precision import reward_without_targets
+from vr1.rewards.nothing_to_find import reward_without_targets
 from vr1.rewards.term import RewardTerm
 
 _RECALLS = np.linspace(0.0, 1.0, 101)

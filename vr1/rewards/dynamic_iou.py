@@ -2,7 +2,7 @@
 
 from vr1.records import Match
 from vr1.rewards.criterion import Criterion
-from vr1.rewards.precision import reward_without_targets
+from vr1.rewards.nothing_to_find import reward_without_targets
 from vr1.rewards.term import RewardTerm
 
 

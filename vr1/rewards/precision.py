@@ -4,6 +4,7 @@ from typing import Literal
 
 from vr1.records import Match
 from vr1.rewards.criterion import Criterion
+from vr1.rewards.nothing_to_find import reward_without_targets
 from vr1.rewards.term import RewardTerm
 
 
@@ -50,8 +51,3 @@ class Precision(RewardTerm):
             return 0.0
         boxes = match.num_predicted if self.normalise_by == "predicted" else len(match.overlap)
         return sum(map(criterion.f, match.overlap.tolist())) / boxes
-
-
-def reward_without_targets(match: Match) -> float:
-    """Precision and recall where there is nothing to find: 1 for saying so in the right form."""
-    return float(match.num_predicted == 0 and match.detections.valid)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from vr1.runs.compare_figure import draw_runs
+from vr1.markdown import markdown_table
 from vr1.runs.folder import Run, read_run
 from vr1.runs.settings import differing, flat_settings
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, or 2 after a message that says what is wrong.
     """
-    parser = ArgumentParser(prog="python -m vr1 compare", description="Show several runs side by side.")
+    parser = ArgumentParser(allow_abbrev=False, prog="vr1 compare", description="Show several runs side by side.")
     parser.add_argument("runs", nargs="+", type=str, help="Run folders, such as runs/demo/version_0.")
     parser.add_function_arguments(compare, skip={"runs"})
     arguments = parser.parse_args(argv).as_dict()
@@ -45,6 +45,9 @@ def compare(runs: list[str], out: str = "runs/compare", prefix: str = "val/") ->
     Raises:
         ValueError: if there are fewer than two runs, one is none, or none of them has a metric of the prefix.
     """
+    # Here, so that --help does not wait for matplotlib.
+    from vr1.runs.compare_figure import draw_runs
+
     if len(runs) < 2:
         raise ValueError(f"{runs[0]} is the only run; give at least two")
     read = [read_run(Path(run)) for run in runs]
@@ -88,11 +91,11 @@ def markdown(names: Sequence[str], runs: Sequence[Run], prefix: str) -> str:
         raise ValueError(f"no metric begins with {prefix}; give another --prefix, of {', '.join(there)}")
     rows = [["optimizer steps", *(str(_steps(run)) for run in runs)]]
     rows += [[f"{name}: first → last (highest)", *(_course(run, name) for run in runs)] for name in metrics]
-    text = _table(["metric", *names], rows)
+    text = markdown_table(["metric", *names], rows) + "\n"
     changed = differing([flat_settings(run.settings) for run in runs])
     if changed:
         shown = [[name, *map(_short, values)] for name, values in list(changed.items())[:_MOST_SETTINGS]]
-        text += "\n" + _table(["setting", *names], shown)
+        text += "\n" + markdown_table(["setting", *names], shown) + "\n"
     if len(changed) > _MOST_SETTINGS:
         text += f"\n{len(changed) - _MOST_SETTINGS} further settings differ.\n"
     return text
@@ -108,11 +111,6 @@ def _course(run: Run, name: str) -> str:
         return "-"
     step, highest = max(points, key=lambda point: point[1])
     return f"{points[0][1]:.4f} → {points[-1][1]:.4f} ({highest:.4f} at {step})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n" for cells in lines)
 
 
 def _short(value: object) -> str:

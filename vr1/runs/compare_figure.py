@@ -1,16 +1,14 @@
 """The curves of several runs, a panel for each metric and a colour for each run."""
 
-import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from vr1.runs.figures import COLOURS, over_steps, picture_of
 from vr1.runs.folder import Run
 
 METRICS = (
@@ -24,7 +22,6 @@ METRICS = (
     "grpo/completion_tokens",
     "sft/loss",
 )
-COLOURS = ("#1971c2", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#e67700", "#c2255c", "#5c7cfa")
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -36,21 +33,17 @@ def draw_runs(names: Sequence[str], runs: Sequence[Run]) -> Image.Image | None:
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(5.0 * columns, 3.2 * rows + 0.3 * len(runs)), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     for index, metric in enumerate(shown):
-        _panel(figure.add_subplot(rows, columns, index + 1), metric, names, runs)
+        _panel(figure.add_subplot(rows, columns, index + 1), metric, runs)
     lines = [
         figure.axes[0].plot([], [], color=_colour(index), linestyle=_style(index), label=name)[0]
         for index, name in enumerate(names)
     ]
     figure.legend(handles=lines, loc="outside lower center", ncols=min(3, len(names)), fontsize=9, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as picture:
-        return picture.convert("RGB")
+    return picture_of(figure)
 
 
-def _panel(axes: Axes, metric: str, names: Sequence[str], runs: Sequence[Run]) -> None:
+def _panel(axes: Axes, metric: str, runs: Sequence[Run]) -> None:
     for index, run in enumerate(runs):
         points = run.series.get(metric)
         if not points:
@@ -66,12 +59,7 @@ def _panel(axes: Axes, metric: str, names: Sequence[str], runs: Sequence[Run]) -
         axes.plot(steps, values, color=_colour(index), linestyle=_style(index), marker=marker, markersize=3.5)
         for step, _ in run.switches:
             axes.axvline(step, color=_colour(index), linestyle=":", linewidth=0.9, alpha=0.6)
-    axes.set_title(metric, fontsize=11, loc="left", fontweight="bold")
-    axes.set_xlabel("optimizer step", fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    over_steps(axes, metric)
 
 
 def _colour(index: int) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from vr1.runs.comparison import Comparison
+
 Points = list[tuple[int, float]]
 _SIGNS = ("curves.json", "metrics.csv", "before_after.json")
 _VERSION = re.compile(r"version_(\d+)")
@@ -25,7 +27,7 @@ class Run:
         folder: where it lies.
         series: (optimizer step, value) by metric name.
         switches: (optimizer step, name) of each stage that began after the first.
-        compared: ``before_after.json``.
+        compared: ``before_after.json``, read again.
         config: the resolved configuration, as text.
         facts: ``run.json``: command, seed, versions, git state.
         data: ``data.json``: summary of the data by split.
@@ -35,7 +37,7 @@ class Run:
     folder: Path
     series: dict[str, Points]
     switches: list[tuple[int, str]]
-    compared: dict[str, Any]
+    compared: Comparison
     config: str
     facts: dict[str, Any]
     data: dict[str, Any]
@@ -43,8 +45,12 @@ class Run:
 
     @property
     def settings(self) -> Any:
-        """The resolved configuration."""
-        return yaml.safe_load(self.config) or {}
+        """The resolved configuration.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        return _settings(self.config, self.folder)
 
 
 def find_run(folder: Path) -> Path:
@@ -81,19 +87,24 @@ def read_run(folder: Path) -> Run:
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     curves = _json(folder / "curves.json")
     if curves:
-        series = {name: _finite(points) for name, points in curves["series"].items()}
-        switches = [(int(step), str(name)) for step, name in curves["switches"]]
+        try:
+            series = {name: _finite(points) for name, points in curves["series"].items()}
+            switches = [(int(step), str(name)) for step, name in curves["switches"]]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{folder / 'curves.json'}: holds no curves ({error!r}); remove it to go on without"
+            ) from None
         # Of what Curves leaves out (thresholds, the user's own) the log has at least the part since the last resume.
         series = _logged(folder / "metrics.csv") | series
     else:
         series = _logged(folder / "metrics.csv")
-        switches = _switches(series.get("rule/stage", []), text)
+        switches = _switches(series.get("rule/stage", []), _settings(text, folder))
     pictures = sorted((folder / "gallery").glob("step_*.png"))
     return Run(
         folder=folder,
         series={name: points for name, points in series.items() if name not in ("epoch", "step")},
         switches=switches,
-        compared=_json(folder / "before_after.json"),
+        compared=_compared(folder / "before_after.json"),
         config=text,
         facts=_json(folder / "run.json"),
         data=_json(folder / "data.json"),
@@ -115,6 +126,13 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds no JSON object; remove it to go on without")
     return found
+
+
+def _compared(path: Path) -> Comparison:
+    try:
+        return Comparison.from_dict(_json(path))
+    except TypeError as error:
+        raise ValueError(f"{path}: holds no comparison ({error}); remove it to go on without") from None
 
 
 def _logged(path: Path) -> dict[str, Points]:
@@ -145,8 +163,16 @@ def _number(text: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _switches(stages: Points, config: str) -> list[tuple[int, str]]:
-    names = _stage_names(yaml.safe_load(config) or {})
+def _settings(config: str, folder: Path) -> Any:
+    try:
+        return yaml.safe_load(config) or {}
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{folder / 'config.yaml'}: no YAML ({said}); remove it to go on without") from None
+
+
+def _switches(stages: Points, settings: Any) -> list[tuple[int, str]]:
+    names = _stage_names(settings)
     found = []
     for (_, before), (step, stage) in pairwise(stages):
         if stage != before:

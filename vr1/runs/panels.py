@@ -1,4 +1,4 @@
-"""Which metrics are drawn together, for the report and for comparisons."""
+"""Which metrics the report draws together."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -25,7 +25,11 @@ def flat_settings(config: Any, prefix: str = "") -> dict[str, Any]:
         for key, value in config.items():
             found |= flat_settings(value, f"{prefix}.{key}" if prefix else str(key))
         return found
-    if isinstance(config, Sequence) and not isinstance(config, str) and any(_nested(item) for item in config):
+    if (
+        isinstance(config, Sequence)
+        and not isinstance(config, str)
+        and any(isinstance(item, Mapping) for item in config)
+    ):
         found = {}
         for index, item in enumerate(config):
             name = str(item["class_path"]).rsplit(".", 1)[-1] if _is_class(item) else str(index)
@@ -46,10 +50,6 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for one in settings for name in one)
     rows = {name: [one.get(name) for one in settings] for name in names if name.split(".")[-1] not in _PLACES}
     return {name: values for name, values in rows.items() if any(value != values[0] for value in values)}
-
-
-def _nested(item: Any) -> bool:
-    return isinstance(item, Mapping)
 
 
 def _is_class(item: Any) -> bool:

@@ -18,8 +18,8 @@ from typing_extensions import override
 
 from vr1.checkpoint_file import AtomicCheckpointIO, read_checkpoint
 
-# All of a checkpoint but the tensors of weights and optimizer.
-_REST = "rest.ckpt"
+# The file in the folder that has all of a checkpoint but the tensors of weights and optimizer.
+REST = "rest.ckpt"
 
 
 def write_shards(checkpoint: dict[str, Any], path: Path) -> None:
@@ -39,7 +39,7 @@ def write_shards(checkpoint: dict[str, Any], path: Path) -> None:
     tensors = dict(_take_tensors(checkpoint))
     save(tensors, checkpoint_id=part)
     if first:
-        AtomicCheckpointIO().save_checkpoint(checkpoint, part / _REST)
+        AtomicCheckpointIO().save_checkpoint(checkpoint, part / REST)
         shutil.rmtree(old, ignore_errors=True)
         if path.is_dir():
             path.rename(old)
@@ -65,9 +65,9 @@ def read_shards(path: Path, laid_out: Mapping[str, Tensor] | None = None) -> dic
     Raises:
         ValueError: it is no such folder, it is damaged, or it holds more than tensors and plain values.
     """
-    if not (path / _REST).is_file():
-        raise ValueError(f"checkpoint {path} is a folder without {_REST}: no checkpoint of vr1, or one cut short")
-    checkpoint, reader = read_checkpoint(path / _REST), _Reader(path)
+    if not (path / REST).is_file():
+        raise ValueError(f"checkpoint {path} is a folder without {REST}: no checkpoint of vr1, or one cut short")
+    checkpoint, reader = read_checkpoint(path / REST), _Reader(path)
     tensors: dict[str, Any] = {}
     try:
         for key, stored in reader.read_metadata().state_dict_metadata.items():

@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0; 1 where every trial crashed; 2 after a message that says what is wrong; 130 where interrupted.
     """
     parser = ArgumentParser(
-        prog="python -m vr1 sweep", description="Run the trials of a sweep file here, without an account."
+        allow_abbrev=False,
+        prog="vr1 sweep",
+        description="Run the trials of a sweep file here, without an account.",
     )
     parser.add_argument("sweep", type=str, help="A file such as configs/sweeps/training.yaml.")
     parser.add_function_arguments(run_sweep, skip={"path", "retry"})
@@ -73,6 +75,8 @@ def run_sweep(
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         _same_sweep(folder, path, plan)
+        if plan.ends_early:
+            print("early_terminate is heeded by Weights & Biases alone: here every trial runs to its end", flush=True)
         trials: list[Trial] = []
         try:
             for number, parameters in enumerate(drawn):

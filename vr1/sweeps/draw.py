@@ -52,7 +52,7 @@ def _drawn(plan: Plan, seed: str) -> dict[str, Any]:
 def _choices(name: str, description: dict[str, Any]) -> list[Any]:
     if "value" in description:
         return [description["value"]]
-    if description.get("values"):
+    if "values" in description:
         return list(description["values"])
     raise ValueError(f"parameters.{name}: a grid needs values; list them, or give --method random")
 
@@ -65,7 +65,7 @@ def _draw(name: str, description: dict[str, Any], chance: random.Random) -> Any:
         return _DRAWS[kind](chance, description)
     except KeyError as error:
         raise ValueError(f"parameters.{name}: distribution={kind} needs {error.args[0]}; add it") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"parameters.{name}={description}: cannot be drawn from ({error}); mend its numbers") from None
 
 

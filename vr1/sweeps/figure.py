@@ -1,6 +1,5 @@
 """The picture of a sweep: a scatter of one parameter, parallel coordinates of several."""
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vr1.runs.figures import picture_of
 from vr1.sweeps.plan import Plan
 from vr1.sweeps.trial import Trial
 
@@ -29,17 +28,13 @@ def draw_trials(plan: Plan, trials: Sequence[Trial]) -> Image.Image | None:
     varied = [name for name in plan.parameters if len({str(trial.parameters.get(name)) for trial in done}) > 1]
     shown = varied or list(plan.parameters)[:1]
     figure = Figure(figsize=(max(6.4, 2.3 * (len(shown) + 1)), 4.8), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if len(shown) == 1:
         _scatter(axes, shown[0], plan.metric, done)
     else:
         _parallel(axes, shown, plan, done)
     axes.set_title(f"{plan.name}: {len(done)} of {len(trials)} trials", loc="left", fontweight="bold", fontsize=11)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as picture:
-        return picture.convert("RGB")
+    return picture_of(figure)
 
 
 def _scatter(axes: Axes, name: str, metric: str, trials: Sequence[Trial]) -> None:

@@ -28,6 +28,7 @@ class Plan:
         parameters: description of each parameter by its name, in the file's order.
         limit: most trials that the file allows, None without ``run_cap``.
         text: the file as it was written.
+        ends_early: whether the server of Weights & Biases would end trials that do badly; here none is ended.
     """
 
     name: str
@@ -39,11 +40,7 @@ class Plan:
     parameters: dict[str, dict[str, Any]]
     limit: int | None
     text: str
-
-    @property
-    def best(self) -> Any:
-        """``max`` or ``min``."""
-        return max if self.goal == "maximize" else min
+    ends_early: bool = False
 
 
 def read_plan(path: Path, method: str | None = None) -> Plan:
@@ -58,10 +55,10 @@ def read_plan(path: Path, method: str | None = None) -> Plan:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a sweep such as configs/sweeps/training.yaml")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         found = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds no settings; a sweep has method, metric, command and parameters")
@@ -81,8 +78,9 @@ def read_plan(path: Path, method: str | None = None) -> Plan:
         command=_command(path, found),
         program=str(found.get("program", "")),
         parameters=_parameters(path, found.get("parameters")),
-        limit=found.get("run_cap"),
+        limit=_limit(path, found.get("run_cap")),
         text=text,
+        ends_early=bool(found.get("early_terminate")),
     )
 
 
@@ -107,8 +105,17 @@ def _method(path: Path, method: Any) -> Literal["grid", "random"]:
     raise ValueError(f"{path}: method={method!r}; give grid or random")
 
 
+def _limit(path: Path, cap: Any) -> int | None:
+    if cap is None or (isinstance(cap, int) and not isinstance(cap, bool) and cap > 0):
+        return cap
+    raise ValueError(f"{path}: run_cap={cap!r}; give the number of trials, at least 1")
+
+
 def _command(path: Path, found: dict[str, Any]) -> tuple[str, ...]:
-    words = tuple(str(word) for word in found.get("command") or ())
+    command = found.get("command") or []
+    if not isinstance(command, list):
+        raise ValueError(f"{path}: command={command!r}; write it as a list of words")
+    words = tuple(str(word) for word in command)
     macros = [macro for word in words for macro in re.findall(r"\$\{\w+\}", word)]
     if not any(macro in ("${args}", "${args_no_equals}") for macro in macros):
         raise ValueError(f"{path}: the command has no ${{args}}, so that no trial would differ; add it at its end")
@@ -127,6 +134,8 @@ def _parameters(path: Path, found: Any) -> dict[str, dict[str, Any]]:
     for name, description in found.items():
         if not isinstance(description, dict):
             raise ValueError(f"{path}: parameters.{name}={description!r}; write {{value: {description!r}}}")
+        if "values" in description and not (isinstance(description["values"], list) and description["values"]):
+            raise ValueError(f"{path}: parameters.{name}.values={description['values']!r}; list one or more")
         if "parameters" in description:
             raise ValueError(f"{path}: parameters.{name} is nested; write its path in one, as in {name}.inner: ...")
     return {str(name): description for name, description in found.items()}

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from vr1.sweeps.figure import draw_trials
+from vr1.markdown import markdown_table
 from vr1.sweeps.plan import Plan
 from vr1.sweeps.trial import Trial
 
@@ -24,18 +24,18 @@ def markdown(plan: Plan, trials: Sequence[Trial]) -> str:
         ...     limit=None, parameters={"lr": {}})
         >>> print(markdown(plan, [Trial(number=0, parameters={"lr": 0.1}, state="finished", value=0.5, seconds=61)]))
         | trial | lr | val/map | state | seconds |
-        | --: | --: | --: | :-- | --: |
+        | :-- | --: | --: | --: | --: |
         | 0 | 0.1 | 0.5000 | finished | 61 |
         <BLANKLINE>
     """
     head = ["trial", *plan.parameters, plan.metric, "state", "seconds"]
-    lines = [head, [":--" if name == "state" else "--:" for name in head]]
+    rows = []
     for trial in ranked(plan, trials):
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         settings = [str(trial.parameters.get(name, "")) for name in plan.parameters]
-        lines.append([str(trial.number), *settings, value, trial.state, f"{trial.seconds:.0f}"])
+        rows.append([str(trial.number), *settings, value, trial.state, f"{trial.seconds:.0f}"])
     problems = [f"\ntrial {trial.number} crashed: {trial.problem}" for trial in trials if trial.state == "crashed"]
-    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + problems) + "\n"
+    return "\n".join([markdown_table(head, rows), *problems]) + "\n"
 
 
 def write_results(folder: Path, plan: Plan, trials: Sequence[Trial]) -> str:
@@ -44,6 +44,9 @@ def write_results(folder: Path, plan: Plan, trials: Sequence[Trial]) -> str:
     Returns:
         The table as Markdown.
     """
+    # Here, so that --help does not wait for matplotlib.
+    from vr1.sweeps.figure import draw_trials
+
     text = markdown(plan, trials)
     (folder / "results.md").write_text(text, encoding="utf-8")
     with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:

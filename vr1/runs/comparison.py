@@ -1,8 +1,11 @@
 """A table that compares the metrics of a model before and after training."""
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from vr1.markdown import markdown_table
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,24 @@ class Comparison:
 
     def markdown(self) -> str:
         """The table and its notes as Markdown."""
-        head = [self.columns, [":--", *["--:"] * (len(self.columns) - 1)]]
-        lines = ["| " + " | ".join(cells) + " |" for cells in [*head, *self.rows]]
-        return "\n".join(lines + [f"\n{note}" for note in self.notes]) + "\n"
+        return "\n".join([markdown_table(self.columns, self.rows), *(f"\n{note}" for note in self.notes)]) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
         """The same for programs; metrics that were not measured are null."""
         before, after, best = (item.state_dict() if item else None for item in self._measurements)
         return {"before": before, "after": after, "best": best, "best_by": self.best_by or None, "notes": self.notes}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> "Comparison":
+        """What :meth:`as_dict` returned; from nothing, a comparison of nothing.
+
+        Raises:
+            TypeError: if it is none.
+        """
+        before, after, best = (
+            None if found.get(key) is None else Measurement(**found[key]) for key in ("before", "after", "best")
+        )
+        return cls(before, after, best, found.get("best_by") or "", list(found.get("notes") or []))
 
     def show(self) -> None:
         """Print the table: with rich where it is installed, else as Markdown."""

@@ -1,0 +1,32 @@
+"""What the export at the end of training refuses and leaves alone; what it writes is in tests/test_export.py."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from callbacks import Export
+from tests.callbacks.tiny import TinyDetector
+from tests.trainers import trainer
+from vr1.data import SceneDataModule, SceneStyle
+from vr1.sft import SFTModule
+
+
+def test_a_module_without_a_policy_is_refused_before_training(tmp_path):
+    model = TinyDetector()
+    with pytest.raises(ValueError, match="TinyDetector is none: leave the callback out"):
+        trainer(tmp_path, [Export()], max_steps=1).fit(model)
+    assert not model.seen
+
+
+@pytest.mark.parametrize("trial", [True, False])
+def test_a_trial_leaves_nothing(source, tmp_path, trial):
+    module = SFTModule(policy=source, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    data = SceneDataModule(SceneStyle(), train_scenes=2, val_scenes=1, batch_size=2, num_workers=0)
+    trainer(tmp_path, [Export()], max_steps=1, fast_dev_run=trial).fit(module, data)
+    assert (tmp_path / "model").exists() is not trial
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="dtype='int8' is no floating-point type"):
+        Export(dtype="int8")
