@@ -32,7 +32,18 @@ LAYERS = [
     {"module", "sft"},
     {"data.modules"},
     {"mistakes", "report", "sweeps", "wandb_resume"},
-    {"score", "score_command", "export_command", "check", "trainer_commands", "plan", "cli", "__main__", "__init__"},
+    {
+        "score",
+        "score_command",
+        "export_command",
+        "check",
+        "doctor",
+        "trainer_commands",
+        "plan",
+        "cli",
+        "__main__",
+        "__init__",
+    },
 ]
 
 

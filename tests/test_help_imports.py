@@ -21,7 +21,7 @@ assert not found, f"vr1 {{' '.join(words)}} imports {{found}}"
 """
 
 
-@pytest.mark.parametrize("command", [None, "score", "check", "export", "plan", "sweep", "compare", "report"])
+@pytest.mark.parametrize("command", [None, "score", "check", "export", "plan", "sweep", "compare", "report", "doctor"])
 def test_help_of_what_needs_no_trainer_imports_nothing_that_takes_time(command):
     words = [command, "--help"] if command else ["--help"]
     done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True)

@@ -14,6 +14,7 @@ _COMMANDS = {
     "sweep": ("vr1.sweeps.command", "run trials over settings"),
     "compare": ("vr1.runs.compare", "show runs side by side"),
     "report": ("vr1.report.command", "make one page of a run"),
+    "doctor": ("vr1.doctor.command", "look at versions, memory and GPUs, and try what a training needs"),
 }
 _TRAINER = "vr1.trainer_commands"
 _TRAINER_COMMANDS = {
