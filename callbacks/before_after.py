@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from callbacks.rule_refinement import stage_name
 from callbacks.run_outputs import run_folder
 from vr1.runs.comparison import Comparison, Measurement
 
@@ -49,6 +50,7 @@ class BeforeAfter(Callback):
         self.prefix = prefix
         self.before: Measurement | None = None
         self.validations: list[Measurement] = []
+        self._stages: dict[str, str] = {}
         self._folder = Path()
         self._note = ""
 
@@ -56,7 +58,7 @@ class BeforeAfter(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         self._folder = run_folder(trainer)
         if stage == "fit" and trainer.global_step == 0:
-            self.before, self.validations = None, []
+            self.before, self.validations, self._stages = None, [], {}
             self._note = (
                 "There is no evaluation of the untrained model: set the trainer's num_sanity_val_steps to -1 (a resumed"
                 " training keeps the one that its checkpoint holds)."
@@ -68,6 +70,7 @@ class BeforeAfter(Callback):
             return
         # Reading may make the processes exchange results, so every one of them reads.
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(self.prefix)}
+        self._stages["before" if trainer.sanity_checking else "after"] = stage_name(trainer)
         if not trainer.sanity_checking:
             self.validations.append(Measurement(trainer.global_step, metrics))
         elif trainer.num_sanity_val_batches == trainer.num_val_batches:
@@ -97,13 +100,18 @@ class BeforeAfter(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         before = None if self.before is None else self.before.state_dict()
-        return {"before": before, "validations": [item.state_dict() for item in self.validations]}
+        return {
+            "before": before,
+            "validations": [item.state_dict() for item in self.validations],
+            "stages": self._stages,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         before = state_dict["before"]
         self.before = None if before is None else Measurement(**before)
         self.validations = [Measurement(**item) for item in state_dict["validations"]]
+        self._stages = dict(state_dict.get("stages", {}))
 
     def _best(self, trainer: "pl.Trainer") -> tuple[Measurement | None, str]:
         """The validation that was best by what a checkpoint callback monitors, and the name of that metric."""
@@ -117,6 +125,11 @@ class BeforeAfter(Callback):
 
     def _notes(self, trainer: "pl.Trainer") -> list[str]:
         notes = [] if self.before else [self._note]
+        if self.before and len(set(self._stages.values())) > 1:
+            notes.append(
+                f"Rewards before follow the rules of the stage {self._stages['before']}, those after the rules of"
+                f" {self._stages['after']}; the other metrics compare."
+            )
         if not self.validations:
             notes.append("Training ended before the first validation: see the trainer's val_check_interval.")
         elif self.validations[-1].step != trainer.global_step:

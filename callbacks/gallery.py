@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from callbacks.findings import findings_of
-from callbacks.rule_refinement import RuleRefinement
+from callbacks.rule_refinement import stage_name
 from callbacks.run_outputs import run_folder, write_picture
 from vr1.drawing import draw_grid, draw_tile
 from vr1.records import Finding
@@ -101,7 +101,7 @@ def _title(trainer: "pl.Trainer", name: str, findings: list[Finding]) -> str:
     parts = [name]
     if name.startswith("step_"):
         parts = ["before training"] if trainer.sanity_checking else [f"step {trainer.global_step}"]
-        refinements = (callback for callback in trainer.callbacks if isinstance(callback, RuleRefinement))  # type: ignore[attr-defined]
-        parts += [f"stage {refinement.stage.name}" for refinement in refinements if refinement.stage]
+        if stage := stage_name(trainer):
+            parts.append(f"stage {stage}")
     mean = sum(finding.rewards.get("total", 0.0) for finding in findings) / len(findings)
     return " · ".join([*parts, f"mean reward {mean:.2f}"])

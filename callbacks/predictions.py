@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from callbacks.findings import findings_of
@@ -106,6 +107,7 @@ class PredictionWriter(Callback):
             tiles = [draw_tile(finding, self.tile_size, judge=False) for finding in self._sheet]
             draw_grid(tiles, f"{len(tiles)} predictions", legend=False).save(self._folder / "contact_sheet.png")
         self._sheet = []
+        rank_zero_info(f"predictions: {self._lines.path}, the images beside it, an overview in contact_sheet.png")
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:

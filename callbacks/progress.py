@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from typing_extensions import override
 
-from callbacks.rule_refinement import RuleRefinement
+from callbacks.rule_refinement import stage_name
 from callbacks.training_length import total_steps
 
 SHOWN = {
@@ -63,6 +63,7 @@ class Progress(TQDMProgressBar):
         self._lines = False
         self._began = (0.0, 0)
         self._last_line = 0.0
+        self._stage = ""
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -82,9 +83,8 @@ class Progress(TQDMProgressBar):
     def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:
         logged = trainer.callback_metrics
         items: dict[str, Any] = {}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RuleRefinement) and callback.stage:
-                items["stage"] = callback.stage.name
+        if stage := self._stage or stage_name(trainer):
+            items["stage"] = stage
         items |= {short: _readable(float(logged[name])) for name, short in SHOWN.items() if name in logged}
         left = self._seconds_left(trainer)
         if left is not None:
@@ -96,6 +96,17 @@ class Progress(TQDMProgressBar):
         super().on_train_start(*args)
         self._began = (time.monotonic(), self.trainer.global_step)
         self._last_line = float("-inf")
+
+    @override
+    def on_train_batch_start(self, trainer: "pl.Trainer", *args: Any) -> None:
+        super().on_train_batch_start(trainer, *args)
+        # At the end of a step the next one's stage has begun already.
+        self._stage = stage_name(trainer)
+
+    @override
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        super().on_validation_start(trainer, pl_module)
+        self._stage = stage_name(trainer)
 
     @override
     def on_train_batch_end(

@@ -204,6 +204,14 @@ class RuleRefinement(Callback):
             rank_zero_info(f"{plateau.monitor} is flat at step {step}: stage {name!r} begins")
 
 
+def stage_name(trainer: "pl.Trainer") -> str:
+    """The name of the stage in force; empty where no rules are refined, or training has not been set up."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RuleRefinement) and callback.stage:
+            return callback.stage.name
+    return ""
+
+
 def _mean_over_processes(logged: torch.Tensor | None, pl_module: "pl.LightningModule") -> float | None:
     """The mean over the processes that logged the metric: the same number on each of them, None if none did."""
     here = torch.tensor([0.0, 0.0] if logged is None else [float(logged), 1.0], device=pl_module.device)

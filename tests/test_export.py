@@ -1,6 +1,8 @@
 """Exported folders against the trained policy, loaded by nothing but transformers and peft."""
 
 import json
+import os
+import shutil
 from functools import partial
 
 import pytest
@@ -174,3 +176,23 @@ def test_a_folder_in_use_and_a_missing_checkpoint(tmp_path, capsys):
     assert "exists and is not an empty folder" in capsys.readouterr().err
     assert main(["export", "--ckpt", str(tmp_path / "no.ckpt"), "--out", str(tmp_path / "out")]) == 2
     assert "no.ckpt does not exist" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(trained, tmp_path, capsys):
+    policy, ckpt = trained("full")
+    kept = tmp_path / "run" / "checkpoints"
+    kept.mkdir(parents=True)
+    (kept / "old.ckpt").write_bytes(b"not read")
+    os.utime(kept / "old.ckpt", (1, 1))
+    shutil.copyfile(ckpt, kept / "epoch=0-step=3.ckpt")
+    export(tmp_path / "run", tmp_path / "out")
+    assert "after 3 steps" in capsys.readouterr().out
+    network = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(network, tmp_path / "out"), logits(policy, tmp_path / "out"))
+
+    assert main(["export", "--ckpt", str(kept / "last.ckpt"), "--out", str(tmp_path / "other")]) == 2
+    assert "beside it there is epoch=0-step=3.ckpt, old.ckpt" in capsys.readouterr().err
+    shutil.rmtree(kept)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert main(["export", "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "other")]) == 2
+    assert "kept no checkpoint" in capsys.readouterr().err

@@ -33,7 +33,7 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
     """Write the model of a checkpoint.
 
     Args:
-        ckpt: a checkpoint of a run of vr1.
+        ckpt: a checkpoint of a run of vr1, or the folder of a run, whose newest checkpoint is taken.
         out: folder to write.
         merge: add the adapters to the weights of the base.
         dtype: precision of the written weights; None takes that of the run.
@@ -55,6 +55,7 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out} exists and is not an empty folder; name another one")
+    ckpt = _newest(ckpt)
     checkpoint = read_shards(ckpt) if ckpt.is_dir() else read_checkpoint(ckpt)
     source = source_of(checkpoint)
     if base is not None:
@@ -71,13 +72,28 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
     return f"{out}: {what} after {checkpoint['global_step']} steps, with processor and model card"
 
 
+def _newest(path: Path) -> Path:
+    """The newest checkpoint of a run, where that is the folder of one."""
+    there = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if there:
+        return there[-1]
+    if (path / "run.json").is_file():
+        raise ValueError(
+            f"--ckpt {path} is the folder of a run that kept no checkpoint; its model may be in {path}/model"
+        )
+    beside = sorted(file.name for file in path.parent.glob("*.ckpt"))
+    if not path.exists() and beside:
+        raise ValueError(f"--ckpt {path} does not exist; beside it there is {', '.join(beside)}")
+    return path
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vr1 export",
         allow_abbrev=False,
         description="Write the model of a checkpoint as a folder that transformers and peft load by from_pretrained.",
     )
-    parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a run (.ckpt)")
+    parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a run (.ckpt), or its folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; new or empty")
     parser.add_argument("--merge", action="store_true", help="one whole model instead of adapters alone")
     parser.add_argument("--dtype", choices=DTYPES, help="precision of the written weights; default: that of the run")

@@ -8,7 +8,8 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from callbacks import BeforeAfter
+from callbacks import BeforeAfter, RuleRefinement
+from callbacks.stages import paper_stages
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
 from vr1.runs.comparison import Comparison, Measurement
@@ -29,6 +30,14 @@ def test_table_of_a_training(tmp_path, capsys):
     assert result["notes"] == []
     assert "| val/map | 0.1000 | 0.1400 | +0.0400 |" in (tmp_path / "before_after.md").read_text()
     assert "+0.0400" in capsys.readouterr().out
+
+
+def test_rewards_of_unlike_stages_are_said_not_to_compare(tmp_path):
+    trainer(tmp_path, [RuleRefinement(), BeforeAfter()], **FIT).fit(TinyDetector())
+    [note] = written(tmp_path)["notes"]
+    assert "before follow the rules of the stage beginner, those after the rules of advanced" in note
+    trainer(tmp_path, [RuleRefinement(paper_stages()[:1]), BeforeAfter()], **FIT).fit(TinyDetector())
+    assert written(tmp_path)["notes"] == []
 
 
 def test_before_is_logged_as_step_0(tmp_path):

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -31,6 +33,8 @@ def test_a_grid_to_its_end(there, capsys):
     assert main([str(write_sweep(there))]) == 0
     said = capsys.readouterr().out
     assert "Best is trial 5: --a.lr=0.2 --a.size=3" in said
+    [command] = re.findall(r"Its whole command is in (.*)", said)
+    assert "--a.lr=0.2 --a.size=3" in Path(command).read_text()
     with (there / "runs/sweeps/mine/results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["finished"] * 6

@@ -85,7 +85,7 @@ def run_sweep(
                 )
         finally:
             table = write_results(folder, plan, trials) if trials else ""
-    print(f"\n{table}\n{_best(plan, trials)}{folder / 'results.md'}, results.csv, results.png")
+    print(f"\n{table}\n{_best(plan, trials, folder)}{folder / 'results.md'}, results.csv, results.png")
     return trials
 
 
@@ -123,12 +123,13 @@ def _same_sweep(folder: Path, path: Path, plan: Plan) -> None:
         )
 
 
-def _best(plan: Plan, trials: Sequence[Trial]) -> str:
+def _best(plan: Plan, trials: Sequence[Trial], folder: Path) -> str:
     first = ranked(plan, trials)[0]
     if first.value is None:
         return "No trial finished.\n"
     words = " ".join(f"--{name}={value}" for name, value in first.parameters.items())
-    return f"Best is trial {first.number}: {words}\n"
+    command = trial_folder(folder, first.number) / "command.txt"
+    return f"Best is trial {first.number}: {words}\nIts whole command is in {command}\n"
 
 
 @contextlib.contextmanager
