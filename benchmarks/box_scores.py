@@ -18,6 +18,7 @@ from jsonargparse import auto_cli
 
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.detections import SCORE
+from vr1.markdown import markdown_table
 from vr1.metrics import CocoMetrics
 from vr1.module import GRPOModule
 from vr1.policy import PolicySource
@@ -80,10 +81,9 @@ def main(model: str | None = None, scenes: int = 256, batch_size: int = 64) -> N
         "chance": [rng.random(len(item.detections)) for item in found],
     }
     print(f"{len(found)} scenes, {sum(len(item.detections) for item in found)} boxes found")
-    print("| scores | " + " | ".join(FIGURES) + " |\n|---|" + "---|" * len(FIGURES))
-    for name, scores in kinds.items():
-        measured = figures(found, scores)
-        print(f"| {name} | " + " | ".join(f"{measured[figure]:.3f}" for figure in FIGURES) + " |")
+    measured = {name: figures(found, scores) for name, scores in kinds.items()}
+    rows = [[name, *(f"{values[figure]:.3f}" for figure in FIGURES)] for name, values in measured.items()]
+    print(markdown_table(["scores", *FIGURES], rows))
 
 
 if __name__ == "__main__":

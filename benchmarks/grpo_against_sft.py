@@ -21,6 +21,8 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+from vr1.markdown import markdown_table
+
 METRICS = ("val/map", "val/map_50", "val/map_75", "val/valid_rate")
 
 
@@ -75,7 +77,7 @@ def compare(
         jobs: runs at a time, which share the cores evenly.
         overrides: further command-line words for every run, such as `["--trainer.max_steps", "60"]`.
     """
-    lines = ["| method | lr | steps | " + " | ".join(METRICS) + " |", "|" + "---|" * (3 + len(METRICS))]
+    rows = []
     everything = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     for method, (config, lrs, words) in {
@@ -100,8 +102,8 @@ def compare(
                 f"{statistics.mean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})"
                 for values in ([metrics[metric] for metrics in chosen] for metric in METRICS)
             ]
-            lines.append(f"| {name} | {lr:g} | {moment} | " + " | ".join(cells) + " |")
-    table = "\n".join(lines)
+            rows.append([name, f"{lr:g}", str(moment), *cells])
+    table = markdown_table(["method", "lr", "steps", *METRICS], rows)
     (out / "table.md").write_text(table + "\n")
     (out / "runs.json").write_text(json.dumps(everything, indent=1))
     print(table)

@@ -1,16 +1,16 @@
 """Pictures of the paper in miniature: gains beside the paper's own, and the curves of the trainings."""
 
-import io
 import json
 import statistics
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from paper_findings import PAPER_SEEN, PAPER_UNSEEN, START, VARIANTS, Results
 from PIL import Image
+
+from vr1.runs.figures import picture_of
 
 _COLOURS = ("#1971c2", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#b35c00", "#c2255c")
 
@@ -19,7 +19,6 @@ def draw_findings(results: Results) -> Image.Image:
     """What each training gains over its start: here, seed by seed, and in the paper."""
     names = list(VARIANTS)
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, 4, sharey=True)
     for axes, group in zip(panels[:2], ("seen", "unseen"), strict=True):
         start = statistics.mean(results[START][group]["map"])
@@ -40,13 +39,12 @@ def draw_findings(results: Results) -> Image.Image:
     figure.legend(handles, labels, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
     panels[0].set_yticks(range(len(names)), [VARIANTS[name].title for name in names])
     panels[0].invert_yaxis()
-    return _picture(figure)
+    return picture_of(figure)
 
 
 def draw_curves(out: Path) -> Image.Image | None:
     """Validation mAP and training reward by optimizer step, mean and range over the seeds; None without any."""
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2)
     drawn = False
     for axes, metric in zip(panels, ("val/map", "reward/total"), strict=True):
@@ -62,7 +60,7 @@ def draw_curves(out: Path) -> Image.Image | None:
         return None
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    return _picture(figure)
+    return picture_of(figure)
 
 
 def _draw_mean(axes: Axes, series: list[list[list[float]]], title: str, row: int) -> bool:
@@ -86,10 +84,3 @@ def _label(axes: Axes, title: str, below: str) -> None:
     axes.axvline(0, color="#868e96", linewidth=1)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _picture(figure: Figure) -> Image.Image:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as picture:
-        return picture.convert("RGB")

@@ -8,6 +8,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
+from vr1.markdown import markdown_table
+
 Results = dict[str, dict[str, dict[str, list[float]]]]
 START = "start"
 METRICS = ("map", "map_50", "map_75", "ar_100")
@@ -180,7 +182,7 @@ def markdown(results: Results) -> str:
     everything = (START, *VARIANTS)
     parts = [
         "Here: percent, mean over seeds (each seed in brackets). Paper: COCO mAP, and mAP on four unseen sets.",
-        _table(
+        markdown_table(
             ["", "mAP", "AP50", "AP75", "AR100", f"paper, {GRIFFON}", f"paper, {QWEN}"],
             [
                 [_title(name), *(_cell(results, name, "seen", metric) for metric in METRICS), *_paper(PAPER_SEEN, name)]
@@ -188,7 +190,7 @@ def markdown(results: Results) -> str:
             ],
         ),
         "On shapes, backgrounds and words that no training has seen:",
-        _table(
+        markdown_table(
             ["", "mAP", "AP50", "AR100", f"paper, {GRIFFON}", f"paper, {QWEN}"],
             [
                 [
@@ -204,7 +206,7 @@ def markdown(results: Results) -> str:
         f" {QWEN} is the run without refinement; ours is STEP 1/2, precision and recall, matched by boxes alone."
         " SFT on sorted boxes has no counterpart in the paper.",
         "Which of the paper's findings hold here:",
-        _table(
+        markdown_table(
             ["finding", f"paper ({GRIFFON}, {QWEN})", "here (± standard error)", "holds"],
             [[item.text, item.paper, _difference(results, item), verdict(results, item)] for item in FINDINGS],
         ),
@@ -231,8 +233,3 @@ def _paper(numbers: dict[str, dict[str, float]], name: str) -> list[str]:
 def _difference(results: Results, finding: Finding) -> str:
     found = difference(results, finding)
     return "-" if found is None else f"{found[0]:+.1f} ± {found[1]:.1f}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    rule = [":--", *["--:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows])

@@ -16,6 +16,7 @@ from jsonargparse import auto_cli
 
 from vr1.detections import read_detections
 from vr1.families import Qwen25VL
+from vr1.markdown import markdown_table
 from vr1.records import Targets
 from vr1.rewards import Reward
 
@@ -65,12 +66,13 @@ def main(
     """
     found = {number: measure(number, completions, rounds) for number in boxes}
     parts = [*next(iter(found.values()))]
-    print(f"| boxes | {' | '.join(f'{part}, ms' for part in parts)} | sum, ms | {completions} completions, s |")
-    print("|---" * (len(parts) + 3) + "|")
+    rows = []
     for number, times in found.items():
         total = sum(times.values())
-        cells = " | ".join(f"{times[part]:.3f}" for part in parts)
-        print(f"| {number} | {cells} | {total:.3f} | {total * completions / 1e3:.3f} |")
+        shown = (*(times[part] for part in parts), total, total * completions / 1e3)
+        rows.append([str(number), *(f"{value:.3f}" for value in shown)])
+    head = ["boxes", *(f"{part}, ms" for part in parts), "sum, ms", f"{completions} completions, s"]
+    print(markdown_table(head, rows))
     if json_file is not None:
         json_file.write_text(json.dumps(found, indent=1))
 

@@ -17,6 +17,8 @@ from grpo_step import StepSettings
 from grpo_step.measure import NAMES, compare, figures
 from jsonargparse import auto_cli
 
+from vr1.markdown import markdown_table
+
 TRAINING = ("policy forward", "policy backward")
 
 
@@ -37,18 +39,17 @@ def variations(base: StepSettings) -> dict[str, list[tuple[str, StepSettings]]]:
 
 def table(found: dict[str, dict[str, Any]], sides: list[str]) -> str:
     """The figures as markdown, and how the training pass grows beside the number of its tokens."""
-    lines = ["| varied | value | side | step, s | rollout, s | training pass, s | tokens / s | peak, GB |"]
-    lines.append("|---" * 8 + "|")
+    head = ["varied", "value", "side", "step, s", "rollout, s", "training pass, s", "tokens / s", "peak, GB"]
+    rows = []
     for varied, values in found.items():
         for value, one in values.items():
             for side in sides:
                 parts = one["parts"][side]
                 rollout = sum(seconds for name, seconds in parts.items() if "prefill" in name or "decode" in name)
-                lines.append(
-                    f"| {varied} | {value} | {NAMES[side]} | {one['step_seconds'][side]:.2f} | {rollout:.2f} |"
-                    f" {_training(one, side):.2f} | {one['tokens_per_second'][side]:.0f} |"
-                    f" {one['peak_bytes'][side] / 1e9:.2f} |"
-                )
+                seconds = (one["step_seconds"][side], rollout, _training(one, side))
+                rows.append([varied, value, NAMES[side], *(f"{part:.2f}" for part in seconds)])
+                rows[-1] += [f"{one['tokens_per_second'][side]:.0f}", f"{one['peak_bytes'][side] / 1e9:.2f}"]
+    lines = [markdown_table(head, rows)]
     groups = found.get("group size", {})
     if {"4", "16"} <= groups.keys() and "ours" in sides:
         small, large = groups["4"], groups["16"]

@@ -18,14 +18,16 @@ from grpo_step import StepSettings
 from grpo_step.measure import NAMES, compare, figures
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from vr1.markdown import markdown_table
+
 
 def table(found: dict[str, Any]) -> str:
     """The figures as a markdown table."""
     sides = list(found["step_seconds"])
-    lines = ["| | " + " | ".join(NAMES[side] for side in sides) + " |", "|---" * (len(sides) + 1) + "|"]
+    rows = []
 
     def row(name: str, cells: dict[str, str]) -> None:
-        lines.append(f"| {name} | " + " | ".join(cells.get(side, "") for side in sides) + " |")
+        rows.append([name, *(cells.get(side, "") for side in sides)])
 
     row("step, s", {side: f"{value:.2f}" for side, value in found["step_seconds"].items()})
     for part in dict.fromkeys(name for side in sides for name in found["parts"][side]):
@@ -36,6 +38,7 @@ def table(found: dict[str, Any]) -> str:
     row("processor time, s", {side: f"{value:.2f}" for side, value in found["processor_seconds"].items()})
     row("completion tokens / s", {side: f"{value:.0f}" for side, value in found["tokens_per_second"].items()})
     row("peak memory, GB", {side: f"{value / 1e9:.2f}" for side, value in found["peak_bytes"].items()})
+    lines = [markdown_table(["", *(NAMES[side] for side in sides)], rows)]
     if found["step_time_ratio"] is not None:
         lines += [
             "",

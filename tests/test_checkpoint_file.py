@@ -1,9 +1,9 @@
 """Checkpoint files: whole or not there, whatever happens while they are written; and read without running code."""
 
+import errno
 import os
 import pickle
 import signal
-import sys
 
 import pytest
 import torch
@@ -66,16 +66,21 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_last_one(last, count, monkeyp
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"], "what the kill left is cleared away"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/full, a device that is always full")
+class FullAfter(KillsAfter):
+    """A file on a disk that is full after so many bytes."""
+
+    def write(self, data):
+        self.left -= len(bytes(data))
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+
+@pytest.mark.parametrize("count", [0, 100, 100_000])
 @pytest.mark.parametrize("name", ["last.ckpt", "next.ckpt"])
-def test_a_full_disk_is_named_and_the_last_one_kept(last, name, monkeypatch):
+def test_a_full_disk_is_named_and_the_last_one_kept(last, name, count, monkeypatch):
     save = torch.save
-
-    def on_full_disk(checkpoint, file):
-        with open("/dev/full", "wb") as full:
-            save(checkpoint, full)
-
-    monkeypatch.setattr(torch, "save", on_full_disk)
+    monkeypatch.setattr(torch, "save", lambda checkpoint, file: save(checkpoint, FullAfter(file, count)))
     with pytest.raises(
         OSError, match=rf"{name}: the disk is full, .* the last good one is .*last\.ckpt; free some space"
     ):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vr1.child_process import die_with_parent
+
 ROOT = Path(__file__).parents[1]
 # A worker that has prepared more than a pipe holds waits for ever for a reader, if nothing ends it.
 LOADING = """
@@ -46,3 +48,9 @@ def test_workers_end_with_a_killed_training():
     while is_running(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not is_running(worker)
+
+
+def test_elsewhere_than_on_linux_nothing_is_asked_of_the_system(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    die_with_parent()

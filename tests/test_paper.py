@@ -5,15 +5,13 @@ import json
 import sys
 
 import numpy as np
-import pytest
-import yaml
-
-from tests.command import ROOT, run
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 import paper
 import paper_findings
+import pytest
+import yaml
 from paper_figures import draw_curves, draw_findings
+
+from tests.command import run
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from vr1.ranks import gather
 from vr1.recorded_answers import Answered, Question, question_of
 from vr1.records import Detections, Finding, Rollout, Targets
 from vr1.rewards import Reward
-from vr1.rollout.generate import generate
+from vr1.rollout.generate import generate, hidden_tokens
 from vr1.rollout.settings import Sampling
 from vr1.strategies.combinations import check_combination
 
@@ -232,8 +232,7 @@ class Detector(L.LightningModule, ABC):
     def _box_scores(self, batch: PromptBatch, rollout: Rollout) -> list[tuple[float, ...]]:
         """Scores of the boxes of each prompt's first completion."""
         log_probs = self.policy.log_probs(batch, rollout.tokens, rollout.mask)[0].cpu().double().numpy()
-        added = self.processor.tokenizer.added_tokens_decoder
-        left_out = {token for token, kind in added.items() if kind.special} - batch.markers
+        left_out = hidden_tokens(self.processor.tokenizer, batch.markers)
         scores = []
         for row, (text, *_) in enumerate(rollout.texts):
             length = int(rollout.mask[row, 0].sum())

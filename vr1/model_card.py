@@ -1,13 +1,11 @@
 """The README of an exported model: where it comes from, how it did, and how to load it."""
 
-from collections.abc import Iterator
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import yaml
 
 from vr1.markdown import markdown_table
+from vr1.runs.facts import versions
 
 _PACKAGES = ("vr1", "torch", "transformers", "peft", "lightning", "bitsandbytes")
 
@@ -42,7 +40,7 @@ def model_card(run: dict[str, Any], step: int, adapters: bool, command: str = ""
         "## Command\n\n" + _code("bash", "\n".join(filter(None, (run.get("command"), command))) or _UNTOLD),
         "## Policy\n\n" + _code("yaml", yaml.safe_dump(dict(policy), sort_keys=False)),
         "## Configuration\n\n" + (_code("yaml", config) if config else _UNTOLD),
-        "## Versions\n\n" + ", ".join(_versions()) + ".",
+        "## Versions\n\n" + ", ".join(f"{name} {version}" for name, version in versions(_PACKAGES).items()) + ".",
     ]
     if policy["quantize"] and adapters:
         sections.insert(4, _FOUR_BITS)
@@ -78,13 +76,6 @@ def _front_matter(base: str, adapters: bool) -> str:
         "tags": ["object-detection", "grpo", "vr1"],
     }
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
-
-
-def _versions() -> Iterator[str]:
-    for name in _PACKAGES:
-        # vr1 may run from a clone that was never installed.
-        with suppress(PackageNotFoundError):
-            yield f"{name} {version(name)}"
 
 
 def _code(language: str, text: str) -> str:

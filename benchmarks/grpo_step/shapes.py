@@ -80,12 +80,12 @@ def _embedded() -> tuple[Any, Any]:
     return AutoModelForImageTextToText.from_pretrained(EMBEDDED_MODEL), AutoProcessor.from_pretrained(EMBEDDED_MODEL)
 
 
-def _random(shape: str, device: str, dtype: str) -> tuple[Any, Any]:
-    tokenizer = build_tokenizer()
+def config_of(shape: str, tokenizer: Any) -> Qwen2_5_VLConfig:
+    """The configuration of a shape, with a tokenizer's special tokens."""
     ids: dict[str, int] = {token: tokenizer.vocab[token] for token in SPECIAL_TOKENS}
     text = _TEXT[shape]
     head = text["hidden_size"] // text["num_attention_heads"]
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config={
             **text,
             "max_position_embeddings": 32768,
@@ -104,7 +104,13 @@ def _random(shape: str, device: str, dtype: str) -> tuple[Any, Any]:
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=shape != "qwen2.5-vl-7b",
+        architectures=["Qwen2_5_VLForConditionalGeneration"],
     )
+
+
+def _random(shape: str, device: str, dtype: str) -> tuple[Any, Any]:
+    tokenizer = build_tokenizer()
+    config = config_of(shape, tokenizer)
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
@@ -112,5 +118,5 @@ def _random(shape: str, device: str, dtype: str) -> tuple[Any, Any]:
             model = Qwen2_5_VLForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    model.generation_config.pad_token_id = config.text_config.pad_token_id
     return model, build_processor(tokenizer, max_pixels=16384 * 28 * 28)

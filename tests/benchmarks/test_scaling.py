@@ -1,25 +1,14 @@
 """Table and figure of the scaling benchmark from made-up steps, and the reward benchmark."""
 
-import importlib
 import json
-import sys
 
-import pytest
+import rewards
+import scaling
+from grpo_step import turns
 from PIL import Image
 
-from tests.conftest import ROOT
 
-
-@pytest.fixture
-def benchmarks(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    return importlib.import_module
-
-
-def test_table_and_figure(benchmarks, tmp_path, monkeypatch, capsys):
-    scaling = benchmarks("scaling")
-    turns = benchmarks("grpo_step.turns")
-
+def test_table_and_figure(tmp_path, monkeypatch, capsys):
     def measured(settings, rounds, sides, folder):
         seconds = (285 + settings.group_size * settings.new_tokens) / 1000
         parts = {"prefill": 0.1, "decode": 0.2, "policy forward": seconds, "policy backward": 2 * seconds}
@@ -37,8 +26,7 @@ def test_table_and_figure(benchmarks, tmp_path, monkeypatch, capsys):
         assert image.width > image.height > 300
 
 
-def test_rewards(benchmarks, tmp_path, capsys):
-    rewards = benchmarks("rewards")
+def test_rewards(tmp_path, capsys):
     rewards.main(boxes=[1, 3], completions=4, rounds=1, json_file=tmp_path / "rewards.json")
     found = json.loads((tmp_path / "rewards.json").read_text())
     assert found.keys() == {"1", "3"}

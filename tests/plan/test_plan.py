@@ -9,9 +9,9 @@ from functools import partial
 import bitsandbytes
 import pytest
 import torch
+from grpo_step.shapes import config_of
 
 from tests.command import CONFIGS, ROOT
-from tests.plan.shapes import write_7b
 from vr1.cli import main
 from vr1.families import Qwen25VL
 from vr1.plan.changes import changes
@@ -20,13 +20,16 @@ from vr1.plan.needs import Needs
 from vr1.plan.predict import predict
 from vr1.plan.settings import needs_of
 from vr1.policy import Lora
+from vr1.policy.blank import build_processor, build_tokenizer
 from vr1.prompts import PromptEncoder
 
 
 @pytest.fixture(scope="module")
 def seven_b(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("seven_b")
-    write_7b(folder)
+    """The configuration of Qwen2.5-VL-7B in a folder without weights."""
+    folder, tokenizer = tmp_path_factory.mktemp("seven_b"), build_tokenizer()
+    config_of("qwen2.5-vl-7b", tokenizer).save_pretrained(folder)
+    build_processor(tokenizer, max_pixels=12845056).save_pretrained(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from tests.test_module import build
+from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.families import Qwen25VL
 from vr1.policy import Lora, PolicySource
@@ -116,18 +117,8 @@ def test_four_bit_weights_take_a_grpo_step_through_their_adapters(source, tmp_pa
         def on_before_optimizer_step(self, trainer, *_):
             seen.update({name: float(value.grad.abs().sum()) for name, value in trainable(module.policy).items()})
 
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[Gradients()],
-    )
-    trainer.fit(module, SceneDataModule(SceneStyle(), train_scenes=4, val_scenes=1, batch_size=2, num_workers=0))
+    training = trainer(tmp_path, [Gradients()], max_steps=1)
+    training.fit(module, SceneDataModule(SceneStyle(), train_scenes=4, val_scenes=1, batch_size=2, num_workers=0))
     # B begins at zero, which leaves A without gradient in the first step.
     assert all(value > 0 for name, value in seen.items() if "lora_B" in name)
     after = trainable(module.policy)

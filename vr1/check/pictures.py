@@ -46,7 +46,7 @@ def draw_records(source: Any, encoder: PromptEncoder, number: int, seed: int) ->
 
     Args:
         source: records by index, at least one.
-        encoder: the model's.
+        encoder: the model's, without a limit.
         number: how many records.
         seed: draws them.
     """
@@ -64,7 +64,7 @@ def draw_records(source: Any, encoder: PromptEncoder, number: int, seed: int) ->
 
 def as_seen(record: DetectionRecord, encoder: PromptEncoder) -> Finding:
     """A record at the size of the model's input, answered with its own true boxes, written and read back."""
-    prompts = PromptEncoder(encoder.processor, encoder.family, max_prompt_tokens=10**9)([record])
+    prompts = encoder([record])
     size = prompts.input_sizes[0]
     resized = replace(
         record, image=record.image.resize(size), boxes_xyxy=rescale(record.boxes_xyxy, record.image_size, size)

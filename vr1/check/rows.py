@@ -77,17 +77,16 @@ class _Rows(Dataset[Row]):
         )
 
 
-def read_rows(source: Any, encoder: PromptEncoder, num_workers: int) -> Iterator[Row]:
+def read_rows(source: Any, encoder: PromptEncoder, limit: int, num_workers: int) -> Iterator[Row]:
     """Read every record of a source once, image and all.
 
     Args:
         source: records by index.
-        encoder: the model's; prompts are made as in training, and those above its limit are told.
+        encoder: the model's, without a limit: prompts are made as in training.
+        limit: longest prompt that training would take, in tokens; those above it are told.
         num_workers: processes that read.
     """
-    unlimited = PromptEncoder(encoder.processor, encoder.family, max_prompt_tokens=10**9)
-    rows = _Rows(source, unlimited, encoder.max_prompt_tokens)
-    yield from DataLoader(rows, batch_size=None, num_workers=num_workers)
+    yield from DataLoader(_Rows(source, encoder, limit), batch_size=None, num_workers=num_workers)
 
 
 class _Warnings(logging.Handler):

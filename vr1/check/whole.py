@@ -8,12 +8,14 @@ from vr1.check.rows import read_rows
 from vr1.check.summary import Summary, anomalies
 from vr1.data.datamodule import MissingSplitError
 from vr1.data.problems import FaultyRecordsError, Problems
+from vr1.prompts import PromptEncoder
 
 _SPLITS = ("train", "val", "test")
 _DRAWN = 10
+_NO_LIMIT = 10**9
 
 
-def check(encoder: Any, data: Any, out: Path) -> int:
+def check(encoder: PromptEncoder, data: Any, out: Path) -> int:
     """Read all splits of a data module, print what is found, and write it with its pictures.
 
     Args:
@@ -27,18 +29,19 @@ def check(encoder: Any, data: Any, out: Path) -> int:
     Raises:
         ValueError: no split can be opened; what is wrong with each was printed.
     """
+    limit, unlimited = encoder.max_prompt_tokens, PromptEncoder(encoder.processor, encoder.family, _NO_LIMIT)
     sources, faulty = _open(data)
     out.mkdir(parents=True, exist_ok=True)
     summaries = []
     for name, source in sources.items():
         problems, notes = _found_when_opened(source, name)
-        rows = list(read_rows(source, encoder, data.num_workers))
+        rows = list(read_rows(source, unlimited, limit, data.num_workers))
         for row in rows:
             for kind, where in row.faults:
                 problems.add(kind, where)
-        summaries.append(Summary(name=name, rows=rows, limit=encoder.max_prompt_tokens, problems=problems, notes=notes))
+        summaries.append(Summary(name=name, rows=rows, limit=limit, problems=problems, notes=notes))
         print(summaries[-1].text(), end="\n\n", flush=True)
-        draw_records(source, encoder, _DRAWN, data.seed).save(out / f"records_{name}.png")
+        draw_records(source, unlimited, _DRAWN, data.seed).save(out / f"records_{name}.png")
     (out / "check.txt").write_text("\n\n".join(item.text() for item in summaries) + "\n", encoding="utf-8")
     histograms(summaries).savefig(out / "histograms.png", dpi=110)
     print(f"{out}: check.txt, histograms.png, {', '.join(f'records_{name}.png' for name in sources)}")

@@ -66,11 +66,8 @@ def _gpus() -> Iterator[Observation]:
     built = torch.version.cuda or getattr(torch.version, "hip", None)
     if not torch.cuda.is_available():
         if _DRIVER.is_file() and not built:
-            told, mend = (
-                "a driver is there, but torch is built without CUDA",
-                "install a CUDA build of torch",
-            )
-            yield Observation(what="GPU", told=told, state="fault", mend=mend)
+            told = "a driver is there, but torch is built without CUDA"
+            yield Observation(what="GPU", told=told, state="fault", mend="install a CUDA build of torch")
         elif _DRIVER.is_file():
             told = f"a driver is there, but torch for CUDA {built} cannot use it"
             mend = "update the driver, or install torch for an older CUDA; see also CUDA_VISIBLE_DEVICES"

@@ -4,6 +4,7 @@ Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, R 
 """
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -61,12 +62,16 @@ def _random_numbers(prompts: PromptBatch, group: int, limit: int, draw: int) -> 
     return torch.from_numpy(np.concatenate([stream.random((group, limit)) for stream in streams]))
 
 
+def hidden_tokens(tokenizer: Any, markers: Collection[int]) -> set[int]:
+    """The special tokens that are not shown in a text: all but those that belong to an answer."""
+    return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} - set(markers)
+
+
 def _decode(tokenizer: Any, tokens: Tensor, mask: Tensor, prompts: PromptBatch) -> list[list[str]]:
     """The texts of rows ``[R, C]`` by prompt, special tokens left out that are no part of an answer."""
     rows = [row[kept].tolist() for row, kept in zip(tokens.cpu(), mask.cpu(), strict=True)]
     if prompts.markers:
-        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        left_out = special - prompts.markers
+        left_out = hidden_tokens(tokenizer, prompts.markers)
         rows = [[token for token in row if token not in left_out] for row in rows]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=not prompts.markers)
     group = len(texts) // len(prompts)

@@ -5,6 +5,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -42,7 +44,7 @@ def run_facts() -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(),
         "seed": int(seed) if seed is not None and seed.lstrip("-").isdigit() else None,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "git": _git(Path.cwd()),
     }
 
@@ -55,13 +57,17 @@ def _command() -> str:
     return shlex.join([program.name, *sys.argv[1:]])
 
 
-def _versions() -> dict[str, str]:
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The installed versions of packages; those that are not installed (vr1 itself in a clone, say) are left out.
+
+    Example:
+        >>> list(versions(["pillow", "no such package"]))
+        ['pillow']
+    """
     found = {}
-    for package in PACKAGES:
-        try:
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
