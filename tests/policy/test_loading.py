@@ -123,7 +123,7 @@ def test_four_bit_weights_take_a_grpo_step_through_their_adapters(source, tmp_pa
     assert all(value > 0 for name, value in seen.items() if "lora_B" in name)
     after = trainable(module.policy)
     assert all((before[name] != after[name]).any() for name in after if "lora_B" in name)
-    assert torch.isfinite(trainer.callback_metrics["grpo/loss"])
+    assert torch.isfinite(training.callback_metrics["grpo/loss"])
 
 
 def image_tokens(source, records):
