@@ -103,9 +103,9 @@ def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
     data = SceneDataModule(SceneStyle(), test_scenes=2)
     prompts = module.encoder([data.build("test")[row] for row in range(2)])
 
-    def decoded(policy, prompts, sampling, chances):
+    def decoded(policy, asked, sampling, chances):
         rows = tokens.repeat(2, 1)
-        return rows, torch.full((2,), len(tokens)), torch.ones(2, dtype=torch.bool), 0.0
+        return rows, torch.full((2,), len(tokens)), torch.ones(2, dtype=torch.bool)
 
     for way in ("decode_shared", "decode_plain"):
         monkeypatch.setattr(import_module("vr1.rollout.generate"), way, decoded)

@@ -9,7 +9,7 @@ import torch
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
 from vr1.module import GRPOModule, merge
-from vr1.policy import Lora
+from vr1.policy import Lora, Policy
 from vr1.records import Rollout
 from vr1.rewards import Reward, RewardTerm
 from vr1.rollout import Sampling
@@ -183,9 +183,55 @@ def test_stuck_groups_are_sampled_again(source, tmp_path, monkeypatch):
     module = build(source, reward=Reward(terms={"same": Same()}), resample_equal=2)
     draws = []
     original = module._rollout
-    monkeypatch.setattr(module, "_rollout", lambda batch, draw: draws.append(draw) or original(batch, draw))
+    prefixes = []
+
+    def rollout(batch, draw, prefix=None):
+        draws.append(draw)
+        prefixes.append(prefix)
+        return original(batch, draw, prefix)
+
+    monkeypatch.setattr(module, "_rollout", rollout)
     fit(module, tmp_path, steps=1)
     assert draws == [0, 1, 2]
+    assert prefixes[0] is None
+    assert prefixes[1] is prefixes[2] is not None, "prompts were read again for every draw"
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "read"),
+    [
+        ({}, {}, [True, False]),
+        ({"loss": GRPO(kl_coef=0.0)}, {}, [True]),
+        ({"loss": GRPO(kl_coef=0.0)}, {"gradient_checkpointing": True}, [True]),
+        # The second update has other weights than those which read the prompts for the rollout.
+        ({"loss": GRPO(kl_coef=0.0), "updates_per_rollout": 2}, {}, [True, True]),
+        # Dropout makes the policy that samples another than the one that is trained.
+        ({"loss": GRPO(kl_coef=0.0)}, {"lora": Lora(rank=2, dropout=0.1)}, [False, True]),
+    ],
+    ids=["with a reference", "alone", "recomputed", "two updates", "dropout"],
+)
+def test_a_step_reads_its_prompts_as_often_as_it_must(source, tmp_path, monkeypatch, settings, changes, read):
+    module = build(replace(source, **changes), **settings)
+    with_graph = []
+    original = Policy.read
+
+    def counted(policy, prompts):
+        with_graph.append(torch.is_grad_enabled())
+        return original(policy, prompts)
+
+    monkeypatch.setattr(Policy, "read", counted)
+    fit(module, tmp_path, steps=settings.get("updates_per_rollout", 1))
+    assert with_graph == read
+
+
+def test_a_prefix_of_the_rollout_changes_no_update(source, tmp_path, monkeypatch):
+    once = build(source)
+    fit(once, tmp_path)
+    monkeypatch.setattr(GRPOModule, "_keeps_graph", lambda _: False)
+    twice = build(source)
+    fit(twice, tmp_path)
+    for name, value in weights(once).items():
+        torch.testing.assert_close(value, weights(twice)[name], atol=1e-5, rtol=1e-4)
 
 
 def test_a_seed_fixes_everything(source, tmp_path):

@@ -84,9 +84,13 @@ def read_checkpoint(path: _PATH, weights_only: bool = True, mmap: bool = False) 
     Raises:
         ValueError: there is no such file, it is damaged, or it holds more than tensors and plain values.
     """
+    if Path(path).is_dir():
+        raise ValueError(
+            f"checkpoint {path} is a folder of shards: train on from it with the sharded strategy of its run, or make a"
+            f" model of it by `python -m vr1 export --ckpt {path} --out FOLDER`"
+        )
     if not Path(path).is_file():
-        what = "is a folder of shards" if Path(path).is_dir() else "does not exist"
-        raise ValueError(f"checkpoint {path} {what}; give the path of a .ckpt file")
+        raise ValueError(f"checkpoint {path} does not exist; give the path of a .ckpt file")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
     except pickle.UnpicklingError as error:

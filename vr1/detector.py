@@ -142,6 +142,12 @@ class Detector(L.LightningModule, ABC):
             restore_random_states(self._random_states[self.global_rank])
         self._random_states = []
 
+    def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+        """Give up the gradients that a step has used: rollouts and evaluations until the next have use for the room."""
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            for parameter in self.policy.parameters():
+                parameter.grad = None
+
     def findings(self, prompts: PromptBatch, answers: Sequence[Answered]) -> list[Finding]:
         """Read, match and reward one answer per prompt."""
         texts = [answer.completion for answer in answers]
@@ -231,7 +237,8 @@ class Detector(L.LightningModule, ABC):
 
     def _box_scores(self, batch: PromptBatch, rollout: Rollout) -> list[tuple[float, ...]]:
         """Scores of the boxes of each prompt's first completion."""
-        log_probs = self.policy.log_probs(batch, rollout.tokens, rollout.mask)[0].cpu().double().numpy()
+        values, _ = self.policy.log_probs(batch, rollout.tokens, rollout.mask, prefix=rollout.prefix)
+        log_probs = values.cpu().double().numpy()
         left_out = hidden_tokens(self.processor.tokenizer, batch.markers)
         scores = []
         for row, (text, *_) in enumerate(rollout.texts):

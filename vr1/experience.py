@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vr1.records import DetectionRecord
+from vr1.records import DetectionRecord, Prefix
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -21,6 +21,7 @@ class Experience:
         advantages: ``[B, G]`` float32.
         reference_log_probs: ``[B, G, C]`` float32, or None without a reference.
         old_log_probs: ``[B, G, C]`` float32 of the policy that sampled; None until its first forward.
+        prefix: what that policy made of the prompts, with its graph, for the first update alone; not stored.
     """
 
     tokens: Tensor
@@ -28,10 +29,16 @@ class Experience:
     advantages: Tensor
     reference_log_probs: Tensor | None
     old_log_probs: Tensor | None = None
+    prefix: Prefix | None = None
+
+    def take_prefix(self) -> Prefix | None:
+        """The prefix, which is good for one backward."""
+        prefix, self.prefix = self.prefix, None
+        return prefix
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors on the CPU for a checkpoint."""
-        values = {name: getattr(self, name) for name in self.__slots__}
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "prefix"}
         return {name: None if value is None else value.detach().cpu() for name, value in values.items()}
 
     @classmethod

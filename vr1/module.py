@@ -21,7 +21,7 @@ from vr1.policy.loading import PolicySource
 from vr1.policy.reference import Reference
 from vr1.prompts import PromptBatch
 from vr1.ranks import data_share, gather
-from vr1.records import Rollout
+from vr1.records import Prefix, Rollout
 from vr1.rewards import Reward
 from vr1.rollout.generate import generate
 from vr1.rollout.settings import Sampling
@@ -113,7 +113,9 @@ class GRPOModule(Detector):
         experience = self.experience[slot]
 
         before = time.perf_counter()
-        log_probs, entropy = self.policy.log_probs(batch, experience.tokens, experience.mask, self.sampling.temperature)
+        log_probs, entropy = self.policy.log_probs(
+            batch, experience.tokens, experience.mask, self.sampling.temperature, experience.take_prefix()
+        )
         if experience.old_log_probs is None:
             experience.old_log_probs = log_probs.detach()
         loss, metrics = self.loss(
@@ -163,7 +165,16 @@ class GRPOModule(Detector):
             mask=mask,
             advantages=advantages.to(rollout.tokens.device),
             reference_log_probs=reference,
+            prefix=rollout.prefix if self._keeps_graph() else None,
         )
+
+    def _keeps_graph(self) -> bool:
+        """Whether the prompts that a rollout reads are read for its first update too.
+
+        Dropout would have the two differ, and divided weights are whole during the rollout only.
+        """
+        divided = hasattr(self.trainer.strategy, "gathered")
+        return self.policy.shares_prompt and not divided and not self.policy.drops_out
 
     def _sample(self, batch: PromptBatch) -> tuple[Rollout, Tensor, dict[str, Tensor]]:
         """Completions, their rewards ``[B, G]`` and the same by term; groups without any difference drawn again."""
@@ -173,20 +184,22 @@ class GRPOModule(Detector):
             stuck = equal_groups(rewards)
             if not stuck.any():
                 break
-            again = self._rollout(batch, draw=attempt)
+            again = self._rollout(batch, draw=attempt, prefix=rollout.prefix)
             new_rewards, new_terms = self._rewards(batch, again)
             rollout = merge(rollout, again, stuck)
             rewards = torch.where(stuck[:, None], new_rewards, rewards)
             terms = {name: torch.where(stuck[:, None], new_terms[name], value) for name, value in terms.items()}
         return rollout, rewards, terms
 
-    def _rollout(self, batch: PromptBatch, draw: int) -> Rollout:
+    def _rollout(self, batch: PromptBatch, draw: int, prefix: Prefix | None = None) -> Rollout:
         # Every attempt at every step draws from a stream of its own for each record, which a resumed run meets again,
         # on as many processes as it likes.
         number = (self.seed * 1_000_003 + self.trainer.global_step) * (self.resample_equal + 1) + draw
         self.policy.eval()
         with self.meter.measure("rollout"):
-            rollout = generate(self.policy, batch, self.sampling, self.processor.tokenizer, number)
+            rollout = generate(
+                self.policy, batch, self.sampling, self.processor.tokenizer, number, prefix, self._keeps_graph()
+            )
         self.policy.train()
         return rollout
 
@@ -258,4 +271,5 @@ def merge(kept: Rollout, drawn: Rollout, take: Tensor) -> Rollout:
         finished=torch.where(rows[:, None], drawn.finished, kept.finished),
         texts=[new if chosen else old for old, new, chosen in zip(kept.texts, drawn.texts, take.tolist(), strict=True)],
         seconds={part: kept.seconds[part] + drawn.seconds[part] for part in kept.seconds},
+        prefix=kept.prefix,
     )

@@ -130,6 +130,30 @@ class Match:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prefix:
+    """What the policy has made of B prompts: all that completions ever ask of them.
+
+    Made with gradients, it carries those of everything that follows back to the prompts.
+    Shape letters: B prompts, P prompt tokens, K key and value heads, E width of a head, D hidden size.
+
+    Attributes:
+        keys: ``[B, K, P, E]`` of each layer, rotary positions applied.
+        values: ``[B, K, P, E]`` of each layer.
+        state: ``[B, D]``, the hidden state of each prompt's last token, which predicts the first of a completion.
+        mask: ``[B, P]`` bool, true on tokens; prompts are padded on the left.
+        following: ``[B]`` int64, rotary position of the token that follows each prompt.
+        axes: number of axes of the rotary positions.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    state: Tensor
+    mask: Tensor
+    following: Tensor
+    axes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Rollout:
     """G sampled completions for each of B prompts (shape letters: B prompts, G group size, C completion tokens).
 
@@ -139,6 +163,7 @@ class Rollout:
         finished: ``[B, G]`` bool, false where the completion was cut off at the token limit.
         texts: B lists of G decoded completions.
         seconds: wall time by part (``prefill``, ``decode``).
+        prefix: what the policy made of the prompts; None where each completion has read its own.
     """
 
     tokens: Tensor
@@ -146,6 +171,7 @@ class Rollout:
     finished: Tensor
     texts: list[list[str]]
     seconds: dict[str, float] = field(default_factory=dict)
+    prefix: Prefix | None = None
 
     def __post_init__(self) -> None:
         assert self.tokens.shape == self.mask.shape, (self.tokens.shape, self.mask.shape)

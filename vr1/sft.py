@@ -17,7 +17,7 @@ from vr1.rollout.settings import Sampling
 class SFTModule(Detector):
     """Maximum likelihood of the ground truth, written as the family writes answers.
 
-    The same prompts, packed rows and evaluation as `GRPOModule`: a supervised answer is a group of one completion.
+    The same prompts, forward and evaluation as `GRPOModule`: a supervised answer is a group of one completion.
 
     Args:
         policy: which model, and how to load it.

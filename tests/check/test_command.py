@@ -112,7 +112,7 @@ def test_nothing_that_can_be_read(tmp_path, blank_model, capsys):
 def test_records_are_shown_at_the_models_size(source, records, family):
     processor = source.processor()
     processor.image_processor.size = type(processor.image_processor.size)(shortest_edge=3136, longest_edge=28 * 28 * 9)
-    encoder = PromptEncoder(processor, family, max_prompt_tokens=4)
+    encoder = PromptEncoder(processor, family, max_prompt_tokens=1024)
     for record in records:
         finding = as_seen(record, encoder)
         assert finding.record.image.size != record.image.size

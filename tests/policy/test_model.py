@@ -1,6 +1,7 @@
-"""Packed rows against the plain way: every completion in a row of its own, through the whole transformers model."""
+"""Shared prompts against the plain way: a whole row for every completion, through transformers' own forward."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 
 from vr1.policy import Lora, Policy
 from vr1.prompts import PromptBatch
+from vr1.rollout import Sampling, generate
 
 
 def plain_log_probs(policy: Policy, prompts: PromptBatch, tokens, mask, temperature=1.0):
-    """Log-probs ``[B, G, C]`` from one full forward per completion: no packing, no shared prefix, no padding."""
+    """Log-probs ``[B, G, C]`` from one full forward per completion: no shared prefix, no padding."""
     result = torch.zeros(mask.shape)
     patches = prompts.vision["image_grid_thw"].prod(1).tolist()
     pixels = prompts.vision["pixel_values"].split(patches)
@@ -39,7 +41,11 @@ def relative_difference(ours, reference) -> float:
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-def test_packed_log_probs_and_gradients_equal_the_plain_ones(source, prompts, ragged_completions, lora, checkpointing):
+@pytest.mark.parametrize("spread", [1.0, math.inf], ids=["each prompt alone", "prompts padded"])
+@pytest.mark.parametrize("sampled", [False, True], ids=["read anew", "read by the rollout"])
+def test_log_probs_and_gradients_equal_the_plain_ones(
+    source, encoder, prompts, ragged_completions, lora, checkpointing, spread, sampled
+):
     torch.manual_seed(0)
     policy = replace(source, lora=lora, gradient_checkpointing=checkpointing).load()
     if lora:
@@ -48,10 +54,17 @@ def test_packed_log_probs_and_gradients_equal_the_plain_ones(source, prompts, ra
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
     plain = copy.deepcopy(policy)
+    policy.length_spread = spread
     tokens, mask = ragged_completions
+    prefix = None
+    if sampled:
+        sampling = Sampling(group_size=4, max_new_tokens=9)
+        rollout = generate(policy.eval(), prompts, sampling, encoder.processor.tokenizer, with_graph=True)
+        tokens, mask, prefix = rollout.tokens, rollout.mask, rollout.prefix
+        policy.train()
     weights = torch.randn(mask.shape) * mask
 
-    ours, _ = policy.log_probs(prompts, tokens, mask)
+    ours, _ = policy.log_probs(prompts, tokens, mask, prefix=prefix)
     reference = plain_log_probs(plain, prompts, tokens, mask)
     (ours * weights).sum().backward()
     (reference * weights).sum().backward()
@@ -64,6 +77,17 @@ def test_packed_log_probs_and_gradients_equal_the_plain_ones(source, prompts, ra
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             assert relative_difference(policy.get_parameter(name).grad, parameter.grad) < 1e-4, name
+
+
+def test_no_token_counts(source, prompts, ragged_completions):
+    policy = source.load()
+    tokens, mask = ragged_completions
+    log_probs, entropy = policy.log_probs(prompts, tokens, torch.zeros_like(mask))
+    assert log_probs.shape == mask.shape
+    assert not log_probs.any()
+    assert not entropy.any()
+    log_probs.sum().backward()
+    assert all(value.grad is None or not value.grad.any() for value in policy.parameters())
 
 
 def test_temperature_divides_the_logits(source, prompts, ragged_completions):

@@ -1,11 +1,10 @@
 """Attention over a prompt that is stored once against one over whole rows, while rows finish."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from vr1.records import Prefix
 from vr1.rollout.group_cache import GroupCache
 
 GROUP, HEADS, SHARED, WIDTH = 3, 6, 2, 8
@@ -22,8 +21,15 @@ def test_equals_attention_over_whole_rows(padded):
     if padded:
         mask[0, 0] = mask[2, :2] = False
     prompt_keys, prompt_values = drawn(3, SHARED, 4), drawn(3, SHARED, 4)
-    prompts = SimpleNamespace(layers=[SimpleNamespace(keys=prompt_keys, values=prompt_values)])
-    cache = GroupCache(prompts, mask, GROUP)  # type: ignore[arg-type]
+    prefix = Prefix(
+        keys=[prompt_keys],
+        values=[prompt_values],
+        state=torch.zeros(3, 1),
+        mask=mask,
+        following=torch.zeros(3, dtype=torch.long),
+        axes=1,
+    )
+    cache = GroupCache(prefix, GROUP)
     rows = torch.arange(3 * GROUP)
     # After some tokens: a gap in a group, a prompt without any row, one row alone.
     leaving = {10: [0, 2, 3, 6, 7], 20: [1, 3, 4], 40: [2]}
@@ -31,7 +37,7 @@ def test_equals_attention_over_whole_rows(padded):
     for step in range(70):
         key, value, query = drawn(len(rows), SHARED, 1), drawn(len(rows), SHARED, 1), drawn(len(rows), HEADS, 1)
         stored.append((key, value))
-        ours = cache(0, query, *cache.update(key, value, 0), scaling=0.3)
+        ours = cache(0, query, key, value, scaling=0.3)
         of_prompt = (prompt_keys[rows // GROUP], prompt_values[rows // GROUP])
         keys, values = (
             torch.cat([before, *parts], dim=2).repeat_interleave(HEADS // SHARED, dim=1)
@@ -44,4 +50,4 @@ def test_equals_attention_over_whole_rows(padded):
             kept = torch.tensor(leaving[step])
             cache.keep(kept)
             rows, stored = rows[kept], [(key[kept], value[kept]) for key, value in stored]
-    assert len(cache.prompt_keys[0]) == 1, "prompts whose completions have all ended are still there"
+    assert len(cache.prompt_keys[0]) == SHARED, "prompts whose completions have all ended are still there"

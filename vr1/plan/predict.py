@@ -1,7 +1,7 @@
 """Memory by part, at the three moments of a step at which most of it is held.
 
-Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, L tokens of a packed row, V vocabulary,
-D hidden size.
+Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, V vocabulary, D hidden
+size.
 """
 
 import math
@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from vr1.plan.live_bytes import FourBitLinear, LiveBytes
 from vr1.plan.needs import Needs
@@ -34,7 +33,7 @@ class Prediction:
     Attributes:
         parameters: numbers of parameters: ``all``, ``trained``.
         moments: bytes by part, for each of ``rollout``, ``policy`` (forward and backward of the loss) and ``update``.
-        row_tokens: tokens of a packed row, the longest possible.
+        row_tokens: tokens of a prompt and all its completions, at most.
     """
 
     parameters: dict[str, int]
@@ -74,8 +73,10 @@ def predict(needs: Needs) -> Prediction:
     activations, logits = _policy_step(policy, prompts, needs)
     working, cache, choosing = _rollout(policy, prompts, needs)
     gathered, blocks = _gathered(policy, needs)
+    # Between two steps there are no gradients.
+    kept = {part: size for part, size in held.items() if part != "gradients"}
     moments = {
-        "rollout": {**held, "gathered weights": gathered, "cache": cache, "logits": choosing, "activations": working},
+        "rollout": {**kept, "gathered weights": gathered, "cache": cache, "logits": choosing, "activations": working},
         "policy": {**held, "gathered weights": blocks, "activations": activations, "logits": logits},
         # AdamW makes its step for all tensors at once on a GPU, which takes one more value a parameter.
         "update": {**held, "activations": held["gradients"]},
@@ -143,9 +144,9 @@ def _policy_step(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[fl
         forward = live.peak
         live.reset()
         log_probs.sum().backward()
-        # The gradients of the step before are there until backward begins, and grow anew in it.
+        # Gradients are counted elsewhere: there are none in forward, and they grow in backward.
         grown = _bytes(parameter for parameter in policy.parameters() if parameter.grad is not None)
-        peak = max(forward, live.peak - grown)
+        peak = max(forward, live.peak) - grown
     logits = min(_logits(policy, tokens), peak)
     for parameter in policy.parameters():
         parameter.grad = None
@@ -163,26 +164,22 @@ def _logits(policy: Policy, tokens: Tensor) -> float:
 
 
 def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float, float, float]:
-    """Bytes that the prompts' forward works with, of keys and values at the end, and of choosing tokens."""
+    """Bytes that the prompts' forward holds and works with, of keys and values at the end, and of choosing tokens."""
     batch, width = prompts.tokens.shape
-    # As in a rollout: models that recompute keep no keys and values in training.
-    policy.eval()
-    with torch.no_grad(), LiveBytes() as live:
-        cache = DynamicCache(config=policy.base.config.get_text_config())
-        mask = torch.ones(batch, 1, width, width, dtype=torch.bool)
-        inputs = policy.inputs(prompts.tokens, torch.cat(policy.embed(prompts)))
-        policy.hidden(inputs, policy.positions(prompts)[0], mask, past_key_values=cache, use_cache=True)
-        kept: Any = cache.layers
-        of_prompts, layers = _bytes(value for layer in kept for value in (layer.keys, layer.values)), len(kept)
-        working = live.peak
+    with_graph = not (needs.sharded or policy.drops_out)
+    with torch.set_grad_enabled(with_graph), LiveBytes() as live:
+        prefix = policy.read(prompts)
+        working, kept = live.peak, live.now
+    of_prompts, layers = _bytes((*prefix.keys, *prefix.values)), len(prefix.keys)
     rows = batch * needs.group_size
     # Room for the tokens of completions doubles from 64; a layer is there twice while its room grows.
     room = 64 * 2 ** math.ceil(math.log2(max(1.0, needs.completion_tokens / 64)))
-    cached = of_prompts + of_prompts / (batch * width) * rows * room * (1 + 1 / layers)
+    of_completions = of_prompts / (batch * width) * rows * room * (1 + 1 / layers)
     vocabulary = policy.base.config.get_text_config().vocab_size
     choosing = float(rows * vocabulary * _CHOOSING)
-    # The prompts' forward comes first, and only its own cache is there then.
-    return max(0.0, working - cached - choosing), cached, choosing
+    # The prompts' forward comes first; what it leaves is kept. Keys and values of several prompts are laid out anew.
+    cached = of_prompts * (2 if batch > 1 else 1) + of_completions
+    return max(kept - of_prompts, working - cached - choosing), cached, choosing
 
 
 def _gathered(policy: Policy, needs: Needs) -> tuple[float, float]:

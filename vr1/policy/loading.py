@@ -144,7 +144,7 @@ class PolicySource:
         network: Any = AutoModelForImageTextToText.from_pretrained(
             self.path,
             dtype=getattr(torch, self.dtype),
-            # Packed rows come with a mask of their own, which of the implementations only this one takes as it is.
+            # What shares prompts brings a mask of its own, which of the implementations only this one takes as it is.
             attn_implementation="sdpa",
             quantization_config=quantization,
             use_safetensors=True,

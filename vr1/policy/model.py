@@ -1,7 +1,7 @@
 """The policy as the rest of the program sees it: features of an image, states of a row, log-probs of completions.
 
-Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, L tokens of a packed row, T scored
-tokens, A axes of the rotary positions, D hidden size, V vocabulary.
+Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, T completion tokens of all rows together,
+L tokens of a row, A axes of the rotary positions, D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from vr1.policy.architectures import architecture_of
-from vr1.policy.attention import NAME, PackedAttention, Sharing
-from vr1.policy.packing import PackedRows, pack
+from vr1.policy.attention import NAME, CompletionAttention, PromptAttention, Sharing
 from vr1.policy.patch_embedding import as_products
 from vr1.policy.plain import plain_log_probs
+from vr1.policy.prefix import joined
 from vr1.policy.token_scores import token_log_probs
 from vr1.prompts import PromptBatch
+from vr1.records import Prefix
 
 # Rows go through the model together when the longest has at most this many times the tokens of the shortest.
 _LENGTH_SPREAD = 1.25
@@ -69,6 +70,11 @@ class Policy(nn.Module):
         return hasattr(self.network, "peft_config")
 
     @property
+    def drops_out(self) -> bool:
+        """Whether two forwards of the same in training differ."""
+        return any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in self.modules())
+
+    @property
     def forbidden_tokens(self) -> list[int]:
         """Tokens that stand for pictures: sampled, they would ask the next forward for an image that is not there."""
         names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -102,72 +108,81 @@ class Policy(nn.Module):
         assert self.architecture is not None
         return self.architecture.inputs(self.base, tokens, image)
 
-    def hidden(
-        self,
-        inputs: dict[str, Any],
-        positions: Tensor,
-        attention: Tensor | None = None,
-        sharing: Sharing | None = None,
-        **cache: Any,
-    ) -> Any:
-        """Run the language model on `inputs`; returns transformers' output (``last_hidden_state``, cache).
-
-        Either a mask as transformers takes it says who sees whom, or ``sharing``.
-        """
+    def hidden(self, inputs: dict[str, Any], positions: Tensor, sharing: Sharing) -> Tensor:
+        """Hidden states ``[B, L, D]`` of `inputs` at rotary positions ``[A, B, L]``; ``sharing`` says who sees whom."""
         assert self.architecture is not None
-        if sharing is not None:
-            # A mask of four axes is taken as it is, where none at all would have one made.
-            attention = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=positions.device)
-            cache = {**cache, "sharing": sharing}
-        return self.architecture.hidden(self.base, inputs, positions, attention, **{"use_cache": False, **cache})
+        # A mask of four axes is taken as it is, where none at all would have one made.
+        everything = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=positions.device)
+        return self.architecture.hidden(self.base, inputs, positions, everything, sharing=sharing)
+
+    def read(self, prompts: PromptBatch) -> Prefix:
+        """Run B prompts, images and all, so that completions can go on from there."""
+        image = self.embed(prompts)
+        positions, following = self.positions(prompts)
+        parts = []
+        lengths = prompts.mask.sum(1)
+        passes = _passes(lengths, self.length_spread)
+        for rows in passes:
+            longest = int(lengths[rows].max())
+            mask = prompts.mask[rows, -longest:]
+            sharing = PromptAttention(mask)
+            inputs = self.inputs(prompts.tokens[rows, -longest:], torch.cat([image[row] for row in rows.tolist()]))
+            states = self.hidden(inputs, positions[:, rows, -longest:], sharing)
+            parts.append(
+                Prefix(
+                    keys=[sharing.keys[layer] for layer in sorted(sharing.keys)],
+                    values=[sharing.values[layer] for layer in sorted(sharing.values)],
+                    state=states[:, -1],
+                    mask=mask,
+                    following=following[rows],
+                    axes=len(positions),
+                )
+            )
+        return joined(parts, passes)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``[..., V]`` of hidden states ``[..., D]``."""
         return self.base.lm_head(hidden).float()
 
     def log_probs(
-        self, prompts: PromptBatch, tokens: Tensor, mask: Tensor, temperature: float = 1.0
+        self, prompts: PromptBatch, tokens: Tensor, mask: Tensor, temperature: float = 1.0, prefix: Prefix | None = None
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of every completion token, prompt and image computed once per group where they can be.
 
         Args:
             prompts: B prompts.
             tokens: ``[B, G, C]`` int64.
-            mask: ``[B, G, C]`` bool, true on tokens that count.
+            mask: ``[B, G, C]`` bool, true on tokens that count: of a completion its first so many, or none.
             temperature: the temperature that the tokens were sampled with.
+            prefix: what `read` made of the prompts, if it has with the weights as they are.
 
         Returns:
             Log-probs ``[B, G, C]`` float32 and entropies ``[B, G, C]`` float32 without gradient; 0 outside the mask.
         """
         if not self.shares_prompt:
             return plain_log_probs(self.network, prompts, tokens, mask, temperature)
-        image = self.embed(prompts)
-        positions, following = self.positions(prompts)
-        passes = _passes(prompts.mask.sum(1) + mask.sum((1, 2)), self.length_spread)
-        log_probs, entropies = [], []
-        for chosen in passes:
-            rows = pack(prompts.tokens[chosen], prompts.mask[chosen], tokens[chosen], mask[chosen])
-            row_positions = _row_positions(positions[:, chosen], prompts.mask[chosen], following[chosen], rows)
-            inputs = self.inputs(rows.tokens, torch.cat([image[row] for row in chosen.tolist()]))
-            states = self.hidden(inputs, row_positions, sharing=PackedAttention(rows)).last_hidden_state
-            scored = states[rows.rows, rows.columns]
-            values, entropy = token_log_probs(self.logits, scored, tokens[chosen][mask[chosen]], temperature)
-            empty = torch.zeros(mask[chosen].shape, device=mask.device)
-            log_probs.append(empty.masked_scatter(mask[chosen], values))
-            entropies.append(empty.masked_scatter(mask[chosen], entropy))
-        restore = torch.cat(passes).argsort()
-        return torch.cat(log_probs)[restore], torch.cat(entropies)[restore]
+        prefix = self.read(prompts) if prefix is None else prefix
+        present = mask if bool(mask.any()) else _one(mask)
+        row, _, place = present.nonzero(as_tuple=True)
+        positions = (prefix.following[row] + place).expand(prefix.axes, 1, -1)
+        inputs = self.inputs(tokens[present][None])
+        states = self.hidden(inputs, positions, CompletionAttention(prefix, present))[0]
+        # The first token of a completion is predicted by the prompt's last; every other one by the token before it.
+        scored = torch.where((place == 0)[:, None], prefix.state[row], states.roll(1, dims=0))
+        values, entropy = token_log_probs(self.logits, scored, tokens[present], temperature)
+        empty = torch.zeros(mask.shape, device=mask.device)
+        return empty.masked_scatter(mask, values), empty.masked_scatter(mask, entropy)
 
 
 def _passes(lengths: Tensor, spread: float = _LENGTH_SPREAD) -> list[Tensor]:
-    """Split rows into forwards of rows of like length, so that little of each is padding.
+    """Split prompts into forwards of rows of like length, so that little of each is padding.
 
     Args:
         lengths: ``[B]`` int64, tokens of each row.
         spread: how many times the shortest of a forward its longest may be.
 
     Returns:
-        Row numbers, int64, one tensor a forward; together they hold every row once.
+        Row numbers, int64 in ascending order, one tensor a forward; together they hold every row once.
 
     Example:
         >>> [rows.tolist() for rows in _passes(torch.tensor([100, 40, 110, 45]))]
@@ -181,14 +196,11 @@ def _passes(lengths: Tensor, spread: float = _LENGTH_SPREAD) -> list[Tensor]:
             groups.append([])
             shortest = length
         groups[-1].append(row)
-    return [torch.tensor(group, device=lengths.device) for group in groups]
+    return [torch.tensor(sorted(group), device=lengths.device) for group in groups]
 
 
-def _row_positions(positions: Tensor, prompt_mask: Tensor, following: Tensor, rows: PackedRows) -> Tensor:
-    """Rotary positions ``[A, B, L]``: the prompt's own, then each completion as if it followed the prompt alone."""
-    # Left-aligned prompt positions, so that a token's offset in the prompt finds its place.
-    order = torch.sort((~prompt_mask).long(), dim=1, stable=True).indices
-    aligned = positions.gather(2, order.expand_as(positions))
-    in_prompt = rows.segments == 0
-    prompt_part = aligned.gather(2, (rows.offsets * in_prompt).expand(len(positions), -1, -1))
-    return torch.where(in_prompt, prompt_part, following[:, None] + rows.offsets)
+def _one(mask: Tensor) -> Tensor:
+    """A mask with one token, for a forward that counts nothing but takes part in what all processes do together."""
+    mask = mask.clone()
+    mask[0, 0, 0] = True
+    return mask

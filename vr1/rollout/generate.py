@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vr1.policy.model import Policy
 from vr1.prompts import PromptBatch
-from vr1.records import Rollout
+from vr1.records import Prefix, Rollout
 from vr1.rollout.choose import choose
 from vr1.rollout.plain import decode_plain
 from vr1.rollout.settings import Sampling
@@ -23,7 +23,15 @@ __all__ = ["choose", "generate"]
 
 
 @torch.no_grad()
-def generate(policy: Policy, prompts: PromptBatch, sampling: Sampling, tokenizer: Any, draw: int = 0) -> Rollout:
+def generate(
+    policy: Policy,
+    prompts: PromptBatch,
+    sampling: Sampling,
+    tokenizer: Any,
+    draw: int = 0,
+    prefix: Prefix | None = None,
+    with_graph: bool = False,
+) -> Rollout:
     """Sample G completions for every prompt.
 
     The random numbers of a completion depend on ``draw``, the record and the place in its group alone, never on the
@@ -35,6 +43,8 @@ def generate(policy: Policy, prompts: PromptBatch, sampling: Sampling, tokenizer
         sampling: group size, temperature, top-p and length limit.
         tokenizer: decodes the tokens.
         draw: which of the many possible rollouts; training counts up.
+        prefix: what the policy has made of the prompts already, if it has.
+        with_graph: make the prefix as training would, so that a loss of the completions can go back through it.
 
     Returns:
         The rollout; every completion ends with its end token or is cut at ``max_new_tokens``.
@@ -42,9 +52,14 @@ def generate(policy: Policy, prompts: PromptBatch, sampling: Sampling, tokenizer
     batch, group = len(prompts), sampling.group_size
     chances = _random_numbers(prompts, group, sampling.max_new_tokens, draw).to(prompts.tokens.device)
     started = time.perf_counter()
-    decode = decode_shared if policy.shares_prompt else decode_plain
-    tokens, lengths, finished, prefill = decode(policy, prompts, sampling, chances)
-    seconds = time.perf_counter() - started
+    if policy.shares_prompt and prefix is None:
+        prefix = _read(policy, prompts, with_graph)
+    read = time.perf_counter()
+    if prefix is not None:
+        tokens, lengths, finished = decode_shared(policy, prefix, sampling, chances)
+    else:
+        tokens, lengths, finished = decode_plain(policy, prompts, sampling, chances)
+    decoded = time.perf_counter()
     steps = tokens.shape[1]
     mask = torch.arange(steps, device=tokens.device)[None] < lengths[:, None]
     return Rollout(
@@ -52,8 +67,19 @@ def generate(policy: Policy, prompts: PromptBatch, sampling: Sampling, tokenizer
         mask=mask.reshape(batch, group, steps),
         finished=finished.reshape(batch, group),
         texts=_decode(tokenizer, tokens, mask, prompts),
-        seconds={"prefill": prefill, "decode": seconds - prefill},
+        prefix=prefix,
+        seconds={"prefill": read - started, "decode": decoded - read},
     )
+
+
+def _read(policy: Policy, prompts: PromptBatch, with_graph: bool) -> Prefix:
+    """The prompts' prefix; one with a graph is made in training's mode, in which a policy may recompute activations."""
+    was_training = policy.training
+    policy.train(was_training or with_graph)
+    with torch.set_grad_enabled(with_graph):
+        prefix = policy.read(prompts)
+    policy.train(was_training)
+    return prefix
 
 
 def _random_numbers(prompts: PromptBatch, group: int, limit: int, draw: int) -> Tensor:

@@ -1,97 +1,104 @@
 """Keys and values of a rollout: the prompts' once, whatever the size of the group, and each completion's own.
 
-Shape letters: B prompts, P prompt tokens, R rows still running, H query heads, K key and value heads, E width of a
-head, S tokens of the completions so far.
+Shape letters: B prompts, P prompt tokens, W places of a prompt, R rows still running, H query heads, K key and value
+heads, E width of a head, S tokens of the completions so far.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+
+from vr1.records import Prefix
 
 # Room for this many tokens at first; it doubles when it is used up, so that long limits cost nothing by themselves.
 _ROOM = 64
 
 
 class GroupCache:
-    """What transformers' layers write keys and values to, and the attention that reads them.
+    """The attention of new tokens, which stores their keys and values.
 
     A new token looks at two parts, the prompt's keys, which its whole group shares, and its completion's own. A softmax
     over both together makes them one attention. All queries of a group meet the prompt's keys in one product, so the
     prompt is read once per group.
 
+    Everything is laid out by prompt, head and place, so that both parts are plain batched products. A prompt has as
+    many places as the largest group still has rows; what stands in the places left over is never looked at.
+
     Args:
-        prompts: the cache of the prompts' forward, keys ``[B, K, P, E]``.
-        mask: ``[B, P]`` bool, true on tokens.
+        prefix: the prompts.
         group: completions of each prompt.
     """
 
-    def __init__(self, prompts: DynamicCache, mask: Tensor, group: int) -> None:
-        layers: list[Any] = list(prompts.layers)
-        self.prompt_keys: list[Tensor] = [layer.keys for layer in layers]
-        self.prompt_values: list[Tensor] = [layer.values for layer in layers]
-        self.padding = None if bool(mask.all()) else ~mask[:, None, None]
+    def __init__(self, prefix: Prefix, group: int) -> None:
+        self.prompts, self.width = len(prefix.mask), group
+        # [B * K, E, P] and [B * K, P, E]: as the products want them.
+        self.prompt_keys = [part.detach().flatten(0, 1).transpose(1, 2) for part in prefix.keys]
+        self.prompt_values = [part.detach().flatten(0, 1) for part in prefix.values]
+        self.shared_heads = prefix.keys[0].shape[1]
+        mask = None if bool(prefix.mask.all()) else ~prefix.mask
+        self.padding = None if mask is None else mask.repeat_interleave(self.shared_heads, dim=0)[:, None]
+        # [B * K, W, room, E]
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.length = 0
-        # Rows lie prompt by prompt, in as many places for each as the largest group still has.
-        self.places = torch.arange(len(mask) * group, device=mask.device)
-        self.width = group
+        self.places = torch.arange(self.prompts * group, device=prefix.mask.device)
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Take in the keys and values ``[R, K, 1, E]`` of a token; all of the completions' so far ``[R, K, S, E]``."""
-        if layer == 0:
-            self.length += 1
-        if layer == len(self.keys):
-            shape = (*key.shape[:2], _ROOM, key.shape[3])
-            self.keys.append(key.new_empty(shape))
-            self.values.append(value.new_empty(shape))
-        elif self.length > self.keys[layer].shape[2]:
-            for stored in (self.keys, self.values):
-                stored[layer] = torch.cat([stored[layer], torch.empty_like(stored[layer])], dim=2)
-        place = self.length - 1
-        self.keys[layer][:, :, place] = key[:, :, 0]
-        self.values[layer][:, :, place] = value[:, :, 0]
-        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Attention of a new token in each row, ``[R, H, 1, E]`` and ``[R, K, 1, E]`` twice -> ``[R, 1, H, E]``."""
+        rows, heads, _, head = query.shape
+        shared = self.shared_heads
+        self._store(layer, key, value)
+        keys, values = (part[layer][:, :, : self.length].flatten(0, 1) for part in (self.keys, self.values))
+        queries = self._by_prompt((query * scaling).view(rows, shared, -1, head))
+        to_prompt = torch.bmm(queries, self.prompt_keys[layer])
+        if self.padding is not None:
+            to_prompt.masked_fill_(self.padding, -torch.inf)
+        to_own = torch.bmm(queries.view(len(keys), -1, head), keys.transpose(1, 2))
+        scores = torch.cat([to_prompt, to_own.view(*queries.shape[:2], -1)], dim=-1)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+        split = to_prompt.shape[2]
+        result = torch.bmm(weights[..., :split], self.prompt_values[layer])
+        own = weights[..., split:].reshape(len(keys), -1, self.length)
+        result = torch.baddbmm(result.view(len(keys), -1, head), own, values)
+        return self._by_row(result.view(self.prompts, shared, self.width, -1, head)).reshape(rows, 1, heads, head)
 
     def keep(self, rows: Tensor) -> None:
         """Leave out all rows but these ``[R']``, in ascending order, and the prompts without any."""
-        for stored in (self.keys, self.values):
-            stored[:] = [part[rows] for part in stored]
+        shape = (self.prompts, self.shared_heads, self.width)
+        stored = [[self._by_row(part.unflatten(0, shape[:2]))[rows] for part in kind] for kind in self._own()]
         prompt = self.places[rows] // self.width
         alive, prompt, counts = prompt.unique_consecutive(return_inverse=True, return_counts=True)
-        if len(alive) < len(self.prompt_keys[0]):
-            for stored in (self.prompt_keys, self.prompt_values):
-                stored[:] = [part[alive] for part in stored]
-            self.padding = None if self.padding is None else self.padding[alive]
-        self.width = int(counts.max())
+        if len(alive) < self.prompts:
+            for kind in (self.prompt_keys, self.prompt_values):
+                kind[:] = [part.unflatten(0, shape[:2])[alive].flatten(0, 1) for part in kind]
+            if self.padding is not None:
+                self.padding = self.padding.unflatten(0, shape[:2])[alive].flatten(0, 1)
+        self.prompts, self.width = len(alive), int(counts.max())
         rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[prompt]
         self.places = prompt * self.width + rank
+        for kind, parts in zip(self._own(), stored, strict=True):
+            kind[:] = [self._by_prompt(part).unflatten(1, (self.width, -1)) for part in parts]
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Attention of a new token in each row, ``[R, H, 1, E]`` -> ``[R, 1, H, E]``; keys and values from `update`."""
-        rows, heads, _, head = query.shape
-        queries = (query * scaling).reshape(rows, key.shape[1], -1, head)
-        prompt_keys, prompt_values = self.prompt_keys[layer], self.prompt_values[layer]
-        width = prompt_keys.shape[2]
-        to_prompt = self._by_prompt(queries) @ prompt_keys.transpose(-1, -2)
-        if self.padding is not None:
-            to_prompt = to_prompt.masked_fill(self.padding, -torch.inf)
-        scores = torch.cat([self._by_row(to_prompt), queries @ key.transpose(-1, -2)], dim=-1)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-        of_prompt = self._by_prompt(weights[..., :width]) @ prompt_values
-        result = self._by_row(of_prompt) + weights[..., width:] @ value
-        return result.reshape(rows, 1, heads, head)
+    def _own(self) -> tuple[list[Tensor], list[Tensor]]:
+        return self.keys, self.values
+
+    def _store(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Take in the keys and values ``[R, K, 1, E]`` of a token."""
+        if layer == 0:
+            self.length += 1
+        for kind, part in ((self.keys, key), (self.values, value)):
+            if layer == len(kind):
+                kind.append(part.new_zeros(self.prompts * self.shared_heads, self.width, _ROOM, part.shape[3]))
+            elif self.length > kind[layer].shape[2]:
+                kind[layer] = torch.cat([kind[layer], torch.zeros_like(kind[layer])], dim=2)
+            kind[layer][:, :, self.length - 1] = self._by_prompt(part)
 
     def _by_prompt(self, part: Tensor) -> Tensor:
-        """``[R, K, H / K, n]`` -> ``[B, K, places * H / K, n]``: what belongs to a prompt side by side."""
-        prompts = len(self.prompt_keys[0])
-        if len(part) < prompts * self.width:
-            part = part.new_zeros(prompts * self.width, *part.shape[1:]).index_copy(0, self.places, part)
-        return part.unflatten(0, (prompts, self.width)).transpose(1, 2).flatten(2, 3)
+        """``[R, K, n, ...]`` -> ``[B * K, W * n, ...]``: what belongs to a prompt side by side."""
+        if len(part) < self.prompts * self.width:
+            part = part.new_zeros(self.prompts * self.width, *part.shape[1:]).index_copy(0, self.places, part)
+        return part.unflatten(0, (self.prompts, self.width)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
     def _by_row(self, part: Tensor) -> Tensor:
-        """The inverse of `_by_prompt`."""
-        rows = part.unflatten(2, (self.width, -1)).transpose(1, 2).flatten(0, 1)
+        """``[B, K, W, ...]`` -> ``[R, K, ...]``."""
+        rows = part.transpose(1, 2).flatten(0, 1)
         return rows if len(rows) == len(self.places) else rows[self.places]

@@ -33,8 +33,8 @@ class _Chooser(LogitsProcessor):
 
 def decode_plain(
     policy: Policy, prompts: PromptBatch, sampling: Sampling, chances: Tensor
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Sample G completions of each of B prompts; arguments and returns as in `decode_shared`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample G completions of each of B prompts; further arguments and returns as in `decode_shared`."""
     group, width = sampling.group_size, prompts.tokens.shape[1]
     types = {prompts.types_name: prompts.token_types.repeat_interleave(group, dim=0)} if prompts.types_name else {}
     answers = policy.network.generate(
@@ -50,7 +50,7 @@ def decode_plain(
     finished = ends.any(1)
     # An end token stands at the first place where it is found; what follows is padding.
     lengths = torch.where(finished, ends.long().argmax(1) + 1, tokens.shape[1])
-    return tokens, lengths, finished, 0.0
+    return tokens, lengths, finished
 
 
 def _settings(policy: Policy, sampling: Sampling) -> Any:

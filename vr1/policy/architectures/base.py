@@ -40,14 +40,17 @@ class Architecture(ABC):
         """Where ``[B, L]`` the tokens stand for image features."""
         return tokens == base.config.image_token_id
 
-    def hidden(self, base: Any, inputs: dict[str, Any], positions: Tensor, mask: Tensor | None, **cache: Any) -> Any:
-        """Run the language model; returns transformers' output (``last_hidden_state``, cache).
+    def hidden(self, base: Any, inputs: dict[str, Any], positions: Tensor, mask: Tensor, **settings: Any) -> Tensor:
+        """Hidden states ``[B, L, D]`` of the language model, which keeps no cache.
 
         Args:
             base: the model.
             inputs: what `inputs` gave.
             positions: ``[A, B, L]`` int64.
-            mask: ``[B, keys]`` int64, or ``[B, 1, L, L]`` bool for packed rows, or None.
-            cache: transformers' ``past_key_values`` and ``use_cache``.
+            mask: a mask of four axes, which transformers hands on as it is.
+            settings: what goes on to the attention of every layer.
         """
-        return base.model.language_model(**inputs, position_ids=positions, attention_mask=mask, **cache)
+        output = base.model.language_model(
+            **inputs, position_ids=positions, attention_mask=mask, use_cache=False, **settings
+        )
+        return output.last_hidden_state

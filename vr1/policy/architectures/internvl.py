@@ -15,6 +15,6 @@ class InternVL(Architecture):
         """Places ``[1, B, P]`` of the tokens in their prompt."""
         return (prompts.mask.long().cumsum(1) - 1).clamp(min=0)[None]
 
-    def hidden(self, base: Any, inputs: dict[str, Any], positions: Tensor, mask: Tensor | None, **cache: Any) -> Any:
+    def hidden(self, base: Any, inputs: dict[str, Any], positions: Tensor, mask: Tensor, **settings: Any) -> Tensor:
         """Run the language model, which knows positions of one axis only; see `Architecture.hidden`."""
-        return super().hidden(base, inputs, positions[0], mask, **cache)
+        return super().hidden(base, inputs, positions[0], mask, **settings)

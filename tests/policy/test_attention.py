@@ -1,0 +1,98 @@
+"""Attention of prompts, and of completions laid end to end, against one masked attention over whole rows."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from vr1.policy.attention import CompletionAttention, PromptAttention
+from vr1.policy.prefix import joined
+from vr1.records import Prefix
+
+HEADS, SHARED, WIDTH, SCALE = 6, 2, 8, 0.3
+PROMPTS = torch.tensor([[False, True, True, True], [True, True, True, True], [False, False, True, True]])
+
+
+def drawn(batch, length, generator):
+    return [
+        torch.randn(batch, heads, length, WIDTH, generator=generator, requires_grad=True)
+        for heads in (HEADS, SHARED, SHARED)
+    ]
+
+
+def written_out(query, key, value, allowed):
+    """One attention under a mask ``[B, Q, S]``; ``[B, Q, H, E]``."""
+    keys, values = (part.repeat_interleave(HEADS // SHARED, dim=1) for part in (key, value))
+    return scaled_dot_product_attention(query, keys, values, attn_mask=allowed[:, None], scale=SCALE).transpose(1, 2)
+
+
+def prefix_of(keys, values, mask, number=0):
+    return Prefix(
+        keys=[keys],
+        values=[values],
+        state=torch.full((len(mask), 3), float(number)),
+        mask=mask,
+        following=mask.sum(1),
+        axes=3,
+    )
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_prompt_sees_what_comes_before(padded):
+    mask = PROMPTS if padded else torch.ones_like(PROMPTS)
+    query, key, value = drawn(3, 4, torch.Generator().manual_seed(0))
+    attention = PromptAttention(mask)
+    ours = attention(0, query, key, value, SCALE)
+    allowed = torch.ones(4, 4, dtype=torch.bool).tril() & mask[:, None]
+    expected = written_out(query, key, value, allowed)
+    torch.testing.assert_close(ours[mask], expected[mask])
+    assert torch.isfinite(ours).all(), "what padding computes goes on into the layers above"
+    assert attention.keys[0] is key
+    attention(0, query, key + 1, value + 1, SCALE)
+    assert attention.keys[0] is key, "a layer computed anew replaced what has gone on from it"
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_each_completion_sees_its_prompt_and_itself_only(ragged_completions, padded):
+    _, mask = ragged_completions
+    batch = len(mask)
+    prompt_mask = PROMPTS if padded else torch.ones_like(PROMPTS)
+    generator = torch.Generator().manual_seed(0)
+    _, prompt_key, prompt_value = drawn(batch, 4, generator)
+    query, key, value = drawn(1, int(mask.sum()), generator)
+    attention = CompletionAttention(prefix_of(prompt_key, prompt_value, prompt_mask), mask)
+    ours = attention(0, query, key, value, SCALE)[0]
+
+    # Who sees whom, token by token, over all prompts and completions in one row.
+    row, which, place = mask.nonzero(as_tuple=True)
+    to_prompts = (row[:, None, None] == torch.arange(batch)[:, None]) & prompt_mask
+    same = (row[:, None] == row) & (which[:, None] == which) & (place[:, None] >= place)
+    allowed = torch.cat([to_prompts.flatten(1), same], dim=1)[None]
+    keys, values = (
+        torch.cat([part.transpose(0, 1).flatten(1, 2)[None], own], dim=2)
+        for part, own in ((prompt_key, key), (prompt_value, value))
+    )
+    expected = written_out(query, keys, values, allowed)[0]
+    torch.testing.assert_close(ours, expected)
+    weights = torch.randn(ours.shape, generator=generator)
+    inputs = (query, key, value, prompt_key, prompt_value)
+    for got, wanted in zip(
+        torch.autograd.grad((ours * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_prefixes_of_several_forwards_join_in_the_order_of_their_prompts():
+    generator = torch.Generator().manual_seed(0)
+    long, short = (drawn(batch, length, generator)[1:] for batch, length in ((1, 5), (2, 3)))
+    first = prefix_of(*long, torch.ones(1, 5, dtype=torch.bool), 1)
+    second = prefix_of(*short, torch.tensor([[True, True, True], [False, True, True]]), 2)
+    both = joined([second, first], [torch.tensor([0, 2]), torch.tensor([1])])
+    assert both.state[:, 0].tolist() == [2, 1, 2]
+    assert both.mask.long().tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
+    assert both.following.tolist() == [3, 5, 2]
+    for ours, (one, two) in zip((both.keys[0], both.values[0]), zip(long, short, strict=True), strict=True):
+        torch.testing.assert_close(ours[1], one[0])
+        torch.testing.assert_close(ours[[0, 2], :, 2:], two)
+    assert joined([first], [torch.tensor([0])]) is first

@@ -1,0 +1,100 @@
+"""The decoder that runs the layers by itself against transformers' forward."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.policy.tiny_models import write_tiny
+from vr1.policy import Lora, PolicySource
+from vr1.prompts import PromptEncoder
+from vr1.rollout import products
+from vr1.rollout.decoder import LayerDecoder, ModelDecoder, decoder, rms_norm
+from vr1.rollout.group_cache import GroupCache
+from vr1.rollout.products import product
+
+GROUP = 3
+
+
+@pytest.fixture(params=["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "internvl"])
+def other(request, source, tmp_path):
+    if request.param == "qwen2_5_vl":
+        return source
+    write_tiny(request.param, tmp_path)
+    return PolicySource(path=str(tmp_path))
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": Lora(rank=2)}, {"dtype": "bfloat16"}], ids=str)
+def test_both_decoders_agree_while_rows_leave(other, records, changes):
+    policy = replace(other, **changes).load().eval()
+    prompts = PromptEncoder(other.processor(), other.family(), 1024)(records)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.arange(len(records) * GROUP)
+    tolerance = 0.1 if "dtype" in changes else 1e-4
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        prefix = policy.read(prompts)
+        caches = [GroupCache(prefix, GROUP) for _ in range(2)]
+        ours = decoder(policy, caches[0], prefix.axes, len(rows))
+        assert type(ours) is LayerDecoder
+        theirs = ModelDecoder(policy, caches[1], prefix.axes)
+        position = prefix.following.repeat_interleave(GROUP)
+        for step in range(6):
+            if step == 3:
+                rows = rows[[0, 2, 3, 4]]
+                for cache in caches:
+                    cache.keep(rows)
+                ours = decoder(policy, caches[0], prefix.axes, len(rows))
+            tokens = torch.randint(20, 400, (len(rows),), generator=generator)
+            found, expected = (run(tokens, position[rows] + step) for run in (ours, theirs))
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+
+
+def test_layers_of_another_build_are_left_to_transformers(source, encoder, records):
+    policy = source.load().eval()
+
+    class OtherLayer(type(policy.base.model.language_model.layers[0])):
+        pass
+
+    policy.base.model.language_model.layers[-1].__class__ = OtherLayer
+    with torch.no_grad():
+        prefix = policy.read(encoder(records))
+        assert type(decoder(policy, GroupCache(prefix, GROUP), prefix.axes, 9)) is ModelDecoder
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 8, 64])
+def test_products_are_those_of_the_layers(rows, bias):
+    layers = [torch.nn.Linear(48, width, bias=bias) for width in (32, 16, 16)]
+    inputs = torch.randn(rows, 48)
+    with torch.no_grad():
+        expected = torch.cat([layer(inputs) for layer in layers], dim=1)
+        torch.testing.assert_close(product(layers, rows)(inputs), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(product(layers[:1], rows)(inputs), expected[:, :32], atol=1e-5, rtol=1e-5)
+
+
+def test_weights_are_copied_only_where_their_gradients_will_want_the_room(monkeypatch):
+    made = []
+    monkeypatch.setattr(products, "_rearranged", lambda layers, rows: made.append(len(layers)))
+    trained, frozen = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8).requires_grad_(False)
+    narrow, hooked = torch.nn.Linear(8, 8, dtype=torch.bfloat16), torch.nn.Linear(8, 8)
+    hooked.register_forward_hook(lambda *_: None)
+    for layer in (frozen, narrow, hooked, torch.nn.Sequential(copy.deepcopy(trained))):
+        product([layer], rows=4)
+        product([trained, layer], rows=4)
+    product([trained], rows=33)
+    assert made == []
+    product([trained, trained], rows=4)
+    assert made == [2] if torch.backends.mkl.is_available() else made == []
+
+
+def test_the_norm_is_that_of_transformers(source):
+    norm = source.load().base.model.language_model.norm
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+        states = torch.randn(5, 3, len(norm.weight)) * torch.tensor([1e-4, 1.0, 100.0])[:, None]
+        torch.testing.assert_close(rms_norm(norm, states), norm(states), atol=1e-6, rtol=1e-5)

@@ -1,0 +1,119 @@
+"""The language model for one more token in every row.
+
+A forward of transformers spends as long on calls and small operators as on products when rows are few. `LayerDecoder`
+does the same work in half as many operators, on the layers' own weights; `ModelDecoder` asks transformers, for layers
+that are built in another way.
+
+Shape letters: R rows, D hidden size, H query heads, K key and value heads, E width of a head, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vr1.policy.model import Policy
+from vr1.rollout.group_cache import GroupCache
+from vr1.rollout.products import product
+
+# Layers of one build: norm, attention with rotated halves, norm, gated linear unit; each part added to what came in.
+_KNOWN = frozenset(
+    {
+        "LlamaDecoderLayer",
+        "Qwen2DecoderLayer",
+        "Qwen2VLDecoderLayer",
+        "Qwen2_5_VLDecoderLayer",
+        "Qwen3DecoderLayer",
+        "Qwen3VLTextDecoderLayer",
+    }
+)
+# Tokens [R] and their rotary positions [R] -> float32 logits [R, V] of the tokens that follow.
+Decoder = Callable[[Tensor, Tensor], Tensor]
+
+
+def decoder(policy: Policy, cache: GroupCache, axes: int, rows: int) -> Decoder:
+    """What runs the language model of a policy that shares prompts.
+
+    Args:
+        policy: the policy.
+        cache: keys and values; grows by a token with every call.
+        axes: axes of the rotary positions.
+        rows: rows of every call.
+    """
+    known = {type(layer).__name__ for layer in policy.base.model.language_model.layers} <= _KNOWN
+    return LayerDecoder(policy, cache, axes, rows) if known else ModelDecoder(policy, cache, axes)
+
+
+class ModelDecoder:
+    """The forward of transformers; arguments as for `decoder`."""
+
+    def __init__(self, policy: Policy, cache: GroupCache, axes: int) -> None:
+        self.policy, self.cache, self.axes = policy, cache, axes
+
+    def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits ``[R, V]``; see `Decoder`."""
+        inputs = self.policy.inputs(tokens[:, None])
+        states = self.policy.hidden(inputs, positions.expand(self.axes, -1)[..., None], self.cache)
+        return self.policy.logits(states[:, -1])
+
+
+class LayerDecoder:
+    """Layer by layer; arguments as for `decoder`."""
+
+    def __init__(self, policy: Policy, cache: GroupCache, axes: int, rows: int) -> None:
+        text = policy.base.model.language_model
+        self.embed, self.rotary, self.axes = policy.base.get_input_embeddings(), text.rotary_emb, axes
+        self.layers = [_Layer(layer, number, cache, rows) for number, layer in enumerate(text.layers)]
+        self.norm, self.head = text.norm, product([policy.base.lm_head], rows)
+
+    def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits ``[R, V]``; see `Decoder`."""
+        states = self.embed(tokens)
+        cosine, sine = self.rotary(states, positions.expand(self.axes, -1)[..., None].squeeze(0))
+        # Turned is x * cos + (-second half, first half) * sin; with these signs the halves need only change places.
+        half = sine.shape[-1] // 2
+        signed = torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
+        for layer in self.layers:
+            states = layer(states, cosine, signed)
+        return self.head(rms_norm(self.norm, states)).float()
+
+
+class _Layer:
+    """One layer of the language model."""
+
+    def __init__(self, layer: Any, number: int, cache: GroupCache, rows: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.number, self.cache, self.scaling = number, cache, attention.scaling
+        self.head = attention.head_dim
+        self.before_attention, self.before_mlp = layer.input_layernorm, layer.post_attention_layernorm
+        self.norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        self.looking = product([attention.q_proj, attention.k_proj, attention.v_proj], rows)
+        self.out = product([attention.o_proj], rows)
+        self.gate, self.up, self.down = (product([part], rows) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        self.activation = mlp.act_fn
+
+    def __call__(self, states: Tensor, cosine: Tensor, signed_sine: Tensor) -> Tensor:
+        """States ``[R, D]`` after the layer; cosine and signed sine ``[R, 1, E]``."""
+        heads = self.looking(rms_norm(self.before_attention, states)).view(len(states), -1, self.head)
+        shared = self.cache.shared_heads
+        value = heads[:, -shared:]
+        turned = heads[:, :-shared]
+        if self.norms[0] is not None:
+            query, key = turned[:, :-shared], turned[:, -shared:]
+            turned = torch.cat([rms_norm(self.norms[0], query), rms_norm(self.norms[1], key)], dim=1)
+        turned = torch.addcmul(turned * cosine, turned.roll(self.head // 2, dims=-1), signed_sine)
+        query, key = turned[:, :-shared], turned[:, -shared:]
+        seen = self.cache(self.number, query[:, :, None], key[:, :, None], value[:, :, None], self.scaling)
+        states = states + self.out(seen.view(len(states), -1))
+        inner = rms_norm(self.before_mlp, states)
+        return states + self.down(self.activation(self.gate(inner)).mul_(self.up(inner)))
+
+
+def rms_norm(norm: Any, states: Tensor) -> Tensor:
+    """What an RMS norm of transformers makes of ``[..., D]``, in float32 by fewer operators."""
+    if states.dtype != torch.float32:
+        return norm(states)  # type: ignore[no-any-return]
+    square = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square_()
+    scale = square.div_(states.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
+    return (states * scale).mul_(norm.weight)
