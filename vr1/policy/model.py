@@ -18,6 +18,7 @@ from vr1.policy.patch_embedding import as_products
 from vr1.policy.plain import plain_log_probs
 from vr1.policy.prefix import joined
 from vr1.policy.token_scores import token_log_probs
+from vr1.policy.vision_windows import in_batches
 from vr1.prompts import PromptBatch
 from vr1.records import Prefix
 
@@ -41,6 +42,7 @@ class Policy(nn.Module):
         super().__init__()
         self.network: Any = network
         as_products(self.base)
+        in_batches(self.base)
         self.length_spread = _LENGTH_SPREAD
         self.architecture = None if share_prompt is False else architecture_of(self.base.config)
         if self.architecture is not None:
