@@ -89,7 +89,10 @@ def test_weights_are_copied_only_where_their_gradients_will_want_the_room(monkey
     product([trained], rows=33)
     assert made == []
     product([trained, trained], rows=4)
-    assert made == [2] if torch.backends.mkl.is_available() else made == []
+    assert made == ([2] if torch.backends.mkl.is_available() else [])
+    monkeypatch.setattr(products, "_has_mkl", lambda: False)
+    product([trained], rows=4)
+    assert len(made) < 2, "rearranged without MKL"
 
 
 def test_the_norm_is_that_of_transformers(source):

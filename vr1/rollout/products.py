@@ -42,7 +42,12 @@ def _can_be_rearranged(layer: Any) -> bool:
         return False
     weight = layer.weight
     plain = type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32
-    return plain and weight.requires_grad and not torch.is_autocast_enabled("cpu") and torch.backends.mkl.is_available()
+    return plain and weight.requires_grad and not torch.is_autocast_enabled("cpu") and _has_mkl()
+
+
+def _has_mkl() -> bool:
+    """Whether torch is built with MKL, and with the operators that its own compiler uses for frozen weights."""
+    return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
 
 
 def _rearranged(layers: Sequence[Any], rows: int) -> Product:
