@@ -261,6 +261,10 @@ def test_one_number_moves_the_last_stage(share, switched, tmp_path):
     trainer(tmp_path, [refinement], max_steps=6).fit(module)
     strict = [step for step, xi0 in module.seen if xi0 == 0.75]
     assert (strict[0] if strict else None) == switched
+    # In force at the end, and so in the validation after the last step.
+    assert refinement.stage.name == ("beginner" if switched is None else "advanced")
+    assert module.reward.criterion == refinement.stage.criterion
+    assert refinement.first_steps == [0, switched]
 
 
 @pytest.mark.parametrize(
