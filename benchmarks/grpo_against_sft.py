@@ -71,8 +71,8 @@ def compare(
 
     Args:
         out: folder of all runs and of the table.
-        grpo_lrs: learning rates of GRPO.
-        sft_lrs: learning rates of SFT.
+        grpo_lrs: learning rates of GRPO; none leaves it out.
+        sft_lrs: learning rates of SFT; none leaves it out.
         seeds: seeds of every choice.
         jobs: runs at a time, which share the cores evenly.
         overrides: further command-line words for every run, such as `["--trainer.max_steps", "60"]`.
@@ -85,6 +85,8 @@ def compare(
         "SFT annotated": ("configs/demo_sft.yaml", sft_lrs, ["--model.target_order", "annotated"]),
         "SFT sorted": ("configs/demo_sft.yaml", sft_lrs, ["--model.target_order", "sorted"]),
     }.items():
+        if not lrs:
+            continue
         choices = list(itertools.product(lrs, seeds))
         with ThreadPoolExecutor(jobs) as pool:
             waiting = {
