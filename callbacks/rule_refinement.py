@@ -119,12 +119,7 @@ class RuleRefinement(Callback):
                     f"stage {stage.name!r} monitors {stage.on_plateau.monitor!r}, but the trainer does not validate:"
                     " give it validation data, or monitor a training metric such as 'reward/total'"
                 )
-        total = total_steps(trainer)
-        # What would begin at the end has no step to be in force for: the last validation belongs to the stage before.
-        self._fixed = [
-            None if index and first is not None and total is not None and first >= total else first
-            for index, first in enumerate(first_steps(self.stages, total))
-        ]
+        self._fixed = first_steps(self.stages, total_steps(trainer))
         self._seen_step = trainer.global_step
         self._enter(trainer, pl_module)
         if self._saved and self._saved["stage"] != self.stages[self._index].name:

@@ -103,7 +103,7 @@ def check_stages(stages: Sequence[Stage]) -> None:
 
 
 def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
-    """The optimizer step before which each stage begins; None for a stage that waits for a plateau.
+    """The optimizer step before which each stage begins; None for a stage that waits for a plateau, or never begins.
 
     Args:
         stages: a checked schedule.
@@ -136,4 +136,5 @@ def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
             f"the stages {[stage.name for stage in stages]} begin at steps {steps} of {total}: they must be in order;"
             " move a stage, or give all of them in the same unit"
         )
-    return steps
+    # What would begin at the end has no step to be in force for: the last validation belongs to the stage before.
+    return [None if step and total is not None and step >= total else step for step in steps]

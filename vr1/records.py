@@ -142,7 +142,6 @@ class Prefix:
         state: ``[B, D]``, the hidden state of each prompt's last token, which predicts the first of a completion.
         mask: ``[B, P]`` bool, true on tokens; prompts are padded on the left.
         following: ``[B]`` int64, rotary position of the token that follows each prompt.
-        axes: number of axes of the rotary positions.
     """
 
     keys: list[Tensor]
@@ -150,7 +149,6 @@ class Prefix:
     state: Tensor
     mask: Tensor
     following: Tensor
-    axes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

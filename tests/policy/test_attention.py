@@ -32,7 +32,6 @@ def prefix_of(keys, values, mask, number=0):
         state=torch.full((len(mask), 3), float(number)),
         mask=mask,
         following=mask.sum(1),
-        axes=3,
     )
 
 

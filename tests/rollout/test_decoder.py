@@ -38,16 +38,16 @@ def test_both_decoders_agree_while_rows_leave(other, records, changes):
                 torch.nn.init.normal_(parameter, std=0.1)
         prefix = policy.read(prompts)
         caches = [GroupCache(prefix, GROUP) for _ in range(2)]
-        ours = decoder(policy, caches[0], prefix.axes, len(rows))
+        ours = decoder(policy, caches[0], len(rows))
         assert type(ours) is LayerDecoder
-        theirs = ModelDecoder(policy, caches[1], prefix.axes)
+        theirs = ModelDecoder(policy, caches[1])
         position = prefix.following.repeat_interleave(GROUP)
         for step in range(6):
             if step == 3:
                 rows = rows[[0, 2, 3, 4]]
                 for cache in caches:
                     cache.keep(rows)
-                ours = decoder(policy, caches[0], prefix.axes, len(rows))
+                ours = decoder(policy, caches[0], len(rows))
             tokens = torch.randint(20, 400, (len(rows),), generator=generator)
             found, expected = (run(tokens, position[rows] + step) for run in (ours, theirs))
             assert found.dtype == torch.float32
@@ -63,7 +63,7 @@ def test_layers_of_another_build_are_left_to_transformers(source, encoder, recor
     policy.base.model.language_model.layers[-1].__class__ = OtherLayer
     with torch.no_grad():
         prefix = policy.read(encoder(records))
-        assert type(decoder(policy, GroupCache(prefix, GROUP), prefix.axes, 9)) is ModelDecoder
+        assert type(decoder(policy, GroupCache(prefix, GROUP), 9)) is ModelDecoder
 
 
 @pytest.mark.parametrize("bias", [False, True])

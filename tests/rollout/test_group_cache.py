@@ -27,7 +27,6 @@ def test_equals_attention_over_whole_rows(padded):
         state=torch.zeros(3, 1),
         mask=mask,
         following=torch.zeros(3, dtype=torch.long),
-        axes=1,
     )
     cache = GroupCache(prefix, GROUP)
     rows = torch.arange(3 * GROUP)

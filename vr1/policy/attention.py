@@ -56,13 +56,13 @@ class PromptAttention:
         mask: ``[B, P]`` bool, true on tokens.
 
     Attributes:
-        keys: ``[B, K, P, E]`` by layer, from that layer's call on.
+        keys: ``[B, K, P, E]`` of each layer, from that layer's call on.
         values: likewise.
     """
 
     def __init__(self, mask: Tensor) -> None:
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
         self.seen: Tensor | None = None
         if not bool(mask.all()):
             width = mask.shape[1]
@@ -73,9 +73,10 @@ class PromptAttention:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Attention of one layer; see `Sharing`."""
-        # A layer that is computed anew in backward meets the keys that went on from it the first time.
-        self.keys.setdefault(layer, key)
-        self.values.setdefault(layer, value)
+        # What a layer computes anew in backward has gone on from it the first time.
+        if layer == len(self.keys):
+            self.keys.append(key)
+            self.values.append(value)
         keys, values = (_repeated(part, query) for part in (key, value))
         result = scaled_dot_product_attention(
             query, keys, values, attn_mask=self.seen, is_causal=self.seen is None, scale=scaling
@@ -91,13 +92,13 @@ class CompletionAttention:
 
     Args:
         prefix: the prompts.
-        mask: ``[B, G, C]`` bool, true on the tokens of the completions, which are the row's T tokens in that order.
+        mask: ``[B, G, C]`` bool, true on the tokens of the completions, one at least: the row's T tokens in that order.
     """
 
     def __init__(self, prefix: Prefix, mask: Tensor) -> None:
         self.prefix = prefix
         batch, group, _ = mask.shape
-        longest = max(1, int(mask.sum(-1).max()))
+        longest = int(mask.sum(-1).max())
         kept = mask[..., :longest].flatten()
         # Where each token stands in the row, and from which place its result comes; padding points at some token.
         self.places = (kept.cumsum(0) - 1).clamp(min=0)

@@ -105,6 +105,11 @@ class Policy(nn.Module):
         positions = self.architecture.positions(self.base, prompts)
         return positions, positions.masked_fill(~prompts.mask, -1).amax(dim=(0, 2)) + 1
 
+    def text_positions(self, places: Tensor) -> Tensor:
+        """Rotary positions ``[A, B, L]`` of text at places ``[B, L]``: the same on every axis."""
+        assert self.architecture is not None
+        return places.expand(self.architecture.axes, *places.shape)
+
     def inputs(self, tokens: Tensor, image: Tensor | None = None) -> dict[str, Any]:
         """What the language model takes for tokens ``[B, L]``, image features in the image tokens' places."""
         assert self.architecture is not None
@@ -132,12 +137,11 @@ class Policy(nn.Module):
             states = self.hidden(inputs, positions[:, rows, -longest:], sharing)
             parts.append(
                 Prefix(
-                    keys=[sharing.keys[layer] for layer in sorted(sharing.keys)],
-                    values=[sharing.values[layer] for layer in sorted(sharing.values)],
+                    keys=sharing.keys,
+                    values=sharing.values,
                     state=states[:, -1],
                     mask=mask,
                     following=following[rows],
-                    axes=len(positions),
                 )
             )
         return joined(parts, passes)
@@ -166,7 +170,7 @@ class Policy(nn.Module):
         prefix = self.read(prompts) if prefix is None else prefix
         present = mask if bool(mask.any()) else _one(mask)
         row, _, place = present.nonzero(as_tuple=True)
-        positions = (prefix.following[row] + place).expand(prefix.axes, 1, -1)
+        positions = self.text_positions((prefix.following[row] + place)[None])
         inputs = self.inputs(tokens[present][None])
         states = self.hidden(inputs, positions, CompletionAttention(prefix, present))[0]
         # The first token of a completion is predicted by the prompt's last; every other one by the token before it.

@@ -31,5 +31,4 @@ def joined(parts: Sequence[Prefix], rows: Sequence[Tensor]) -> Prefix:
         state=torch.cat([part.state for part in parts])[order],
         mask=torch.cat([pad(part.mask, (width - part.mask.shape[1], 0)) for part in parts])[order],
         following=torch.cat([part.following for part in parts])[order],
-        axes=parts[0].axes,
     )

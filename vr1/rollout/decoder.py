@@ -32,45 +32,46 @@ _KNOWN = frozenset(
 Decoder = Callable[[Tensor, Tensor], Tensor]
 
 
-def decoder(policy: Policy, cache: GroupCache, axes: int, rows: int) -> Decoder:
+def decoder(policy: Policy, cache: GroupCache, rows: int) -> Decoder:
     """What runs the language model of a policy that shares prompts.
 
     Args:
         policy: the policy.
         cache: keys and values; grows by a token with every call.
-        axes: axes of the rotary positions.
         rows: rows of every call.
     """
     known = {type(layer).__name__ for layer in policy.base.model.language_model.layers} <= _KNOWN
-    return LayerDecoder(policy, cache, axes, rows) if known else ModelDecoder(policy, cache, axes)
+    return LayerDecoder(policy, cache, rows) if known else ModelDecoder(policy, cache)
 
 
 class ModelDecoder:
     """The forward of transformers; arguments as for `decoder`."""
 
-    def __init__(self, policy: Policy, cache: GroupCache, axes: int) -> None:
-        self.policy, self.cache, self.axes = policy, cache, axes
+    def __init__(self, policy: Policy, cache: GroupCache) -> None:
+        self.policy, self.cache = policy, cache
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits ``[R, V]``; see `Decoder`."""
         inputs = self.policy.inputs(tokens[:, None])
-        states = self.policy.hidden(inputs, positions.expand(self.axes, -1)[..., None], self.cache)
+        states = self.policy.hidden(inputs, self.policy.text_positions(positions[:, None]), self.cache)
         return self.policy.logits(states[:, -1])
 
 
 class LayerDecoder:
     """Layer by layer; arguments as for `decoder`."""
 
-    def __init__(self, policy: Policy, cache: GroupCache, axes: int, rows: int) -> None:
+    def __init__(self, policy: Policy, cache: GroupCache, rows: int) -> None:
         text = policy.base.model.language_model
-        self.embed, self.rotary, self.axes = policy.base.get_input_embeddings(), text.rotary_emb, axes
+        self.policy, self.embed, self.rotary = policy, policy.base.get_input_embeddings(), text.rotary_emb
         self.layers = [_Layer(layer, number, cache, rows) for number, layer in enumerate(text.layers)]
         self.norm, self.head = text.norm, product([policy.base.lm_head], rows)
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits ``[R, V]``; see `Decoder`."""
         states = self.embed(tokens)
-        cosine, sine = self.rotary(states, positions.expand(self.axes, -1)[..., None].squeeze(0))
+        assert self.policy.architecture is not None
+        places = self.policy.architecture.position_ids(self.policy.text_positions(positions[:, None]))
+        cosine, sine = self.rotary(states, places)
         # Turned is x * cos + (-second half, first half) * sin; with these signs the halves need only change places.
         half = sine.shape[-1] // 2
         signed = torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)

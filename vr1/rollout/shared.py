@@ -41,7 +41,7 @@ def decode_shared(policy: Policy, prefix: Prefix, sampling: Sampling, chances: T
     index = torch.arange(number, device=device)
     position = prefix.following.repeat_interleave(group)
     cache = GroupCache(prefix, group)
-    run = decoder(policy, cache, prefix.axes, number)
+    run = decoder(policy, cache, number)
     logits = policy.logits(prefix.state.detach()).repeat_interleave(group, dim=0)
     steps = 0
     for step in range(limit):
@@ -59,6 +59,6 @@ def decode_shared(policy: Policy, prefix: Prefix, sampling: Sampling, chances: T
         if len(keep) <= _COMPACT_BELOW * len(index):
             cache.keep(keep)
             index, position, chosen = index[keep], position[keep], chosen[keep]
-            run = decoder(policy, cache, prefix.axes, len(keep))
+            run = decoder(policy, cache, len(keep))
         logits = run(chosen, position + step)
     return tokens[:, :steps], lengths, finished

@@ -17,7 +17,12 @@ class Architecture(ABC):
     """How one kind of model embeds images, counts positions and runs its language model.
 
     Stateless: ``base`` is the transformers model (``...ForConditionalGeneration``), adapters in place.
+
+    Attributes:
+        axes: A, axes of the rotary positions.
     """
+
+    axes: int
 
     @abstractmethod
     def positions(self, base: Any, prompts: PromptBatch) -> Tensor:
@@ -36,6 +41,10 @@ class Architecture(ABC):
             embedded = embedded.masked_scatter(self.image_places(base, tokens)[..., None], image.to(embedded.dtype))
         return {"inputs_embeds": embedded}
 
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Positions ``[A, B, L]`` as the language model takes them."""
+        return positions
+
     def image_places(self, base: Any, tokens: Tensor) -> Tensor:
         """Where ``[B, L]`` the tokens stand for image features."""
         return tokens == base.config.image_token_id
@@ -51,6 +60,6 @@ class Architecture(ABC):
             settings: what goes on to the attention of every layer.
         """
         output = base.model.language_model(
-            **inputs, position_ids=positions, attention_mask=mask, use_cache=False, **settings
+            **inputs, position_ids=self.position_ids(positions), attention_mask=mask, use_cache=False, **settings
         )
         return output.last_hidden_state

@@ -11,10 +11,12 @@ from vr1.prompts import PromptBatch
 class InternVL(Architecture):
     """InternVL, around whichever language model its config names."""
 
+    axes = 1
+
     def positions(self, base: Any, prompts: PromptBatch) -> Tensor:
         """Places ``[1, B, P]`` of the tokens in their prompt."""
         return (prompts.mask.long().cumsum(1) - 1).clamp(min=0)[None]
 
-    def hidden(self, base: Any, inputs: dict[str, Any], positions: Tensor, mask: Tensor, **settings: Any) -> Tensor:
-        """Run the language model, which knows positions of one axis only; see `Architecture.hidden`."""
-        return super().hidden(base, inputs, positions[0], mask, **settings)
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """Places ``[B, L]``: the language model knows no axes."""
+        return positions[0]

@@ -22,6 +22,8 @@ def _rotary_positions(base: Any, prompts: PromptBatch) -> Tensor:
 class QwenVL(Architecture):
     """Qwen2-VL and Qwen2.5-VL."""
 
+    axes = 3
+
     def positions(self, base: Any, prompts: PromptBatch) -> Tensor:
         """Rotary positions ``[3, B, P]``: an image spreads over rows and columns."""
         return _rotary_positions(base, prompts)
@@ -32,6 +34,8 @@ class Qwen3VL(Architecture):
 
     A feature is then wider than the hidden size: the embedding first, then what each of those layers adds.
     """
+
+    axes = 3
 
     def positions(self, base: Any, prompts: PromptBatch) -> Tensor:
         """Rotary positions ``[3, B, P]``: an image spreads over rows and columns."""
