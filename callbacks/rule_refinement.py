@@ -119,7 +119,16 @@ class RuleRefinement(Callback):
                     f"stage {stage.name!r} monitors {stage.on_plateau.monitor!r}, but the trainer does not validate:"
                     " give it validation data, or monitor a training metric such as 'reward/total'"
                 )
-        self._fixed = first_steps(self.stages, total_steps(trainer))
+        total = total_steps(trainer)
+        self._fixed = first_steps(self.stages, total)
+        for stage, first in zip(self.stages, self._fixed, strict=True):
+            # A share of 1 asks for just this.
+            if first is None and stage.on_plateau is None and stage.at_fraction != 1:
+                moment = f"at_step {stage.at_step}" if stage.at_fraction is None else f"at_fraction {stage.at_fraction}"
+                rank_zero_warn(
+                    f"stage {stage.name!r} never begins: {moment} is the end of a training of {total} steps, or after"
+                    " it; give it an earlier moment, or leave it out"
+                )
         self._seen_step = trainer.global_step
         self._enter(trainer, pl_module)
         if self._saved and self._saved["stage"] != self.stages[self._index].name:

@@ -56,6 +56,20 @@ def test_fraction_of_max_steps(tmp_path, fraction, total, step):
     assert switch_step(model) == step
 
 
+@pytest.mark.parametrize(
+    ("moment", "told"), [({"at_step": 10}, "at_step 10 is the end"), ({"at_fraction": 0.95}, r"at_fraction 0\.95 is")]
+)
+def test_a_stage_that_never_begins_is_told(tmp_path, moment, told):
+    with pytest.warns(UserWarning, match=f"stage 'hard' never begins: {told}"):
+        model, _, _ = fit(tmp_path, two(**moment))
+    assert switch_step(model) is None
+
+
+def test_a_switch_at_the_end_was_asked_for(tmp_path, recwarn):
+    fit(tmp_path, two(at_fraction=1.0))
+    assert not [warning for warning in recwarn if "never begins" in str(warning.message)]
+
+
 def test_fraction_of_epochs_counts_optimizer_steps(tmp_path):
     # 2 epochs x 10 batches, 3 batches a step: 4 steps an epoch, 8 in all.
     model, _, run = fit(tmp_path, two(at_fraction=0.5), max_steps=-1, max_epochs=2, accumulate_grad_batches=3)
