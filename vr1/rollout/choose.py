@@ -29,7 +29,8 @@ def choose(logits: Tensor, sampling: Sampling, chance: Tensor) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
+    probabilities = torch.softmax(scaled, dim=-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         # The most likely token always stays: what is cut lies behind the tokens that already reach top_p.

@@ -64,7 +64,7 @@ class LayerDecoder:
         text = policy.base.model.language_model
         self.policy, self.embed, self.rotary = policy, policy.base.get_input_embeddings(), text.rotary_emb
         self.layers = [_Layer(layer, number, cache, rows) for number, layer in enumerate(text.layers)]
-        self.norm, self.head = text.norm, product([policy.base.lm_head], rows)
+        self.norm, self.head = rms_norm(text.norm), product([policy.base.lm_head], rows)
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits ``[R, V]``; see `Decoder`."""
@@ -77,7 +77,7 @@ class LayerDecoder:
         signed = torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
         for layer in self.layers:
             states = layer(states, cosine, signed)
-        return self.head(rms_norm(self.norm, states)).float()
+        return self.head(self.norm(states)).float()
 
 
 class _Layer:
@@ -87,8 +87,10 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self.number, self.cache, self.scaling = number, cache, attention.scaling
         self.head = attention.head_dim
-        self.before_attention, self.before_mlp = layer.input_layernorm, layer.post_attention_layernorm
-        self.norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        self.before_attention, self.before_mlp = (
+            rms_norm(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        )
+        self.norms = [rms_norm(getattr(attention, name)) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
         self.looking = product([attention.q_proj, attention.k_proj, attention.v_proj], rows)
         self.out = product([attention.o_proj], rows)
         self.gate, self.up, self.down = (product([part], rows) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
@@ -96,25 +98,29 @@ class _Layer:
 
     def __call__(self, states: Tensor, cosine: Tensor, signed_sine: Tensor) -> Tensor:
         """States ``[R, D]`` after the layer; cosine and signed sine ``[R, 1, E]``."""
-        heads = self.looking(rms_norm(self.before_attention, states)).view(len(states), -1, self.head)
+        heads = self.looking(self.before_attention(states)).view(len(states), -1, self.head)
         shared = self.cache.shared_heads
-        value = heads[:, -shared:]
+        query, own = heads[:, : -2 * shared], heads[:, -2 * shared :]
+        for norm, part in zip(self.norms, (query, own[:, :shared]), strict=False):
+            part.copy_(norm(part))
         turned = heads[:, :-shared]
-        if self.norms[0] is not None:
-            query, key = turned[:, :-shared], turned[:, -shared:]
-            turned = torch.cat([rms_norm(self.norms[0], query), rms_norm(self.norms[1], key)], dim=1)
-        turned = torch.addcmul(turned * cosine, turned.roll(self.head // 2, dims=-1), signed_sine)
-        query, key = turned[:, :-shared], turned[:, -shared:]
-        seen = self.cache(self.number, query[:, :, None], key[:, :, None], value[:, :, None], self.scaling)
-        states = states + self.out(seen.view(len(states), -1))
-        inner = rms_norm(self.before_mlp, states)
+        swapped = turned.roll(self.head // 2, dims=-1)
+        torch.addcmul(turned * cosine, swapped, signed_sine, out=turned)
+        states = states + self.out(self.cache.attend(self.number, query * self.scaling, own))
+        inner = self.before_mlp(states)
         return states + self.down(self.activation(self.gate(inner)).mul_(self.up(inner)))
 
 
-def rms_norm(norm: Any, states: Tensor) -> Tensor:
+def rms_norm(norm: Any) -> Callable[[Tensor], Tensor]:
     """What an RMS norm of transformers makes of ``[..., D]``, in float32 by fewer operators."""
-    if states.dtype != torch.float32:
-        return norm(states)  # type: ignore[no-any-return]
-    square = torch.linalg.vector_norm(states, dim=-1, keepdim=True).square_()
-    scale = square.div_(states.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
-    return (states * scale).mul_(norm.weight)
+    weight = norm.weight
+    epsilon, share = torch.full((), norm.variance_epsilon, device=weight.device), 1 / len(weight)
+
+    def normed(states: Tensor) -> Tensor:
+        if states.dtype != torch.float32:
+            return norm(states)  # type: ignore[no-any-return]
+        length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
+        scale = torch.addcmul(epsilon, length, length, value=share).rsqrt_()
+        return (states * scale).mul_(weight)
+
+    return normed

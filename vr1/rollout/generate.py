@@ -55,10 +55,14 @@ def generate(
     if policy.shares_prompt and prefix is None:
         prefix = _read(policy, prompts, with_graph)
     read = time.perf_counter()
-    if prefix is not None:
-        tokens, lengths, finished = decode_shared(policy, prefix, sampling, chances)
-    else:
-        tokens, lengths, finished = decode_plain(policy, prompts, sampling, chances)
+    # Small operators are what decoding is made of; each is a tenth cheaper in inference mode.
+    with torch.inference_mode():
+        if prefix is not None:
+            completions = decode_shared(policy, prefix, sampling, chances)
+        else:
+            completions = decode_plain(policy, prompts, sampling, chances)
+    # Tensors of that mode cannot take part in training, their copies can.
+    tokens, lengths, finished = (part.clone() for part in completions)
     decoded = time.perf_counter()
     steps = tokens.shape[1]
     mask = torch.arange(steps, device=tokens.device)[None] < lengths[:, None]

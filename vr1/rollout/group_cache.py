@@ -36,69 +36,83 @@ class GroupCache:
         self.shared_heads = prefix.keys[0].shape[1]
         mask = None if bool(prefix.mask.all()) else ~prefix.mask
         self.padding = None if mask is None else mask.repeat_interleave(self.shared_heads, dim=0)[:, None]
-        # [B * K, W, room, E]
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        # [2, B, K, W, room, E]: keys, then values.
+        self.own: list[Tensor] = []
         self.length = 0
         self.places = torch.arange(self.prompts * group, device=prefix.mask.device)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Attention of a new token in each row, ``[R, H, 1, E]`` and ``[R, K, 1, E]`` twice -> ``[R, 1, H, E]``."""
-        rows, heads, _, head = query.shape
-        shared = self.shared_heads
-        self._store(layer, key, value)
-        keys, values = (part[layer][:, :, : self.length].flatten(0, 1) for part in (self.keys, self.values))
-        queries = self._by_prompt((query * scaling).view(rows, shared, -1, head))
+        seen = self.attend(layer, query[:, :, 0] * scaling, torch.cat([key, value], dim=1)[:, :, 0])
+        return seen.view(len(seen), 1, *query.shape[1::2])
+
+    def attend(self, layer: int, query: Tensor, own: Tensor) -> Tensor:
+        """The same for callers that lay out heads by themselves.
+
+        Args:
+            layer: number of the layer.
+            query: ``[R, H, E]``, scaled.
+            own: ``[R, 2 * K, E]``, the new token's keys, then its values.
+
+        Returns:
+            ``[R, H * E]``.
+        """
+        keys, values = self._store(layer, own)
+        queries = self._by_prompt(query)
         to_prompt = torch.bmm(queries, self.prompt_keys[layer])
         if self.padding is not None:
             to_prompt.masked_fill_(self.padding, -torch.inf)
-        to_own = torch.bmm(queries.view(len(keys), -1, head), keys.transpose(1, 2))
+        to_own = torch.bmm(queries.view(len(keys), -1, keys.shape[2]), keys.transpose(1, 2))
         scores = torch.cat([to_prompt, to_own.view(*queries.shape[:2], -1)], dim=-1)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-        split = to_prompt.shape[2]
-        result = torch.bmm(weights[..., :split], self.prompt_values[layer])
-        own = weights[..., split:].reshape(len(keys), -1, self.length)
-        result = torch.baddbmm(result.view(len(keys), -1, head), own, values)
-        return self._by_row(result.view(self.prompts, shared, self.width, -1, head)).reshape(rows, 1, heads, head)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+        of_prompt, of_own = weights.split([to_prompt.shape[2], self.length], dim=-1)
+        result = torch.bmm(of_prompt, self.prompt_values[layer]).view(len(keys), -1, keys.shape[2])
+        return self._by_row(torch.baddbmm(result, of_own.reshape(len(keys), -1, self.length), values))
 
     def keep(self, rows: Tensor) -> None:
         """Leave out all rows but these ``[R']``, in ascending order, and the prompts without any."""
-        shape = (self.prompts, self.shared_heads, self.width)
-        stored = [[self._by_row(part.unflatten(0, shape[:2]))[rows] for part in kind] for kind in self._own()]
-        prompt = self.places[rows] // self.width
-        alive, prompt, counts = prompt.unique_consecutive(return_inverse=True, return_counts=True)
+        before = self.places[rows] // self.width, self.places[rows] % self.width
+        alive, prompt, counts = before[0].unique_consecutive(return_inverse=True, return_counts=True)
         if len(alive) < self.prompts:
+            shape = (self.prompts, self.shared_heads)
             for kind in (self.prompt_keys, self.prompt_values):
-                kind[:] = [part.unflatten(0, shape[:2])[alive].flatten(0, 1) for part in kind]
+                kind[:] = [part.unflatten(0, shape)[alive].flatten(0, 1) for part in kind]
             if self.padding is not None:
-                self.padding = self.padding.unflatten(0, shape[:2])[alive].flatten(0, 1)
+                self.padding = self.padding.unflatten(0, shape)[alive].flatten(0, 1)
         self.prompts, self.width = len(alive), int(counts.max())
         rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[prompt]
         self.places = prompt * self.width + rank
-        for kind, parts in zip(self._own(), stored, strict=True):
-            kind[:] = [self._by_prompt(part).unflatten(1, (self.width, -1)) for part in parts]
+        for layer, part in enumerate(self.own):
+            kept = part[:, before[0], :, before[1]]
+            self.own[layer] = kept.new_zeros(2, self.prompts, self.shared_heads, self.width, *kept.shape[3:])
+            self.own[layer][:, prompt, :, rank] = kept
 
-    def _own(self) -> tuple[list[Tensor], list[Tensor]]:
-        return self.keys, self.values
-
-    def _store(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Take in the keys and values ``[R, K, 1, E]`` of a token."""
+    def _store(self, layer: int, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in the keys and values ``[R, 2 * K, E]`` of a token; all so far, ``[B * K * W, S, E]`` each."""
         if layer == 0:
             self.length += 1
-        for kind, part in ((self.keys, key), (self.values, value)):
-            if layer == len(kind):
-                kind.append(part.new_zeros(self.prompts * self.shared_heads, self.width, _ROOM, part.shape[3]))
-            elif self.length > kind[layer].shape[2]:
-                kind[layer] = torch.cat([kind[layer], torch.zeros_like(kind[layer])], dim=2)
-            kind[layer][:, :, self.length - 1] = self._by_prompt(part)
+        token = self._at_places(own).view(self.prompts, self.width, 2, self.shared_heads, -1).permute(2, 0, 3, 1, 4)
+        if layer == len(self.own):
+            self.own.append(token.new_zeros(*token.shape[:4], _ROOM, token.shape[4]))
+        elif self.length > self.own[layer].shape[4]:
+            self.own[layer] = torch.cat([self.own[layer], torch.zeros_like(self.own[layer])], dim=4)
+        self.own[layer][..., self.length - 1, :] = token
+        keys, values = self.own[layer][..., : self.length, :].flatten(1, 3).unbind()
+        return keys, values
 
-    def _by_prompt(self, part: Tensor) -> Tensor:
-        """``[R, K, n, ...]`` -> ``[B * K, W * n, ...]``: what belongs to a prompt side by side."""
-        if len(part) < self.prompts * self.width:
-            part = part.new_zeros(self.prompts * self.width, *part.shape[1:]).index_copy(0, self.places, part)
-        return part.unflatten(0, (self.prompts, self.width)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    def _by_prompt(self, query: Tensor) -> Tensor:
+        """``[R, H, E]`` -> ``[B * K, W * H / K, E]``: what meets the same keys side by side."""
+        shape = (self.prompts, self.width, self.shared_heads, -1, query.shape[2])
+        return self._at_places(query).view(shape).transpose(1, 2).reshape(shape[0] * shape[2], -1, shape[4])
 
-    def _by_row(self, part: Tensor) -> Tensor:
-        """``[B, K, W, ...]`` -> ``[R, K, ...]``."""
-        rows = part.transpose(1, 2).flatten(0, 1)
+    def _by_row(self, seen: Tensor) -> Tensor:
+        """``[B * K * W, H / K, E]`` -> ``[R, H * E]``."""
+        rows = seen.view(self.prompts, self.shared_heads, self.width, -1).transpose(1, 2)
+        rows = rows.reshape(self.prompts * self.width, -1)
         return rows if len(rows) == len(self.places) else rows[self.places]
+
+    def _at_places(self, rows: Tensor) -> Tensor:
+        """``[R, ...]`` -> ``[B * W, ...]``."""
+        if len(rows) == self.prompts * self.width:
+            return rows
+        return rows.new_zeros(self.prompts * self.width, *rows.shape[1:]).index_copy(0, self.places, rows)
