@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vr1.policy.architectures import architecture_of
 from vr1.policy.attention import NAME, CompletionAttention, PromptAttention, Sharing
+from vr1.policy.last_layer import one_state_of_prompts
 from vr1.policy.patch_embedding import as_products
 from vr1.policy.plain import plain_log_probs
 from vr1.policy.prefix import joined
@@ -47,6 +48,7 @@ class Policy(nn.Module):
         self.architecture = None if share_prompt is False else architecture_of(self.base.config)
         if self.architecture is not None:
             self.base.config.get_text_config()._attn_implementation = NAME
+            one_state_of_prompts(self.base)
         if self.architecture is None and share_prompt is not False:
             kind = self.base.config.model_type
             if share_prompt:
@@ -116,7 +118,10 @@ class Policy(nn.Module):
         return self.architecture.inputs(self.base, tokens, image)
 
     def hidden(self, inputs: dict[str, Any], positions: Tensor, sharing: Sharing) -> Tensor:
-        """Hidden states ``[B, L, D]`` of `inputs` at rotary positions ``[A, B, L]``; ``sharing`` says who sees whom."""
+        """Hidden states ``[B, L, D]`` of `inputs` at rotary positions ``[A, B, L]``; ``sharing`` says who sees whom.
+
+        Of prompts (`PromptAttention`), the last token's state alone is computed to the end.
+        """
         assert self.architecture is not None
         # A mask of four axes is taken as it is, where none at all would have one made.
         everything = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=positions.device)

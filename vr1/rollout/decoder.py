@@ -13,21 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vr1.policy.known_layers import KNOWN_LAYERS
 from vr1.policy.model import Policy
 from vr1.rollout.group_cache import GroupCache
 from vr1.rollout.products import product
 
-# Layers of one build: norm, attention with rotated halves, norm, gated linear unit; each part added to what came in.
-_KNOWN = frozenset(
-    {
-        "LlamaDecoderLayer",
-        "Qwen2DecoderLayer",
-        "Qwen2VLDecoderLayer",
-        "Qwen2_5_VLDecoderLayer",
-        "Qwen3DecoderLayer",
-        "Qwen3VLTextDecoderLayer",
-    }
-)
 # Tokens [R] and their rotary positions [R] -> float32 logits [R, V] of the tokens that follow.
 Decoder = Callable[[Tensor, Tensor], Tensor]
 
@@ -40,7 +30,7 @@ def decoder(policy: Policy, cache: GroupCache, rows: int) -> Decoder:
         cache: keys and values; grows by a token with every call.
         rows: rows of every call.
     """
-    known = {type(layer).__name__ for layer in policy.base.model.language_model.layers} <= _KNOWN
+    known = {type(layer).__name__ for layer in policy.base.model.language_model.layers} <= KNOWN_LAYERS
     return LayerDecoder(policy, cache, rows) if known else ModelDecoder(policy, cache)
 
 
