@@ -2,21 +2,20 @@
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
 from vr1.policy.model import Policy
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_tokens_in_the_mlps(source, encoder, records, known):
-    network = source.load().base
-    for layer in network.model.language_model.layers:
-        # Hooks of the policy that the network comes from.
-        layer.mlp._forward_pre_hooks.clear()
+def test_tokens_in_the_mlps(blank_model, encoder, records, known):
+    network = AutoModelForImageTextToText.from_pretrained(blank_model)
+    layers = network.model.language_model.layers[-2:]
     if not known:
-        layer.__class__ = type("OtherLayer", (type(layer),), {})
+        layers[-1].__class__ = type("OtherLayer", (type(layers[-1]),), {})
     policy = Policy(network)
     seen = {}
-    for name, layer in zip(("before", "last"), network.model.language_model.layers[-2:], strict=True):
+    for name, layer in zip(("before", "last"), layers, strict=True):
         layer.mlp.gate_proj.register_forward_hook(
             lambda _, inputs, __, name=name: seen.setdefault(name, []).append(inputs[0].shape[1])
         )
