@@ -3,7 +3,7 @@
     python benchmarks/box_scores.py
 
 Evaluates a model on the demo's validation scenes (256 unless told otherwise), greedily, once; the same answers are then
-measured with each kind of score. Beside the score that `vr1.box_scores` gives (the geometric mean over a box's tokens),
+measured with each kind of score. Beside the score that `vr1.detections` gives (the geometric mean over a box's tokens),
 a score that falls with the order of writing, and one drawn by chance, show how much any order of the boxes would do.
 """
 
@@ -18,12 +18,12 @@ from jsonargparse import auto_cli
 
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.detections import SCORE
-from vr1.markdown import markdown_table
 from vr1.metrics import CocoMetrics
-from vr1.module import GRPOModule
+from vr1.modules.grpo import GRPOModule
 from vr1.policy import PolicySource
-from vr1.records import Finding
 from vr1.rollout import Sampling
+from vr1.runs.tables import markdown_table
+from vr1.types import Prediction
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 FIGURES = ("map", "map_50", "map_75")
@@ -33,20 +33,20 @@ class _Keep(pl.Callback):
     """Keeps what a validation finds."""
 
     def __init__(self) -> None:
-        self.findings: list[Finding] = []
+        self.predictions: list[Prediction] = []
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: list, *_: object
     ) -> None:
-        self.findings += outputs
+        self.predictions += outputs
 
 
-def figures(findings: list[Finding], scores: list[np.ndarray]) -> dict[str, float]:
+def figures(predictions: list[Prediction], scores: list[np.ndarray]) -> dict[str, float]:
     """COCO's figures of the answers with these scores of their boxes."""
     metrics = CocoMetrics()
     metrics.update(
-        [replace(found.detections, scores=own) for found, own in zip(findings, scores, strict=True)],
-        [found.record for found in findings],
+        [replace(found.detections, scores=own) for found, own in zip(predictions, scores, strict=True)],
+        [found.record for found in predictions],
     )
     return {name: float(value) for name, value in metrics.compute().items()}
 
@@ -72,7 +72,7 @@ def main(model: str | None = None, scenes: int = 256, batch_size: int = 64) -> N
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(accelerator="auto", devices=1, logger=False, callbacks=[keep], default_root_dir=folder)
         trainer.validate(module, data, verbose=False)
-    found = keep.findings
+    found = keep.predictions
     rng = np.random.default_rng(0)
     kinds = {
         "constant 0.99": [np.full(len(item.detections), SCORE) for item in found],

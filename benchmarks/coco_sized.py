@@ -68,7 +68,7 @@ def open_first_batch(folder: Path, task: str, workers: int) -> None:
     from torch.utils.data import DataLoader
 
     from vr1.data import CocoDataModule, Selection
-    from vr1.data.repeat import RepeatedBatches
+    from vr1.data.sampler import RepeatedBatches
 
     imported = _report("import", start)
     data = CocoDataModule(folder, task=task, selection=Selection(max_objects=30))  # type: ignore[arg-type]

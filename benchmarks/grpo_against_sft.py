@@ -21,7 +21,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from vr1.markdown import markdown_table
+from vr1.runs.tables import markdown_table
 
 METRICS = ("val/map", "val/map_50", "val/map_75", "val/valid_rate")
 

@@ -115,7 +115,7 @@ def _finish(folder: Path, config: str, steps: int) -> dict[str, Any]:
     process, _ = _start(folder, config, steps)
     if process.wait():
         raise SystemExit(f"a run failed by itself: see {folder / 'log.txt'}")
-    from vr1.checkpoint_file import read_checkpoint
+    from vr1.checkpoints.files import read_checkpoint
 
     stored = read_checkpoint(folder / "checkpoints" / "last.ckpt")
     states = stored["optimizer_states"][0]["state"]

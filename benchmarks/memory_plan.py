@@ -80,7 +80,7 @@ def measure(name: str) -> dict[str, float]:
     """Train one case and predict it; MiB of each."""
     import torch
 
-    from vr1.plan.predict import predict
+    from vr1.commands.plan.predict import predict
 
     with tempfile.TemporaryDirectory() as folder:
         needs = _needs(name, Path(folder))
@@ -111,9 +111,9 @@ def measure(name: str) -> dict[str, float]:
 def _needs(name: str, folder: Path) -> Any:
     import torch
 
-    from vr1.plan.needs import Needs
+    from vr1.commands.plan.needs import Needs
     from vr1.policy import Lora, PolicySource
-    from vr1.policy.blank import Sizes, write_blank
+    from vr1.policy.tiny import Sizes, write_blank
 
     model, settings, prompts, group, tokens = CASES[name]
     source = PolicySource(min_pixels=112 * 112, max_pixels=112 * 112)
@@ -138,7 +138,7 @@ def _train(needs: Any, folder: Path) -> Any:
     import lightning.pytorch as pl
 
     from vr1.data import SceneDataModule, SceneStyle
-    from vr1.module import GRPOModule
+    from vr1.modules.grpo import GRPOModule
     from vr1.rollout import Sampling
 
     class Endless(GRPOModule):

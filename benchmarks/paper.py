@@ -25,7 +25,7 @@ from jsonargparse import auto_cli
 from paper_figures import draw_curves, draw_findings
 from paper_findings import METRICS, START, VARIANTS, Results, Variant, markdown
 
-from vr1.child_process import die_with_parent
+from vr1.distributed import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "paper"

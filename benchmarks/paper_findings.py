@@ -8,7 +8,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from vr1.markdown import markdown_table
+from vr1.runs.tables import markdown_table
 
 Results = dict[str, dict[str, dict[str, list[float]]]]
 START = "start"

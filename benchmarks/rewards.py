@@ -16,9 +16,9 @@ from jsonargparse import auto_cli
 
 from vr1.detections import read_detections
 from vr1.families import Qwen25VL
-from vr1.markdown import markdown_table
-from vr1.records import Targets
 from vr1.rewards import Reward
+from vr1.runs.tables import markdown_table
+from vr1.types import Targets
 
 SIZE = (1000, 1000)
 NAMES = ("cat", "dog", "traffic light", "person")

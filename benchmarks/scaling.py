@@ -17,7 +17,7 @@ from grpo_step import StepSettings
 from grpo_step.measure import NAMES, compare, figures
 from jsonargparse import auto_cli
 
-from vr1.markdown import markdown_table
+from vr1.runs.tables import markdown_table
 
 TRAINING = ("policy forward", "policy backward")
 

@@ -18,7 +18,7 @@ from grpo_step import StepSettings
 from grpo_step.measure import NAMES, compare, figures
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from vr1.markdown import markdown_table
+from vr1.runs.tables import markdown_table
 
 
 def table(found: dict[str, Any]) -> str:

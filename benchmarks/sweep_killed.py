@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import auto_cli
 
-from vr1.sweeps import parameters_of, read_plan
+from vr1.commands.sweep import parameters_of, read_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = [

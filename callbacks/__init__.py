@@ -6,16 +6,13 @@ from callbacks.curves import Curves
 from callbacks.evaluation import Evaluation
 from callbacks.export import Export
 from callbacks.gallery import Gallery
-from callbacks.kl_ceiling import KLCeiling
-from callbacks.non_finite_guard import NonFiniteGuard
-from callbacks.out_of_memory import OutOfMemoryAdvice
-from callbacks.plateau import Plateau
+from callbacks.guards import KLCeiling, NonFiniteGuard, OutOfMemoryAdvice
 from callbacks.predictions import PredictionWriter
 from callbacks.preemption import Preemption
 from callbacks.progress import Progress
 from callbacks.report import Report
 from callbacks.rule_refinement import RuleRefinement
-from callbacks.stages import Stage
+from callbacks.schedule import Plateau, Stage
 from callbacks.throughput import Throughput
 
 __all__ = [

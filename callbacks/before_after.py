@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from callbacks.outputs import run_folder
 from callbacks.rule_refinement import stage_name
-from callbacks.run_outputs import run_folder
-from vr1.runs.comparison import Comparison, Measurement
+from vr1.runs.tables import Comparison, Measurement
 
 
 class BeforeAfter(Callback):

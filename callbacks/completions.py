@@ -13,12 +13,48 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from callbacks.findings import findings_of
-from callbacks.overlay import boxes_overlay
+from callbacks.outputs import predictions_of
 from vr1.detections import read_detections
-from vr1.experience import JudgedGroups
 from vr1.families import Family
-from vr1.records import DetectionRecord, Detections, Finding
+from vr1.types import Boxes, DetectionRecord, Detections, Prediction, ScoredGroups
+
+
+def wandb_boxes(record: DetectionRecord, detections: Detections) -> dict[str, Any]:
+    """True and found boxes, each a group that can be switched on and off.
+
+    Args:
+        record: the image and its true boxes, in pixels of the image.
+        detections: what was found, likewise.
+
+    Returns:
+        What ``wandb.Image`` takes as ``boxes``. A group without a box is left out, since it refuses one.
+
+    Example:
+        >>> from vr1.drawing.boxes import example_prediction
+        >>> prediction = example_prediction()
+        >>> overlay = wandb_boxes(prediction.record, prediction.detections)
+        >>> sorted(overlay), overlay["ground_truth"]["box_data"][0]["box_caption"]
+        (['ground_truth', 'predictions'], 'red circle')
+    """
+    names = list(dict.fromkeys((*record.categories, *record.labels, *detections.labels)))
+    groups = {
+        "ground_truth": _boxes(record.boxes_xyxy, record.labels, names),
+        "predictions": _boxes(detections.boxes_xyxy, detections.labels, names),
+    }
+    shown = {group: boxes for group, boxes in groups.items() if boxes}
+    return {group: {"box_data": boxes, "class_labels": dict(enumerate(names))} for group, boxes in shown.items()}
+
+
+def _boxes(boxes: Boxes, labels: Sequence[str], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "position": dict(zip(("minX", "minY", "maxX", "maxY"), map(float, box), strict=True)),
+            "domain": "pixel",
+            "class_id": names.index(label),
+            "box_caption": label,
+        }
+        for box, label in zip(boxes, labels, strict=True)
+    ]
 
 
 class Completions(Callback):
@@ -38,7 +74,7 @@ class Completions(Callback):
 
     Raises:
         ValueError: if a setting is negative, or ``num_prompts`` is 0.
-        TypeError: if ``validation_step`` returns something else than a list of :class:`~vr1.records.Finding`.
+        TypeError: if ``validation_step`` returns something else than a list of :class:`~vr1.types.Prediction`.
 
     Example::
 
@@ -57,7 +93,7 @@ class Completions(Callback):
             if value < least:
                 raise ValueError(f"Completions: {name} is {value}: give at least {least}")
         self.every_n_steps, self.num_prompts, self.num_validation = every_n_steps, num_prompts, num_validation
-        self._findings: list[Finding] = []
+        self._predictions: list[Prediction] = []
         self._last_step = 0
 
     @override
@@ -72,17 +108,17 @@ class Completions(Callback):
         if not self.every_n_steps or step == self._last_step or step % self.every_n_steps:
             return
         self._last_step = step
-        judged: JudgedGroups | None = getattr(pl_module, "judged", None)
+        scored: ScoredGroups | None = getattr(pl_module, "scored_groups", None)
         loggers = _loggers(trainer)
-        if judged is None or not loggers:
+        if scored is None or not loggers:
             return
-        shown = range(min(self.num_prompts, len(judged)))
-        rows = [row for index in shown for row in _group(judged, index, pl_module.family)]  # type: ignore[arg-type]
-        _log(loggers, "completions/train", rows, list(judged.terms), step)
+        shown = range(min(self.num_prompts, len(scored)))
+        rows = [row for index in shown for row in _group(scored, index, pl_module.family)]  # type: ignore[arg-type]
+        _log(loggers, "completions/train", rows, list(scored.terms), step)
 
     @override
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._findings = []
+        self._predictions = []
 
     @override
     def on_validation_batch_end(
@@ -94,17 +130,17 @@ class Completions(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if len(self._findings) < self.num_validation and _loggers(trainer):
-            self._findings += findings_of(self, outputs)[: self.num_validation - len(self._findings)]
+        if len(self._predictions) < self.num_validation and _loggers(trainer):
+            self._predictions += predictions_of(self, outputs)[: self.num_validation - len(self._predictions)]
 
     @override
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         loggers = _loggers(trainer)
-        if loggers and self._findings and trainer.state.fn == TrainerFn.FITTING:
-            terms = [name for name in self._findings[0].rewards if name != "total"]
-            rows = [_validated(finding, terms) for finding in self._findings]
+        if loggers and self._predictions and trainer.state.fn == TrainerFn.FITTING:
+            terms = [name for name in self._predictions[0].rewards if name != "total"]
+            rows = [_validated(prediction, terms) for prediction in self._predictions]
             _log(loggers, "completions/val", rows, terms, trainer.global_step)
-        self._findings = []
+        self._predictions = []
 
 
 def _loggers(trainer: "pl.Trainer") -> list[WandbLogger]:
@@ -112,33 +148,40 @@ def _loggers(trainer: "pl.Trainer") -> list[WandbLogger]:
     return found if trainer.is_global_zero else []
 
 
-def _group(judged: JudgedGroups, index: int, family: Family) -> list[list[Any]]:
+def _group(scored: ScoredGroups, index: int, family: Family) -> list[list[Any]]:
     """The rows of one prompt's answers."""
-    record, size = judged.records[index], judged.input_sizes[index]
+    record, size = scored.records[index], scored.input_sizes[index]
     return [
         [
             _image(record, read_detections(text, family, record.image_size, size)),
-            judged.instructions[index],
+            scored.instructions[index],
             text,
-            float(judged.rewards[index, answer]),
-            *(float(values[index, answer]) for values in judged.terms.values()),
-            float(judged.advantages[index, answer]),
+            float(scored.rewards[index, answer]),
+            *(float(values[index, answer]) for values in scored.terms.values()),
+            float(scored.advantages[index, answer]),
         ]
-        for answer, text in enumerate(judged.texts[index])
+        for answer, text in enumerate(scored.texts[index])
     ]
 
 
-def _validated(finding: Finding, terms: Sequence[str]) -> list[Any]:
-    rewards = finding.rewards
-    image = _image(finding.record, finding.detections)
-    return [image, finding.instruction, finding.completion, rewards["total"], *(rewards[name] for name in terms), None]
+def _validated(prediction: Prediction, terms: Sequence[str]) -> list[Any]:
+    rewards = prediction.rewards
+    image = _image(prediction.record, prediction.detections)
+    return [
+        image,
+        prediction.instruction,
+        prediction.completion,
+        rewards["total"],
+        *(rewards[name] for name in terms),
+        None,
+    ]
 
 
 def _image(record: DetectionRecord, detections: Detections) -> Any:
     # Imported where it is used: it takes a second, and most runs have no such logger.
     import wandb
 
-    return wandb.Image(record.image, boxes=boxes_overlay(record, detections))
+    return wandb.Image(record.image, boxes=wandb_boxes(record, detections))
 
 
 def _log(loggers: Sequence[WandbLogger], key: str, rows: list[list[Any]], terms: Sequence[str], step: int) -> None:

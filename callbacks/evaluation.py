@@ -4,7 +4,9 @@ Keep what ``test`` finds in the forms that others read: every answer, COCO's res
 tables by set and by class, and the best and the worst images.
 """
 
+import heapq
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,70 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
 from typing_extensions import override
 
-from callbacks.extremes import Extremes
-from callbacks.findings import findings_of
-from callbacks.run_outputs import run_folder, write_picture
-from callbacks.shared_lines import SharedLines
-from vr1.drawing import draw_grid
-from vr1.metrics.answer_rows import answer_row, read_row
-from vr1.metrics.evaluation_files import table_text, write_evaluation
+from callbacks.outputs import RankedJsonlWriter, predictions_of, run_folder, write_picture
+from vr1.distributed import gather
+from vr1.drawing import draw_grid, draw_tile
+from vr1.metrics.answer_file import Answered, Question, answer_row, question_of, read_row, recorded_answers, whole_lines
+from vr1.metrics.evaluation import table_text, write_evaluation
 from vr1.prompts import PromptBatch
-from vr1.recorded_answers import Answered, Question, question_of, recorded_answers, whole_lines
+from vr1.types import Prediction
+
+_Rank = tuple[float, int, str]
+
+
+def quality(prediction: Prediction) -> float:
+    """How well the boxes lie: the overlaps of the matched pairs over the number of boxes, predicted or true.
+
+    Whichever are more, so that missing and needless boxes cost alike; 1 where there is nothing, and nothing is found.
+
+    Example:
+        >>> from vr1.drawing.boxes import example_prediction
+        >>> quality(example_prediction(empty=True))
+        0.0
+    """
+    match = prediction.match
+    boxes = max(match.num_predicted, match.num_targets)
+    return float(match.overlap.clip(min=0.0).sum()) / boxes if boxes else 1.0
+
+
+class BestWorst:
+    """The answers of highest and of lowest `quality`; among equals, those with more true boxes.
+
+    No more images are held than will be shown.
+
+    Args:
+        size: how many of each.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._best: dict[_Rank, Prediction] = {}
+        self._worst: dict[_Rank, Prediction] = {}
+
+    def add(self, predictions: Iterable[Prediction]) -> None:
+        """Take in some answers; one that was seen before, as a distributed sampler repeats some, changes nothing."""
+        for prediction in predictions:
+            value, objects = quality(prediction), prediction.match.num_targets
+            name = f"{prediction.record.origin} {prediction.record.image_id} {prediction.instruction}"
+            self._best[-value, -objects, name] = self._worst[value, -objects, name] = prediction
+        self._best, self._worst = self._first(self._best), self._first(self._worst)
+
+    def tiles(self, side: int) -> tuple[list[Image.Image], list[Image.Image]]:
+        """Drawings of the best and of the worst answers of all processes; to be called on all of them."""
+        kept = [
+            {rank: draw_tile(prediction, side) for rank, prediction in found.items()}
+            for found in (self._best, self._worst)
+        ]
+        shares: Sequence[list[dict[_Rank, Image.Image]]] = gather(kept)
+        best, worst = ({rank: tile for share in shares for rank, tile in share[part].items()} for part in (0, 1))
+        return [best[rank] for rank in sorted(best)[: self.size]], [worst[rank] for rank in sorted(worst)[: self.size]]
+
+    def _first(self, found: dict[_Rank, Prediction]) -> dict[_Rank, Prediction]:
+        return {rank: found[rank] for rank in heapq.nsmallest(self.size, found)}
+
 
 _ANSWERS = "answers.jsonl"
 _TILE = 360
@@ -52,8 +107,8 @@ class Evaluation(Callback):
     Note:
         With several processes ``output_dir`` must be a folder that all of them see.
 
-        Wants ``test_step`` and ``validation_step`` to return lists of :class:`~vr1.records.Finding`, and can go on only
-        where the module is a :class:`~vr1.detector.Detector`.
+        Requires that ``test_step`` and ``validation_step`` return lists of :class:`~vr1.types.Prediction`, and can
+        resume only where the module is a :class:`~vr1.modules.base.DetectionModule`.
 
     Raises:
         ValueError: if the folder cannot be written to, ``annotations`` cannot be read, or ``num_images`` is negative.
@@ -80,9 +135,9 @@ class Evaluation(Callback):
         self.category_ids = None if annotations is None else _category_ids(Path(annotations))
         self.resume, self.num_images = resume, num_images
         self._folder = Path()
-        self._lines: SharedLines | None = None
+        self._lines: RankedJsonlWriter | None = None
         self._known: dict[Question, Answered] = {}
-        self._extremes = Extremes(num_images)
+        self._extremes = BestWorst(num_images)
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -91,7 +146,7 @@ class Evaluation(Callback):
         # Asked on every process, also where the answer is not needed: the processes talk to each other over it.
         default = run_folder(trainer) / "evaluation"
         self._folder = (self.output_dir or default).expanduser()
-        self._lines = SharedLines(self, self._folder / _ANSWERS, trainer.global_rank)
+        self._lines = RankedJsonlWriter(self, self._folder / _ANSWERS, trainer.global_rank)
 
     @override
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -142,27 +197,29 @@ class Evaluation(Callback):
         self._known = recorded_answers(answers)
         trainer.strategy.barrier("Evaluation, start")
         self._lines.open()
-        self._extremes = Extremes(self.num_images)
+        self._extremes = BestWorst(self.num_images)
         if self._known:
             pl_module.recorded = self._known  # type: ignore[assignment]
             rank_zero_info(f"Evaluation: goes on with the {len(self._known)} answers in {answers}")
 
     def _keep(self, outputs: Any, batch: Any) -> None:
-        findings = findings_of(self, outputs)
+        predictions = predictions_of(self, outputs)
         assert self._lines is not None
-        for number, finding in enumerate(findings):
-            record = finding.record
+        for number, prediction in enumerate(predictions):
+            record = prediction.record
             size = batch.input_sizes[number] if isinstance(batch, PromptBatch) else record.image_size
-            if question_of(record, finding.instruction, size) in self._known:
+            if question_of(record, prediction.instruction, size) in self._known:
                 continue
-            self._lines.write(answer_row(record, finding.detections, finding.completion, finding.instruction, size))
-        self._extremes.add(findings)
+            self._lines.write(
+                answer_row(record, prediction.detections, prediction.completion, prediction.instruction, size)
+            )
+        self._extremes.add(predictions)
 
     def _finish(self, trainer: "pl.Trainer") -> None:
         self._close()
         trainer.strategy.barrier("Evaluation")
         best, worst = self._extremes.tiles(_TILE)
-        self._extremes = Extremes(self.num_images)
+        self._extremes = BestWorst(self.num_images)
         if not trainer.is_global_zero:
             return
         assert self._lines is not None

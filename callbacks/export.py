@@ -7,10 +7,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from callbacks.run_outputs import run_folder
-from vr1.detector import Detector
-from vr1.export import write_model
-from vr1.model_card import model_card
+from callbacks.outputs import run_folder
+from vr1.checkpoints.export import model_card, write_model
+from vr1.modules.base import DetectionModule
 from vr1.strategies import FullySharded
 
 
@@ -44,7 +43,7 @@ class Export(Callback):
                 "Export: no process has the whole model with trainer.strategy fully_sharded; leave the callback out,"
                 " and run `python -m vr1 export --ckpt ... --out ...` with a checkpoint"
             )
-        if not isinstance(pl_module, Detector):
+        if not isinstance(pl_module, DetectionModule):
             raise ValueError(
                 f"Export writes the policy of a module of vr1, and {type(pl_module).__name__} is none: leave the"
                 " callback out"
@@ -53,7 +52,7 @@ class Export(Callback):
 
     @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        assert isinstance(pl_module, Detector)
+        assert isinstance(pl_module, DetectionModule)
         # Reading the metrics may make the processes exchange results, so every one of them reads.
         run = pl_module.run()
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]

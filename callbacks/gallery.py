@@ -11,11 +11,10 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from callbacks.findings import findings_of
+from callbacks.outputs import predictions_of, run_folder, write_picture
 from callbacks.rule_refinement import stage_name
-from callbacks.run_outputs import run_folder, write_picture
 from vr1.drawing import draw_grid, draw_tile
-from vr1.records import Finding
+from vr1.types import Prediction
 
 
 class Gallery(Callback):
@@ -31,7 +30,7 @@ class Gallery(Callback):
         columns: images per row; None chooses.
 
     Note:
-        Wants ``validation_step`` and ``test_step`` to return lists of :class:`~vr1.records.Finding`. With several
+        Wants ``validation_step`` and ``test_step`` to return lists of :class:`~vr1.types.Prediction`. With several
         processes the images are the first ones of rank zero's share.
 
     Raises:
@@ -55,7 +54,7 @@ class Gallery(Callback):
         self.num_images = num_images
         self.tile_size = tile_size
         self.columns = columns
-        self._findings: list[Finding] = []
+        self._predictions: list[Prediction] = []
         self._folder = Path()
 
     @override
@@ -64,7 +63,7 @@ class Gallery(Callback):
 
     @override
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._findings = []
+        self._predictions = []
 
     @override
     def on_validation_batch_end(
@@ -76,32 +75,32 @@ class Gallery(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.is_global_zero and len(self._findings) < self.num_images:
-            self._findings += findings_of(self, outputs)[: self.num_images - len(self._findings)]
+        if trainer.is_global_zero and len(self._predictions) < self.num_images:
+            self._predictions += predictions_of(self, outputs)[: self.num_images - len(self._predictions)]
 
     @override
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if not trainer.is_global_zero or not self._findings:
+        if not trainer.is_global_zero or not self._predictions:
             return
         what = trainer.state.fn
         assert what is not None
         name = f"step_{trainer.global_step:06d}" if what == TrainerFn.FITTING else what.value
-        tiles = [draw_tile(finding, self.tile_size) for finding in self._findings]
-        sheet = draw_grid(tiles, _title(trainer, name, self._findings), columns=self.columns)
+        tiles = [draw_tile(prediction, self.tile_size) for prediction in self._predictions]
+        sheet = draw_grid(tiles, _title(trainer, name, self._predictions), columns=self.columns)
         key = "gallery/test" if what == TrainerFn.TESTING else "gallery/val"
         write_picture(trainer, self._folder, f"gallery/{name}.png", sheet, key=key)
-        self._findings = []
+        self._predictions = []
 
     on_test_start = on_validation_start
     on_test_batch_end = on_validation_batch_end
     on_test_end = on_validation_end
 
 
-def _title(trainer: "pl.Trainer", name: str, findings: list[Finding]) -> str:
+def _title(trainer: "pl.Trainer", name: str, predictions: list[Prediction]) -> str:
     parts = [name]
     if name.startswith("step_"):
         parts = ["before training"] if trainer.sanity_checking else [f"step {trainer.global_step}"]
         if stage := stage_name(trainer):
             parts.append(f"stage {stage}")
-    mean = sum(finding.rewards.get("total", 0.0) for finding in findings) / len(findings)
+    mean = sum(prediction.rewards.get("total", 0.0) for prediction in predictions) / len(predictions)
     return " · ".join([*parts, f"mean reward {mean:.2f}"])

@@ -12,11 +12,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from callbacks.findings import findings_of
-from callbacks.run_outputs import run_folder
-from callbacks.shared_lines import SharedLines
-from vr1.drawing import draw_finding, draw_grid, draw_tile
-from vr1.records import Finding
+from callbacks.outputs import RankedJsonlWriter, predictions_of, run_folder
+from vr1.drawing import draw_grid, draw_prediction, draw_tile
+from vr1.types import Prediction
 
 PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -38,7 +36,7 @@ class PredictionWriter(Callback):
         A drawing has the name and the size of its image; a second image of the same name gets its number as well. With
         several processes all names carry the number, and ``output_dir`` must be a folder that all of them see.
 
-        Wants ``predict_step`` to return lists of :class:`~vr1.records.Finding`.
+        Wants ``predict_step`` to return lists of :class:`~vr1.types.Prediction`.
 
     Raises:
         ValueError: if a setting is out of range, or the folder cannot be written to.
@@ -61,9 +59,9 @@ class PredictionWriter(Callback):
         self.sheet_images = sheet_images
         self.tile_size = tile_size
         self._folder = Path()
-        self._lines: SharedLines | None = None
+        self._lines: RankedJsonlWriter | None = None
         self._names: set[str] = set()
-        self._sheet: list[Finding] = []
+        self._sheet: list[Prediction] = []
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -72,7 +70,7 @@ class PredictionWriter(Callback):
         # Asked on every process, also where the answer is not needed: the processes talk to each other over it.
         default = run_folder(trainer) / "predictions"
         self._folder = (self.output_dir or default).expanduser()
-        self._lines = SharedLines(self, self._folder / "predictions.jsonl", trainer.global_rank)
+        self._lines = RankedJsonlWriter(self, self._folder / "predictions.jsonl", trainer.global_rank)
         self._lines.open(anew=True)
         self._names, self._sheet = set(), []
 
@@ -87,13 +85,13 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert self._lines is not None
-        for finding in findings_of(self, outputs):
-            name = self._name(finding, numbered=trainer.world_size > 1)
+        for prediction in predictions_of(self, outputs):
+            name = self._name(prediction, numbered=trainer.world_size > 1)
             # Thin coloured lines keep their colour in a JPEG only without chroma subsampling; PNG ignores both options.
-            draw_finding(finding, judge=False).save(self._folder / name, quality=95, subsampling=0)
-            self._lines.write(_row(finding, name))
+            draw_prediction(prediction, judge=False).save(self._folder / name, quality=95, subsampling=0)
+            self._lines.write(_row(prediction, name))
             if trainer.is_global_zero and len(self._sheet) < self.sheet_images:
-                self._sheet.append(finding)
+                self._sheet.append(prediction)
 
     @override
     def on_predict_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -104,7 +102,7 @@ class PredictionWriter(Callback):
         assert self._lines is not None
         self._lines.merge(trainer.world_size)
         if self._sheet:
-            tiles = [draw_tile(finding, self.tile_size, judge=False) for finding in self._sheet]
+            tiles = [draw_tile(prediction, self.tile_size, judge=False) for prediction in self._sheet]
             draw_grid(tiles, f"{len(tiles)} predictions", legend=False).save(self._folder / "contact_sheet.png")
         self._sheet = []
         rank_zero_info(f"predictions: {self._lines.path}, the images beside it, an overview in contact_sheet.png")
@@ -121,35 +119,35 @@ class PredictionWriter(Callback):
         if self._lines is not None:
             self._lines.close()
 
-    def _name(self, finding: Finding, *, numbered: bool) -> str:
+    def _name(self, prediction: Prediction, *, numbered: bool) -> str:
         """A file name that is the image's own as far as possible and was not given before."""
         # Origins other than files (a generator, a line of an annotation file) may hold any character.
-        name = re.sub(r'[\x00-\x1f<>:"|?*\\/]', "_", Path(finding.record.origin).name)[-150:].strip(". ") or "image"
+        name = re.sub(r'[\x00-\x1f<>:"|?*\\/]', "_", Path(prediction.record.origin).name)[-150:].strip(". ") or "image"
         if not name.lower().endswith(PICTURES):
             name += ".png"
         stem, suffix = name[: name.rindex(".")], name[name.rindex(".") :]
-        candidate = f"{stem}_{finding.record.image_id}{suffix}" if numbered else name
+        candidate = f"{stem}_{prediction.record.image_id}{suffix}" if numbered else name
         count = 1
         while candidate.lower() in self._names or candidate == "contact_sheet.png":
             extra = "" if count == 1 else f"_{count}"
-            candidate = f"{stem}_{finding.record.image_id}{extra}{suffix}"
+            candidate = f"{stem}_{prediction.record.image_id}{extra}{suffix}"
             count += 1
         # Compared without case, as some file systems do.
         self._names.add(candidate.lower())
         return candidate
 
 
-def _row(finding: Finding, drawing: str) -> dict[str, Any]:
-    width, height = finding.record.image_size
+def _row(prediction: Prediction, drawing: str) -> dict[str, Any]:
+    width, height = prediction.record.image_size
     return {
-        "image": finding.record.origin,
+        "image": prediction.record.origin,
         "drawing": drawing,
         "width": width,
         "height": height,
-        "instruction": finding.instruction,
-        "completion": finding.completion,
-        "boxes_xyxy": [[round(float(value), 2) for value in box] for box in finding.detections.boxes_xyxy],
-        "labels": list(finding.detections.labels),
-        "scores": [round(float(score), 4) for score in finding.detections.scores],
-        "valid": finding.detections.valid,
+        "instruction": prediction.instruction,
+        "completion": prediction.completion,
+        "boxes_xyxy": [[round(float(value), 2) for value in box] for box in prediction.detections.boxes_xyxy],
+        "labels": list(prediction.detections.labels),
+        "scores": [round(float(score), 4) for score in prediction.detections.scores],
+        "valid": prediction.detections.valid,
     }

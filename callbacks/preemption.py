@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from typing_extensions import override
 
-from callbacks.run_outputs import run_folder
+from callbacks.outputs import run_folder
 
 
 class Preemption(Callback):

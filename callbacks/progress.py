@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from typing_extensions import override
 
 from callbacks.rule_refinement import stage_name
-from callbacks.training_length import total_steps
+from callbacks.schedule import total_steps
 
 SHOWN = {
     "reward/total": "reward",

@@ -4,6 +4,8 @@ Hand on a training as one page: curves, galleries, data, settings and all that i
 """
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,53 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from callbacks.data_summary import summarise
-from callbacks.run_outputs import run_folder
-from vr1.report import write_report
+from callbacks.outputs import run_folder
 from vr1.runs.facts import run_facts
+from vr1.runs.report import write_report
+from vr1.types import DetectionRecord
+
+_NAMED = 12
+
+
+def summarise(source: Sequence[DetectionRecord], sample: int = 64) -> dict[str, Any]:
+    """Count what is in a source.
+
+    Args:
+        source: records by index.
+        sample: how many of them are opened, evenly spread; decoding all of them can take longer than a training.
+
+    Returns:
+        ``records`` (all of them), and of the sample: ``sampled``, ``unreadable``, ``boxes`` (mean per image),
+        ``without_boxes`` (images), ``width`` and ``height`` (smallest and largest, pixels) and ``labels`` (the most
+        frequent, with their counts).
+
+    Example:
+        >>> from vr1.drawing.boxes import example_prediction
+        >>> summarise([example_prediction().record])["boxes"]
+        3.0
+    """
+    total = len(source)
+    chosen = sorted({index * total // max(1, min(sample, total)) for index in range(min(sample, total))})
+    records, unreadable = [], 0
+    for index in chosen:
+        try:
+            records.append(source[index])
+        except (ValueError, OSError):
+            # Training decides what a damaged image means; a summary of what there is must not end it.
+            unreadable += 1
+    labels = Counter(label for record in records for label in record.labels)
+    found: dict[str, Any] = {"records": total, "sampled": len(records), "unreadable": unreadable}
+    if not records:
+        return found
+    widths, heights = zip(*(record.image_size for record in records), strict=True)
+    return found | {
+        "boxes": round(sum(len(record.labels) for record in records) / len(records), 2),
+        "without_boxes": sum(not record.labels for record in records),
+        "width": [min(widths), max(widths)],
+        "height": [min(heights), max(heights)],
+        "labels": dict(labels.most_common(_NAMED)),
+        "distinct_labels": len(labels),
+    }
 
 
 class Report(Callback):

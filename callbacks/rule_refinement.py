@@ -12,9 +12,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from callbacks.plateau import Plateau, PlateauWatch
-from callbacks.stages import Stage, check_stages, first_steps, last_begins_at, paper_stages
-from callbacks.training_length import total_steps
+from callbacks.schedule import (
+    Plateau,
+    PlateauWatch,
+    Stage,
+    check_stages,
+    first_steps,
+    last_begins_at,
+    paper_stages,
+    total_steps,
+)
 
 
 class RuleRefinement(Callback):
@@ -41,7 +48,7 @@ class RuleRefinement(Callback):
         checkpoints of different stages are measured alike.
 
     Raises:
-        ValueError: if the stages are not a schedule (:class:`~callbacks.stages.Stage`), if a fraction is asked for
+        ValueError: if the stages are not a schedule (:class:`~callbacks.schedule.Stage`), if a fraction is asked for
             and nothing bounds the training, if the module has no reward to set, or if a monitored metric is not logged.
 
     Example::

@@ -47,9 +47,9 @@ class Throughput(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        if not hasattr(pl_module, "meter"):
+        if not hasattr(pl_module, "timer"):
             raise ValueError(
-                f"Throughput reads `meter`, which {type(pl_module).__name__} does not have: leave the callback out"
+                f"Throughput reads `timer`, which {type(pl_module).__name__} does not have: leave the callback out"
             )
 
     @override
@@ -83,9 +83,9 @@ class Throughput(Callback):
         self._spent, self._before = 0.0, now
 
     def _read(self, pl_module: "pl.LightningModule") -> dict[str, float]:
-        meter: Any = pl_module.meter
-        parts = {part: meter.seconds.get(part, 0.0) for part in (*_PARTS, "reward")}
-        return {**parts, "tokens": meter.tokens}
+        timer: Any = pl_module.timer
+        parts = {part: timer.seconds.get(part, 0.0) for part in (*_PARTS, "reward")}
+        return {**parts, "tokens": timer.tokens}
 
 
 def _peak_memory_gib(device: torch.device) -> float:

@@ -15,11 +15,11 @@ from callbacks import BeforeAfter, Curves, Progress
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.drawing import draw_grid, draw_tile
 from vr1.losses import GRPO
-from vr1.module import GRPOModule
+from vr1.modules.grpo import GRPOModule
 from vr1.policy import PolicySource
-from vr1.records import Match
 from vr1.rewards import Criterion, DualFormat, Precision, Recall, Reward, RewardTerm
 from vr1.rollout import Sampling
+from vr1.types import Match
 
 
 class FewBoxes(RewardTerm):
@@ -69,10 +69,10 @@ def train(steps: int = 20, out: Path = Path("runs/python_api"), scenes: int = 64
     trainer.fit(module, data)
 
     # What predict returns is data to go on with: boxes in image pixels, labels, the answer, the rewards.
-    findings = [finding for batch in trainer.predict(module, data) or [] for finding in batch]
-    print(findings[0].completion, findings[0].detections.boxes_xyxy, findings[0].rewards, sep="\n")
+    predictions = [prediction for batch in trainer.predict(module, data) or [] for prediction in batch]
+    print(predictions[0].completion, predictions[0].detections.boxes_xyxy, predictions[0].rewards, sep="\n")
     picture = out / "found.png"
-    draw_grid([draw_tile(finding) for finding in findings], f"after {steps} steps").save(picture)
+    draw_grid([draw_tile(prediction) for prediction in predictions], f"after {steps} steps").save(picture)
     return picture
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vr1.data.scenes import SceneSource, SceneStyle
+from vr1.data.synthetic import SceneSource, SceneStyle
 from vr1.families import Qwen25VL
 from vr1.policy import PolicySource
-from vr1.policy.blank import Sizes, write_blank
+from vr1.policy.tiny import Sizes, write_blank
 from vr1.prompts import PromptEncoder
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +21,7 @@ def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def blank_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "blank"
     sizes = Sizes(
         hidden=64,
@@ -39,8 +39,8 @@ def blank_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(blank_model: Path) -> PolicySource:
-    return PolicySource(path=str(blank_model))
+def source(tiny_model: Path) -> PolicySource:
+    return PolicySource(path=str(tiny_model))
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from PIL import Image
 
 from tests.command import Keep, run, small, steps
 from vr1.data import SceneSource
-from vr1.data.coco import CocoSource
-from vr1.module import GRPOModule
+from vr1.data.dataset import CocoSource
+from vr1.modules.grpo import GRPOModule
 
 
 @pytest.fixture
-def told(blank_model, tmp_path, capsys, monkeypatch):
+def told(tiny_model, tmp_path, capsys, monkeypatch):
     """Runs ``fit`` with some words and returns what it said of a mistake, without having trained."""
 
     def train(*_):
@@ -23,7 +23,7 @@ def told(blank_model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(GRPOModule, "training_step", train)
 
     def fit(*words, command="fit", scenes=True):
-        base = [*small(blank_model, scenes=scenes), *steps()]
+        base = [*small(tiny_model, scenes=scenes), *steps()]
         assert run(tmp_path, command, *base, *words) == 2
         return the_error(capsys)
 
@@ -82,14 +82,14 @@ class TestModel:
         (tmp_path / "broken" / "config.json").write_text("{")
         assert "broken: no model could be found there" in told("--model.policy.path", tmp_path / "broken")
 
-    def test_weights_are_pickled(self, told, blank_model, tmp_path):
-        folder = shutil.copytree(blank_model, tmp_path / "pickled")
+    def test_weights_are_pickled(self, told, tiny_model, tmp_path):
+        folder = shutil.copytree(tiny_model, tmp_path / "pickled")
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
         message = told("--model.policy.path", folder)
         assert "found pytorch_model.bin, and only weights in safetensors are read" in message
 
-    def test_processor_is_missing(self, told, blank_model, tmp_path):
-        folder = shutil.copytree(blank_model, tmp_path / "bare")
+    def test_processor_is_missing(self, told, tiny_model, tmp_path):
+        folder = shutil.copytree(tiny_model, tmp_path / "bare")
         for path in folder.iterdir():
             if path.name not in {"config.json", "model.safetensors"}:
                 path.unlink()
@@ -147,11 +147,11 @@ class TestOutput:
             message = told(*words)
             assert f"results cannot be written there, since {tmp_path / 'notes'} is no folder" in message
 
-    def test_predictions_below_a_file(self, blank_model, tmp_path, capsys):
+    def test_predictions_below_a_file(self, tiny_model, tmp_path, capsys):
         (tmp_path / "photos").mkdir()
         Image.new("RGB", (60, 60)).save(tmp_path / "photos" / "a.png")
         (tmp_path / "notes").write_text("a file")
-        words = [*small(blank_model, "predict.yaml", scenes=False), "--data.images", "photos"]
+        words = [*small(tiny_model, "predict.yaml", scenes=False), "--data.images", "photos"]
         words += ["--trainer.callbacks", "callbacks.PredictionWriter", "--trainer.callbacks.output_dir", "notes/out"]
         assert run(tmp_path, "predict", *words) == 2
         assert "output_dir is 'notes/out', which cannot be written to" in the_error(capsys)
@@ -180,8 +180,8 @@ class TestData:
     def test_nothing_to_ask_for(self, told, tmp_path):
         assert "categories" in told(*on_coco(coco(tmp_path / "data"), "--data.categories", "[]"), scenes=False)
 
-    def test_nothing_to_look_for_in_a_folder(self, blank_model, tmp_path, capsys):
-        words = [*small(blank_model, "predict.yaml", scenes=False), "--data.categories", "[]"]
+    def test_nothing_to_look_for_in_a_folder(self, tiny_model, tmp_path, capsys):
+        words = [*small(tiny_model, "predict.yaml", scenes=False), "--data.categories", "[]"]
         assert run(tmp_path, "predict", *words) == 2
         assert the_error(capsys) == "data.categories is empty: name what to look for, such as [raccoon]"
 
@@ -190,18 +190,18 @@ class TestData:
         assert message == "data: a folder of images without boxes can only be predicted on, and this needs train"
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_image_that_shows_to_be_damaged_in_training(self, workers, blank_model, tmp_path, capsys):
+    def test_image_that_shows_to_be_damaged_in_training(self, workers, tiny_model, tmp_path, capsys):
         root = coco(tmp_path / "data", spoil=[3])
-        words = [*small(blank_model, scenes=False), *steps(3), *on_coco(root, "--data.shuffle", "false")]
+        words = [*small(tiny_model, scenes=False), *steps(3), *on_coco(root, "--data.shuffle", "false")]
         words += ["--data.num_workers", workers, "--trainer.limit_val_batches", 0, "--trainer.logger", "false"]
         assert run(tmp_path, "fit", *words) == 2
         message = the_error(capsys)
         assert message.startswith(f"{root}/images/3.png: the image is damaged or cut short")
         assert len(message.splitlines()) == 1
 
-    def test_damaged_images_can_be_skipped(self, blank_model, tmp_path, caplog):
+    def test_damaged_images_can_be_skipped(self, tiny_model, tmp_path, caplog):
         root = coco(tmp_path / "data", spoil=[3])
-        words = [*small(blank_model, scenes=False), *steps(3), *on_coco(root, "--data.shuffle", "false")]
+        words = [*small(tiny_model, scenes=False), *steps(3), *on_coco(root, "--data.shuffle", "false")]
         words += ["--data.bad_records", "skip", "--trainer.limit_val_batches", 0, "--trainer.logger", "false"]
         assert run(tmp_path, "fit", *words, "--trainer.callbacks", "tests.command.Keep") == 0
         assert Keep.trainer.global_step == 3

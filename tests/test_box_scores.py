@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.policy.tiny_models import write_tiny
-from vr1.box_scores import box_scores, token_ends
 from vr1.data import SceneDataModule, SceneStyle
+from vr1.detections import box_scores, token_ends
 from vr1.families import Griffon, PaliGemma, Qwen2VL, Qwen25VL
-from vr1.module import GRPOModule
+from vr1.modules.grpo import GRPOModule
 from vr1.policy import PolicySource
-from vr1.records import as_boxes
 from vr1.rollout import Sampling
+from vr1.types import as_boxes
 
 BOXES = as_boxes([[12, 34, 56, 78], [1, 2, 30, 40], [12, 34, 56, 78]])
 
@@ -138,5 +138,5 @@ def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
                     if len(text) > start and (place == 0 or len(texts[place - 1]) < end)
                 ]
                 assert score == pytest.approx(math.exp(float(sum(own) / len(own))), rel=1e-3)
-    [first, _] = module.findings(prompts, answers)
+    [first, _] = module.predictions(prompts, answers)
     assert first.detections.scores.tolist() == list(answers[0].scores)

@@ -4,7 +4,7 @@ import torch
 from torchvision.ops import box_iou, generalized_box_iou
 
 from vr1.boxes import pairwise_giou, pairwise_iou, rescale
-from vr1.records import as_boxes
+from vr1.types import as_boxes
 
 
 def random_boxes(generator, count):

@@ -8,7 +8,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from tests.command import CONFIGS, ROOT, run
-from vr1 import trainer_commands
+from vr1.commands import trainer
 from vr1.rewards import Reward
 
 ALL = sorted(CONFIGS.rglob("*.yaml"))
@@ -37,7 +37,7 @@ def read_reward(path):
 def made(monkeypatch):
     """What commands make, instead of running it."""
     found = []
-    monkeypatch.setattr(trainer_commands._CLI, "_run_subcommand", lambda self, subcommand: found.append(self))
+    monkeypatch.setattr(trainer._CLI, "_run_subcommand", lambda self, subcommand: found.append(self))
     return found
 
 
@@ -48,10 +48,10 @@ def test_a_file_opens_with_its_command(path):
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
-def test_the_command_makes_its_objects(path, made, blank_model, tmp_path):
+def test_the_command_makes_its_objects(path, made, tiny_model, tmp_path):
     [command] = [found for found in COMMAND.findall(head(path)) if str(path.relative_to(ROOT)) in found]
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(command)[3:]]
-    assert run(tmp_path, *words, "--model.policy.path", blank_model) == 0
+    assert run(tmp_path, *words, "--model.policy.path", tiny_model) == 0
     [command_line] = made
     assert not hasattr(command_line.model, "policy"), "weights belong to the run, not to its preparation"
     assert command_line.trainer.callbacks

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from vr1.detections import SCORE, read_detections
 from vr1.families import Qwen25VL
-from vr1.records import Answer, as_boxes
+from vr1.types import Answer, as_boxes
 
 FAMILY = Qwen25VL()
 

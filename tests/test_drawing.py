@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vr1.drawing import draw_finding, draw_grid, draw_tile
-from vr1.drawing.boxes import FAIR, GOOD, PALETTE, POOR, TRUTH, overlap_colour, resize
-from vr1.drawing.examples import example_finding
+from vr1.drawing import draw_grid, draw_prediction, draw_tile
+from vr1.drawing.boxes import FAIR, GOOD, PALETTE, POOR, TRUTH, example_prediction, overlap_colour, resize
 from vr1.drawing.fonts import font_for, shorten
-from vr1.records import as_boxes
+from vr1.types import as_boxes
 
 
 def with_boxes(boxes, labels, *, matched=(), overlap=(), size=(200, 160), truth=()):
-    finding = example_finding()
+    prediction = example_prediction()
     truth = as_boxes(truth)
     record = replace(
-        finding.record,
+        prediction.record,
         image=Image.new("RGB", size, (128, 128, 128)),
         boxes_xyxy=truth,
         labels=("thing",) * len(truth),
@@ -25,10 +24,10 @@ def with_boxes(boxes, labels, *, matched=(), overlap=(), size=(200, 160), truth=
         crowd=np.zeros(len(truth), bool),
     )
     detections = replace(
-        finding.detections, boxes_xyxy=as_boxes(boxes), labels=tuple(labels), scores=np.full(len(labels), 0.99)
+        prediction.detections, boxes_xyxy=as_boxes(boxes), labels=tuple(labels), scores=np.full(len(labels), 0.99)
     )
     match = replace(
-        finding.match,
+        prediction.match,
         predicted=np.asarray(matched, np.int64),
         target=np.arange(len(matched)),
         overlap=np.asarray(overlap, np.float64),
@@ -36,7 +35,7 @@ def with_boxes(boxes, labels, *, matched=(), overlap=(), size=(200, 160), truth=
         num_targets=len(truth),
         detections=detections,
     )
-    return replace(finding, record=record, detections=detections, match=match)
+    return replace(prediction, record=record, detections=detections, match=match)
 
 
 def colours(picture):
@@ -45,8 +44,8 @@ def colours(picture):
 
 def test_box_edges_have_the_colour_of_their_overlap():
     boxes = [[20, 100, 60, 140], [80, 100, 120, 140], [140, 100, 180, 140]]
-    finding = with_boxes(boxes, "abc", matched=[0, 1], overlap=[0.9, 0.6], truth=[[0, 0, 5, 5]] * 2)
-    picture = draw_finding(finding)
+    prediction = with_boxes(boxes, "abc", matched=[0, 1], overlap=[0.9, 0.6], truth=[[0, 0, 5, 5]] * 2)
+    picture = draw_prediction(prediction)
     assert picture.size == (200, 160)
     for box, colour in zip(boxes, (GOOD, FAIR, POOR), strict=True):
         x1, y1, x2, y2 = box
@@ -56,14 +55,14 @@ def test_box_edges_have_the_colour_of_their_overlap():
 
 
 def test_boxes_scale_with_the_picture():
-    finding = with_boxes([[20, 100, 60, 140]], "a", matched=[0], overlap=[0.9], truth=[[150, 10, 180, 40]])
-    picture = draw_finding(finding, 400)
+    prediction = with_boxes([[20, 100, 60, 140]], "a", matched=[0], overlap=[0.9], truth=[[150, 10, 180, 40]])
+    picture = draw_prediction(prediction, 400)
     assert picture.size == (400, 320)
     assert picture.getpixel((40, 240)) == GOOD
 
 
 def test_truth_is_dashed_on_every_side_of_a_square():
-    picture = draw_finding(with_boxes([], (), truth=[[100, 60, 180, 140]]), judge=True)
+    picture = draw_prediction(with_boxes([], (), truth=[[100, 60, 180, 140]]), judge=True)
     flat = [[picture.getpixel((x, y)) for x in range(100, 181)] for y in (60, 140)]
     upright = [[picture.getpixel((x, y)) for y in range(60, 141)] for x in (100, 180)]
     for line in flat + upright:
@@ -71,17 +70,17 @@ def test_truth_is_dashed_on_every_side_of_a_square():
 
 
 def test_crowd_regions_are_no_truth():
-    finding = with_boxes([], (), truth=[[100, 60, 180, 140]])
-    crowd = replace(finding, record=replace(finding.record, crowd=np.ones(1, bool)))
-    assert TRUTH in colours(draw_finding(finding))
-    assert colours(draw_finding(crowd)) == {(128, 128, 128)}
+    prediction = with_boxes([], (), truth=[[100, 60, 180, 140]])
+    crowd = replace(prediction, record=replace(prediction.record, crowd=np.ones(1, bool)))
+    assert TRUTH in colours(draw_prediction(prediction))
+    assert colours(draw_prediction(crowd)) == {(128, 128, 128)}
 
 
 def test_without_judgement_boxes_are_coloured_by_label():
-    finding = with_boxes(
+    prediction = with_boxes(
         [[20, 100, 60, 140], [80, 100, 120, 140]], ["red circle", "unheard of"], truth=[[1, 1, 50, 50]]
     )
-    picture = draw_finding(finding, judge=False)
+    picture = draw_prediction(prediction, judge=False)
     assert picture.getpixel((20, 120)) == PALETTE[0]
     assert picture.getpixel((80, 120)) == PALETTE[3]
     assert FAIR not in colours(picture)
@@ -99,15 +98,15 @@ def test_without_judgement_boxes_are_coloured_by_label():
     ],
 )
 def test_any_box_a_model_writes_can_be_drawn(box):
-    picture = draw_finding(with_boxes([box], ["x" * 10_000], truth=[[0, 0, 1, 1]]), 360)
+    picture = draw_prediction(with_boxes([box], ["x" * 10_000], truth=[[0, 0, 1, 1]]), 360)
     assert picture.size == (360, 288)
 
 
 def test_the_image_itself_is_left_alone():
-    finding = example_finding()
-    before = finding.record.image.tobytes()
-    draw_finding(finding)
-    assert finding.record.image.tobytes() == before
+    prediction = example_prediction()
+    before = prediction.record.image.tobytes()
+    draw_prediction(prediction)
+    assert prediction.record.image.tobytes() == before
 
 
 def test_small_images_are_enlarged_crisply():
@@ -120,14 +119,16 @@ def test_small_images_are_enlarged_crisply():
 def test_tiles_have_one_size_whatever_they_show():
     many = with_boxes(np.random.default_rng(0).uniform(0, 200, (100, 4)), ["a very long label " * 20] * 100)
     odd = [with_boxes([], (), size=size) for size in ((900, 20), (20, 900), (1, 1))]
-    tiles = [draw_tile(finding, 200) for finding in (example_finding(), example_finding(empty=True), many, *odd)]
+    tiles = [
+        draw_tile(prediction, 200) for prediction in (example_prediction(), example_prediction(empty=True), many, *odd)
+    ]
     assert len({tile.size for tile in tiles}) == 1
     assert tiles[0].width == 200
 
 
 def test_an_unreadable_answer_of_any_length_and_script_fits():
-    finding = replace(example_finding(empty=True), completion="猫\n\x00ﷺ👩‍👩‍👧 \u202e" * 100_000)
-    assert draw_tile(finding, 200).size == draw_tile(example_finding(), 200).size
+    prediction = replace(example_prediction(empty=True), completion="猫\n\x00ﷺ👩‍👩‍👧 \u202e" * 100_000)
+    assert draw_tile(prediction, 200).size == draw_tile(example_prediction(), 200).size
 
 
 def test_grid_places_every_tile():

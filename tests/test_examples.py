@@ -9,11 +9,11 @@ from PIL import Image
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def test_python_api(blank_model, tmp_path, capsys):
+def test_python_api(tiny_model, tmp_path, capsys):
     example = runpy.run_path(str(EXAMPLES / "python_api.py"))
-    picture = example["train"](steps=1, out=tmp_path, scenes=2, model=str(blank_model))
+    picture = example["train"](steps=1, out=tmp_path, scenes=2, model=str(tiny_model))
     assert min(Image.open(picture).size) > 300
-    assert "few_boxes" in capsys.readouterr().out, "the rewards of a finding are printed"
+    assert "few_boxes" in capsys.readouterr().out, "the rewards of a prediction are printed"
     run = tmp_path / "version_0"
     with (run / "metrics.csv").open() as file:
         logged = {name for row in csv.DictReader(file) for name, value in row.items() if value}

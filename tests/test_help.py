@@ -12,10 +12,10 @@ from vr1 import data, losses, rewards
 from vr1.advantage import Advantage
 from vr1.families import Qwen25VL
 from vr1.matching import BoxMatcher
-from vr1.module import GRPOModule
+from vr1.modules.grpo import GRPOModule
+from vr1.modules.sft import SFTModule
 from vr1.policy import Lora, PolicySource
 from vr1.rollout import Sampling
-from vr1.sft import SFTModule
 
 OURS = [
     GRPOModule,

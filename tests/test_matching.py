@@ -8,7 +8,7 @@ from torchvision.ops import generalized_box_iou
 
 from vr1.boxes import pairwise_iou
 from vr1.matching import BoxMatcher
-from vr1.records import Detections, Targets, as_boxes
+from vr1.types import Detections, Targets, as_boxes
 
 RELEASED = BoxMatcher(l1=1, iou=0, giou=1, label=1, overlap="giou", label_rule="ignore")
 

@@ -10,7 +10,7 @@ from PIL import Image
 from vr1.families import Qwen25VL
 from vr1.policy import PolicySource
 from vr1.prompts import PromptEncoder
-from vr1.records import as_boxes
+from vr1.types import as_boxes
 
 SIZES = [(112, 112), (200, 40), (37, 91), (640, 425), (30, 30)]
 

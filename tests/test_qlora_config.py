@@ -10,11 +10,11 @@ from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
+from tests.checkpoints.test_resume import assert_same
 from tests.command import CONFIGS, Keep, run
-from tests.test_resume import assert_same
 from vr1.cli import main
+from vr1.modules.sft import SFTModule
 from vr1.policy.loading import EMBEDDED_MODEL, Lora
-from vr1.sft import SFTModule
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Paged optimizers are not supported on CPU", "ignore:The .*_dataloader' does not have many workers"

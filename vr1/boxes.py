@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from vr1.records import Boxes
+from vr1.types import Boxes
 
 Frame = Literal["input", "image"] | float
 """What the numbers of a box count: pixels of the model's ``input``, pixels of the ``image`` as stored, or, where it is
@@ -45,7 +45,7 @@ def rescale(boxes: Boxes, from_size: tuple[float, float], to_size: tuple[float, 
         ``[N, 4]`` corners in pixels of the image at ``to_size``.
 
     Example:
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> rescale(as_boxes([[1, 2, 3, 4]]), (10, 10), (20, 30))
         array([[ 2.,  6.,  6., 12.]])
     """
@@ -64,7 +64,7 @@ def pairwise_iou(boxes: Boxes, others: Boxes) -> Boxes:
         ``[N, M]`` float64 in 0..1; 0 where both boxes have no area.
 
     Example:
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> pairwise_iou(as_boxes([0, 0, 2, 2]), as_boxes([[0, 0, 2, 2], [1, 0, 3, 2]])).round(3)
         array([[1.   , 0.333]])
     """
@@ -85,7 +85,7 @@ def pairwise_giou(boxes: Boxes, others: Boxes) -> Boxes:
     Source: Rezatofighi et al., Generalized Intersection over Union, arXiv 1902.09630, algorithm 1.
 
     Example:
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> pairwise_giou(as_boxes([0, 0, 1, 1]), as_boxes([[0, 0, 1, 1], [2, 0, 3, 1]])).round(3)
         array([[ 1.   , -0.333]])
     """

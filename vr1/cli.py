@@ -7,16 +7,16 @@ from importlib import import_module
 
 # Commands without a trainer, each by the module whose `main` it is and what `--help` says of it.
 _COMMANDS = {
-    "score": ("vr1.score_command", "reward recorded answers, without a model"),
-    "check": ("vr1.check.command", "read a whole data set once and draw what the model will see"),
-    "plan": ("vr1.plan.command", "predict the memory of a training, without a GPU or weights"),
-    "export": ("vr1.export_command", "make a Hugging Face folder of a checkpoint"),
-    "sweep": ("vr1.sweeps.command", "run trials over settings"),
-    "compare": ("vr1.runs.compare", "show runs side by side"),
-    "report": ("vr1.report.command", "make one page of a run"),
-    "doctor": ("vr1.doctor.command", "look at versions, memory and GPUs, and try what a training needs"),
+    "score": ("vr1.commands.score.command", "reward recorded answers, without a model"),
+    "check": ("vr1.commands.check.command", "read a whole data set once and draw what the model will see"),
+    "plan": ("vr1.commands.plan.command", "predict the memory of a training, without a GPU or weights"),
+    "export": ("vr1.commands.export", "make a Hugging Face folder of a checkpoint"),
+    "sweep": ("vr1.commands.sweep.command", "run trials over settings"),
+    "compare": ("vr1.commands.compare", "show runs side by side"),
+    "report": ("vr1.commands.report", "make one page of a run"),
+    "doctor": ("vr1.commands.doctor.command", "look at versions, memory and GPUs, and try what a training needs"),
 }
-_TRAINER = "vr1.trainer_commands"
+_TRAINER = "vr1.commands.trainer"
 _TRAINER_COMMANDS = {
     "fit": "train a model, with validation on the way",
     "validate": "measure a model on the validation data",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from vr1.boxes import pairwise_giou, pairwise_iou
-from vr1.records import Boxes, Detections, Match, Targets
+from vr1.types import Boxes, Detections, Match, Targets
 
 # Decides between assignments whose boxes are equally good, and is too small to decide anything else.
 _TIE_BREAK = 1e-9
@@ -39,7 +39,7 @@ class BoxMatcher:
         code is ``BoxMatcher(l1=1, iou=0, giou=1, label=1, overlap="giou", label_rule="ignore")``.
 
     Example:
-        >>> from vr1.records import Detections, Targets, as_boxes
+        >>> from vr1.types import Detections, Targets, as_boxes
         >>> found = Detections(
         ...     boxes_xyxy=as_boxes([[0, 0, 9, 9], [0, 0, 10, 10]]), labels=("cat", "Cat."),
         ...     scores=np.full(2, 0.99), well_formed=True, valid=True,

@@ -12,11 +12,11 @@ from grpo_step.questions import questions
 from grpo_step.settings import StepSettings
 from grpo_step.turns import Turns
 from vr1.losses import GRPO
-from vr1.module import GRPOModule
+from vr1.modules.grpo import GRPOModule
 from vr1.policy.loading import Lora, PolicySource
 from vr1.prompts import PromptBatch
-from vr1.records import DetectionRecord
 from vr1.rollout import Sampling
+from vr1.types import DetectionRecord
 
 
 def policy_source(settings: StepSettings, folder: Path) -> PolicySource:
@@ -45,11 +45,11 @@ class _Clock(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         self.moment = self.turns.now()
         self.turns.parts["prompt"] = self.moment - self.turns.started
-        self.before = dict(module.meter.seconds)
+        self.before = dict(module.timer.seconds)
 
     def on_before_backward(self, trainer: L.Trainer, module: Any, loss: torch.Tensor) -> None:
         within = self._lap()
-        measured = {part: seconds - self.before.get(part, 0.0) for part, seconds in module.meter.seconds.items()}
+        measured = {part: seconds - self.before.get(part, 0.0) for part, seconds in module.timer.seconds.items()}
         prefill = float(trainer.callback_metrics["perf/prefill_seconds"])
         parts = self.turns.parts
         parts["prefill"], parts["decode"] = prefill, measured["rollout"] - prefill

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from grpo_step.settings import StepSettings
-from vr1.data.scenes import SceneSource, SceneStyle
+from vr1.data.synthetic import SceneSource, SceneStyle
 from vr1.prompts import PromptEncoder
-from vr1.records import DetectionRecord
+from vr1.types import DetectionRecord
 
 
 def questions(settings: StepSettings, encoder: PromptEncoder, steps: int) -> list[DetectionRecord]:

@@ -11,8 +11,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from vr1.policy.blank import SPECIAL_TOKENS, build_processor, build_tokenizer
 from vr1.policy.loading import EMBEDDED_MODEL
+from vr1.policy.tiny import SPECIAL_TOKENS, build_processor, build_tokenizer
 
 # The released ones by their config.json. The small one has their proportions: a fifth of the weights sees, the LM head
 # has its tenth of the language model's work, three of four vision layers look into windows.

@@ -23,8 +23,8 @@ from vr1.detections import read_detections
 from vr1.families import Qwen25VL
 from vr1.policy.loading import UNQUANTIZED
 from vr1.prompts import PromptEncoder
-from vr1.records import DetectionRecord, Targets
 from vr1.rewards import Reward
+from vr1.types import DetectionRecord, Targets
 
 
 class _Turn(TrainerCallback):

@@ -9,10 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import BeforeAfter, RuleRefinement
-from callbacks.stages import paper_stages
+from callbacks.schedule import paper_stages
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
-from vr1.runs.comparison import Comparison, Measurement
+from vr1.runs.tables import Comparison, Measurement
 
 FIT = {"max_steps": 4, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 2}
 

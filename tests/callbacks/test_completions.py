@@ -8,12 +8,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
 from callbacks import Completions
-from callbacks.overlay import boxes_overlay
+from callbacks.completions import wandb_boxes
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
-from vr1.drawing.examples import example_finding
-from vr1.experience import JudgedGroups
+from vr1.drawing.boxes import example_prediction
 from vr1.families import Qwen25VL
+from vr1.types import ScoredGroups
 
 ANSWER = '```json\n[{"bbox_2d": [10, 10, 40, 40], "label": "red circle"}]\n```'
 
@@ -24,8 +24,8 @@ class Judging(TinyDetector):
     def __init__(self):
         super().__init__()
         self.family = Qwen25VL()
-        record = example_finding().record
-        self.judged = JudgedGroups(
+        record = example_prediction().record
+        self.scored_groups = ScoredGroups(
             records=[record] * 2,
             instructions=["find it"] * 2,
             input_sizes=[record.image_size] * 2,
@@ -87,7 +87,7 @@ def test_an_accumulated_step_that_is_resumed_is_not_shown_twice(logger, tmp_path
     assert [step for _, _, _, step in logger.tables] == [4]
 
 
-def test_a_step_that_returns_no_findings_is_named(logger, tmp_path):
+def test_a_step_that_returns_no_predictions_is_named(logger, tmp_path):
     class Silent(Judging):
         def validation_step(self, batch, batch_idx):
             return None
@@ -112,14 +112,14 @@ def test_without_weights_and_biases_nothing_happens(tmp_path):
 
 
 def test_boxes_are_what_wandb_takes():
-    finding = example_finding()
-    overlay = boxes_overlay(finding.record, finding.detections)
-    wandb.Image(finding.record.image, boxes=overlay)
+    prediction = example_prediction()
+    overlay = wandb_boxes(prediction.record, prediction.detections)
+    wandb.Image(prediction.record.image, boxes=overlay)
     first = overlay["predictions"]["box_data"][0]
-    assert list(first["position"].values()) == finding.detections.boxes_xyxy[0].tolist()
-    assert overlay["predictions"]["class_labels"][first["class_id"]] == finding.detections.labels[0]
-    empty = example_finding(empty=True)
-    assert list(boxes_overlay(empty.record, empty.detections)) == ["ground_truth"]
+    assert list(first["position"].values()) == prediction.detections.boxes_xyxy[0].tolist()
+    assert overlay["predictions"]["class_labels"][first["class_id"]] == prediction.detections.labels[0]
+    empty = example_prediction(empty=True)
+    assert list(wandb_boxes(empty.record, empty.detections)) == ["ground_truth"]
     assert np.isfinite(list(first["position"].values())).all()
 
 

@@ -6,8 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from callbacks import Curves, RuleRefinement
-from callbacks.curves_figure import draw_curves
-from callbacks.history import History
+from callbacks.curves import History, draw_curves
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
 from vr1.runs.figures import COLOURS

@@ -10,22 +10,22 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from callbacks import Evaluation
-from callbacks.extremes import Extremes, quality
+from callbacks.evaluation import BestWorst, quality
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
-from vr1.drawing.examples import example_finding
-from vr1.module import GRPOModule
-from vr1.recorded_answers import Answered
+from vr1.drawing.boxes import example_prediction
+from vr1.metrics.answer_file import Answered
+from vr1.modules.grpo import GRPOModule
 from vr1.rollout import Sampling
 
 
 class Sets(TinyDetector):
     """Test on records of two sets."""
 
-    def finding(self, index):
-        finding = super().finding(index)
-        return replace(finding, record=replace(finding.record, set_name="shapes" if index % 2 else "others"))
+    def prediction(self, index):
+        prediction = super().prediction(index)
+        return replace(prediction, record=replace(prediction.record, set_name="shapes" if index % 2 else "others"))
 
 
 def test_files_of_one_set(tmp_path, capsys):
@@ -122,20 +122,20 @@ def test_the_best_and_the_worst_images_are_drawn(tmp_path):
 
 def test_extremes_are_those_of_all_answers(monkeypatch):
     """Against sorting everything; whatever the order, and whoever saw them."""
-    findings = [TinyDetector().finding(index) for index in range(6)]
-    ordered = sorted(findings, key=lambda found: (quality(found), found.record.image_id))
+    predictions = [TinyDetector().prediction(index) for index in range(6)]
+    ordered = sorted(predictions, key=lambda found: (quality(found), found.record.image_id))
     drawn = []
-    monkeypatch.setattr("callbacks.extremes.draw_tile", lambda finding, side: drawn.append(finding))
-    for order in (findings, findings[::-1], [*findings, *findings]):
-        extremes = Extremes(3)
-        for finding in order:
-            extremes.add([finding])
+    monkeypatch.setattr("callbacks.evaluation.draw_tile", lambda prediction, side: drawn.append(prediction))
+    for order in (predictions, predictions[::-1], [*predictions, *predictions]):
+        extremes = BestWorst(3)
+        for prediction in order:
+            extremes.add([prediction])
         drawn.clear()
         extremes.tiles(64)
         assert sorted(quality(found) for found in drawn[:3]) == [quality(found) for found in ordered[-3:]]
         assert [quality(found) for found in drawn[3:]] == [quality(found) for found in ordered[:3]]
         assert len({found.record.image_id for found in drawn[:3]}) == 3
-    assert quality(example_finding(empty=True)) == 0
+    assert quality(example_prediction(empty=True)) == 0
 
 
 class PowerCutError(Exception):

@@ -1,4 +1,4 @@
-"""What the export at the end of training refuses and leaves alone; what it writes is in tests/test_export.py."""
+"""What the export at the end of training refuses; what it writes is in tests/checkpoints/test_export.py."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from callbacks import Export
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
-from vr1.sft import SFTModule
+from vr1.modules.sft import SFTModule
 
 
 def test_a_module_without_a_policy_is_refused_before_training(tmp_path):

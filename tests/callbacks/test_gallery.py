@@ -27,7 +27,7 @@ def test_one_picture_per_validation_and_one_before(tmp_path):
     pictures = [Image.open(tmp_path / "gallery" / name) for name in names]
     assert {picture.width for picture in pictures} == {16 + 2 * (100 + 16)}
     assert all(has(picture, GOOD) and has(picture, TRUTH) for picture in pictures)
-    # The findings never change here: below the title, neither does the picture.
+    # The predictions never change here: below the title, neither does the picture.
     assert len({np.asarray(picture)[70:].tobytes() for picture in pictures}) == 1
     assert len({np.asarray(picture).tobytes() for picture in pictures}) == 3
 
@@ -65,7 +65,7 @@ def test_two_processes_write_once(tmp_path):
     assert sorted(path.name for path in folders[0].iterdir()) == ["step_000000.png", "step_000002.png"]
 
 
-def test_steps_that_return_no_findings_are_named(tmp_path):
+def test_steps_that_return_no_predictions_are_named(tmp_path):
     class Silent(TinyDetector):
         def validation_step(self, batch, batch_idx):
             return None

@@ -14,7 +14,7 @@ from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
-from vr1.module import GRPOModule
+from vr1.modules.grpo import GRPOModule
 from vr1.rollout import Sampling
 
 
@@ -126,7 +126,7 @@ def test_the_batch_is_kept_for_a_look(source, tmp_path):
         assert len(row["completions"]) == len(row["advantages"]) == 2
         assert Image.open(folder / row["picture"]).size[0] > 10
     tensors = torch.load(folder / "tensors.pt", weights_only=True)
-    assert tensors["experience"]["tokens"].shape[:2] == (2, 2)
+    assert tensors["rollout_batch"]["tokens"].shape[:2] == (2, 2)
     assert tensors["prompts"]["tokens"].shape[0] == 2
 
 

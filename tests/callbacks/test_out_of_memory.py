@@ -7,18 +7,18 @@ from callbacks import OutOfMemoryAdvice
 from tests.callbacks.tiny import TinyDetector
 from tests.command import run, small, steps
 from tests.trainers import trainer
-from vr1.meter import Meter
+from vr1.timing import StepTimer
 
 
 class Hungry(TinyDetector):
     def __init__(self, part, error):
         super().__init__()
-        self.part, self.error, self.meter = part, error, Meter()
+        self.part, self.error, self.timer = part, error, StepTimer()
 
     def training_step(self, batch, batch_idx):
         if self.part == "policy":
             raise self.error
-        with self.meter.measure(self.part):
+        with self.timer.measure(self.part):
             raise self.error
 
     def validation_step(self, batch, batch_idx):
@@ -55,12 +55,12 @@ def test_other_errors_are_left_alone(tmp_path):
     assert not getattr(raised.value, "__notes__", [])
 
 
-def test_the_command_line_ends_with_one_line(blank_model, tmp_path, capsys, monkeypatch):
+def test_the_command_line_ends_with_one_line(tiny_model, tmp_path, capsys, monkeypatch):
     def out_of_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand much more to read")
 
-    monkeypatch.setattr("vr1.module.generate", out_of_memory)
-    words = [*small(blank_model), *steps(), "--trainer.callbacks", "callbacks.OutOfMemoryAdvice"]
+    monkeypatch.setattr("vr1.modules.grpo.generate", out_of_memory)
+    words = [*small(tiny_model), *steps(), "--trainer.callbacks", "callbacks.OutOfMemoryAdvice"]
     assert run(tmp_path, "fit", *words, "--trainer.num_sanity_val_steps", 0) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if "vr1: error" in line]
     assert line.startswith("vr1: error: memory ran out while completions were sampled: lower model.sampling.group_size")

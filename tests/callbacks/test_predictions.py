@@ -20,9 +20,9 @@ class Named(TinyDetector):
         super().__init__(images=len(origins))
         self.origins = origins
 
-    def finding(self, index):
-        finding = super().finding(index)
-        return replace(finding, record=replace(finding.record, origin=self.origins[index]))
+    def prediction(self, index):
+        prediction = super().prediction(index)
+        return replace(prediction, record=replace(prediction.record, origin=self.origins[index]))
 
 
 def predict(tmp_path, model, writer, **settings):

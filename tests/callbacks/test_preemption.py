@@ -18,8 +18,7 @@ from callbacks.preemption import _how_to_go_on
 from tests.callbacks.tiny import TinyDetector
 from tests.command import ROOT
 from tests.trainers import trainer
-from vr1.data.loader import TrainingLoader
-from vr1.data.repeat import RepeatedBatches
+from vr1.data.sampler import RepeatedBatches, TrainingLoader
 
 
 class Signal(Callback):
@@ -140,9 +139,9 @@ def test_bad_settings(name):
 
 
 @pytest.mark.slow
-def test_a_run_of_the_command_line(blank_model, tmp_path):
+def test_a_run_of_the_command_line(tiny_model, tmp_path):
     words = [sys.executable, "-m", "vr1", "fit", "--config", str(ROOT / "configs" / "demo.yaml")]
-    words += ["--config", str(ROOT / "configs" / "guarded.yaml"), "--model.policy.path", str(blank_model)]
+    words += ["--config", str(ROOT / "configs" / "guarded.yaml"), "--model.policy.path", str(tiny_model)]
     words += ["--data.num_workers", "0", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "100000"]
     words += ["--data.batch_size", "2", "--model.sampling.max_new_tokens", "4", "--trainer.accelerator", "cpu"]
     metrics = tmp_path / "runs" / "demo" / "version_0" / "metrics.csv"

@@ -7,10 +7,10 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import BeforeAfter, Curves, Gallery, Report, RuleRefinement
-from callbacks.data_summary import summarise
+from callbacks.report import summarise
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
-from vr1.drawing.examples import example_finding
+from vr1.drawing.boxes import example_prediction
 
 FIT = {"max_steps": 4, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 2}
 
@@ -61,7 +61,7 @@ def test_a_training_that_fails(tmp_path, error, told):
 def test_the_data_are_summed_up(tmp_path):
     run = trainer(tmp_path, [Report(), Curves()], max_steps=1)
     report = run.callbacks[0]
-    run.datamodule = SimpleNamespace(sources={"train": [example_finding().record] * 3})
+    run.datamodule = SimpleNamespace(sources={"train": [example_prediction().record] * 3})
     report._folder = tmp_path
     report.on_fit_start(run, TinyDetector())
     found = json.loads((tmp_path / "data.json").read_text())["splits"]["train"]
@@ -80,7 +80,7 @@ def test_a_summary_opens_a_sample_and_survives_damage():
             opened.append(index)
             if index == 0:
                 raise ValueError("damaged")
-            return example_finding().record
+            return example_prediction().record
 
     found = summarise(Source(), 10)
     assert opened == list(range(0, 1000, 100))

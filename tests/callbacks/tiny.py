@@ -7,8 +7,8 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from vr1.drawing.examples import example_finding
-from vr1.rewards.criterion import Criterion
+from vr1.drawing.boxes import example_prediction
+from vr1.rewards.base import Criterion
 
 
 class TinyDetector(pl.LightningModule):
@@ -34,15 +34,15 @@ class TinyDetector(pl.LightningModule):
         return (self.weight - batch.float().mean()).square().sum()
 
     def validation_step(self, batch, batch_idx):
-        return [self.finding(int(index)) for index in batch]
+        return [self.prediction(int(index)) for index in batch]
 
     test_step = validation_step
     predict_step = validation_step
 
-    def finding(self, index):
-        finding = example_finding(empty=index % 3 == 2)
+    def prediction(self, index):
+        prediction = example_prediction(empty=index % 3 == 2)
         return replace(
-            finding, record=replace(finding.record, image_id=index, origin=f"my images/shape {index % 2}.png")
+            prediction, record=replace(prediction.record, image_id=index, origin=f"my images/shape {index % 2}.png")
         )
 
     def on_validation_epoch_end(self):

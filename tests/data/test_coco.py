@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from pycocotools.coco import COCO
 
 from tests.shared_data import SHARED, needs_shared
-from vr1.data.coco import CocoSource, split_files
+from vr1.data.dataset import CocoSource, split_files
 from vr1.data.images import ImageError
 
 DOCUMENT = {

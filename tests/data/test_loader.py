@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from tests.save_at import SaveAt
-from vr1.checkpoint import adapt_window
-from vr1.data.loader import TrainingLoader
-from vr1.data.repeat import RepeatedBatches
+from vr1.checkpoints.state import adapt_window
+from vr1.data.sampler import RepeatedBatches, TrainingLoader
 
 pytestmark = [
     pytest.mark.filterwarnings("error:You're resuming from a checkpoint"),

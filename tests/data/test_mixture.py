@@ -5,7 +5,7 @@ import pytest
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import CocoDataModule, MixtureDataModule, RecDataModule, SceneDataModule, Selection
-from vr1.data.mixture_data import mixture_rows
+from vr1.data.mixture import mixture_rows
 
 
 @pytest.mark.parametrize(

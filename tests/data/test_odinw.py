@@ -4,7 +4,7 @@ import pytest
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import OdinwDataModule, OdinwSet
-from vr1.data.coco import CocoSource, split_files
+from vr1.data.dataset import CocoSource, split_files
 
 FOUR = {"Raccoon": "raccoon", "NorthAmericaMushrooms": "mushrooms", "Packages": "packages", "thermal": "thermal"}
 

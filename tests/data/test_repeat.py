@@ -1,6 +1,6 @@
 import pytest
 
-from vr1.data.repeat import RepeatedBatches
+from vr1.data.sampler import RepeatedBatches
 
 
 @pytest.mark.parametrize(("repeats", "window"), [(1, 1), (2, 1), (3, 2), (2, 4)])

@@ -6,7 +6,7 @@ import pytest
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import CocoDataModule, SceneSource, Selection
-from vr1.data.coco import CocoSource
+from vr1.data.dataset import CocoSource
 from vr1.data.selection import SelectedSource, select
 
 COUNTS = np.random.default_rng(3).integers(0, 40, 500)

@@ -9,12 +9,11 @@ from PIL import Image
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import MixtureDataModule, SceneDataModule, Selection, VisionR1DataModule
-from vr1.data.coco import CocoSource, split_files
-from vr1.data.hub_table import load_table
+from vr1.data.dataset import CocoSource, split_files
 from vr1.data.images import ImageError
-from vr1.data.loader import TrainingLoader
-from vr1.data.repeat import RepeatedBatches
+from vr1.data.sampler import RepeatedBatches, TrainingLoader
 from vr1.data.vision_r1 import VisionR1Source
+from vr1.data.vision_r1_rows import load_table
 from vr1.data.vision_r1_stream import VisionR1Stream
 
 DETECTION = (

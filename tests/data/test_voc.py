@@ -5,8 +5,8 @@ import pytest
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import VocDataModule
-from vr1.data.coco import CocoSource, split_files
-from vr1.data.voc_file import XmlError, parse_xml
+from vr1.data.dataset import CocoSource, split_files
+from vr1.data.voc import XmlError, parse_xml
 
 XML = """<annotation><folder>x</folder><filename>{name}</filename>
 <size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>{objects}</annotation>"""

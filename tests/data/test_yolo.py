@@ -3,8 +3,8 @@ import yaml
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import YoloDataModule
-from vr1.data.coco import CocoSource, split_files
-from vr1.data.yolo_file import label_file, yolo_splits
+from vr1.data.dataset import CocoSource, split_files
+from vr1.data.yolo import label_file, yolo_splits
 
 
 @pytest.fixture

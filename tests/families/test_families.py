@@ -14,7 +14,7 @@ from tests.shared_data import SHARED, needs_shared
 from vr1.boxes import pairwise_iou
 from vr1.detections import read_detections
 from vr1.families import (
-    Described,
+    CustomFamily,
     Florence2,
     Griffon,
     InternVL,
@@ -27,7 +27,7 @@ from vr1.families import (
     family_of,
 )
 from vr1.metrics import CocoMetrics
-from vr1.records import DetectionRecord, as_boxes
+from vr1.types import DetectionRecord, as_boxes
 
 FAMILIES = [
     Qwen25VL(),
@@ -37,8 +37,8 @@ FAMILIES = [
     Griffon(),
     PaliGemma(),
     Florence2(),
-    Described(frame="image", wording=Wording(one="Find {categories}."), grammar=ItemGrammar()),
-    Described(frame=999, wording=Wording(one="Find {categories}.")),
+    CustomFamily(frame="image", wording=Wording(one="Find {categories}."), grammar=ItemGrammar()),
+    CustomFamily(frame=999, wording=Wording(one="Find {categories}.")),
 ]
 NAMES = [f"{type(family).__name__}-{family.frame}" for family in FAMILIES]
 UNIT = {Griffon: 0.001}
@@ -120,7 +120,7 @@ def test_an_expression_is_asked_for_in_the_familys_own_words():
     assert "<|object_ref_start|>a cup<|object_ref_end|>" in worded[Qwen2VL]
     own = [kind for kind, text in worded.items() if text != kind().instruction(["a cup"])]
     assert own == [Qwen25VL, Qwen2VL, Qwen3VL, InternVL, Griffon, Florence2]
-    described = Described(frame=1, wording=Wording(one="Find every {categories}.", referring="Find {categories}."))
+    described = CustomFamily(frame=1, wording=Wording(one="Find every {categories}.", referring="Find {categories}."))
     assert (described.refer("a cup"), described.instruction(["cup"])) == ("Find a cup.", "Find every cup.")
     with pytest.raises(ValueError, match=r"wording\.referring='Find it': needs"):
         Wording(one="{categories}", referring="Find it")
@@ -141,13 +141,13 @@ def test_a_family_is_chosen_by_the_config(model_type, family):
 
 
 def test_no_family_is_guessed():
-    with pytest.raises(ValueError, match=r"no family is known for a llava model .*vr1\.families\.Described"):
+    with pytest.raises(ValueError, match=r"no family is known for a llava model .*vr1\.families\.CustomFamily"):
         family_of("llava")
 
 
 def test_a_frame_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"family\.frame=0"):
-        Described(frame=0, wording=Wording(one="{categories}"))
+        CustomFamily(frame=0, wording=Wording(one="{categories}"))
 
 
 def coco_records(name, files):

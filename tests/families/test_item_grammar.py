@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vr1.families import Florence2, Griffon, InternVL, ItemGrammar, PaliGemma, Qwen2VL, Wording
 from vr1.families.item_reader import read_items
 from vr1.families.json_answer import MAX_ITEMS
-from vr1.records import as_boxes
+from vr1.types import as_boxes
 
 
 def read(family, text):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.families.json_answer import MAX_ITEMS, read_json_answer
-from vr1.families.qwen2_5_vl import Qwen25VL
-from vr1.records import as_boxes
+from vr1.families.qwen import Qwen25VL
+from vr1.types import as_boxes
 
 BOX = '{"bbox_2d": [1, 2, 30, 40], "label": "cat"}'
 

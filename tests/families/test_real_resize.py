@@ -13,8 +13,8 @@ from tests.families.test_families import SETS, real_records
 from tests.shared_data import needs_shared
 from vr1.detections import read_detections
 from vr1.families import InternVL, PaliGemma, Qwen2VL, Qwen3VL, Qwen25VL
-from vr1.input_sizes import input_sizes
-from vr1.policy.resolution import set_resolution
+from vr1.policy.loading import set_resolution
+from vr1.prompts import input_sizes
 
 # With the settings of the released models; Qwen3-VL has the same processor with larger patches.
 PROCESSORS = {

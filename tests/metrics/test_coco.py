@@ -13,10 +13,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tests.shared_data import SHARED, needs_shared
-from vr1.data.coco import CocoSource
+from vr1.data.dataset import CocoSource
 from vr1.matching import BoxMatcher, fold_label
 from vr1.metrics import CocoMetrics, ReferringAccuracy
-from vr1.records import DetectionRecord, Detections, Targets, as_boxes
+from vr1.types import DetectionRecord, Detections, Targets, as_boxes
 
 VERBATIM = "packages/roboflow_coco_export_verbatim/_annotations.coco.json"
 FILES = [

@@ -9,12 +9,12 @@ from pycocotools.coco import COCO
 
 from tests.metrics.test_coco import NAMES, answers, blank_records, reference, sound
 from tests.shared_data import SHARED, needs_shared
-from vr1.data.coco import CocoSource, split_files
-from vr1.metrics.answer_rows import answer_row, read_row
+from vr1.commands.score.command import main
+from vr1.data.dataset import CocoSource, split_files
+from vr1.metrics.answer_file import answer_row, read_row
 from vr1.metrics.coco_eval import CocoInput, evaluate, evaluate_classes
-from vr1.metrics.evaluation_files import table_text, write_evaluation
-from vr1.records import Detections
-from vr1.score_command import main
+from vr1.metrics.evaluation import table_text, write_evaluation
+from vr1.types import Detections
 
 
 def rows_of(document, results, set_name=""):

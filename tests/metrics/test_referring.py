@@ -11,7 +11,7 @@ from tests.shared_data import SHARED, needs_shared
 from vr1.detections import read_detections
 from vr1.families import Qwen25VL
 from vr1.metrics import ReferringAccuracy
-from vr1.records import Detections, as_boxes
+from vr1.types import Detections, as_boxes
 
 RECORDED = SHARED / "completions" / "refcoco_val_qwen2.5-vl-3b.jsonl"
 

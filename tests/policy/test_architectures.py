@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from tests.modules.test_grpo import build, fit, weights
 from tests.policy.tiny_models import write_tiny
-from tests.test_module import build, fit, weights
 from vr1.data import SceneDataModule, SceneStyle
-from vr1.families import Described, Griffon, InternVL, ItemGrammar, PaliGemma, Qwen2VL, Qwen3VL, Wording
+from vr1.families import CustomFamily, Griffon, InternVL, ItemGrammar, PaliGemma, Qwen2VL, Qwen3VL, Wording
 from vr1.policy import Lora, PolicySource
 from vr1.policy.architectures import architecture_of
 from vr1.prompts import PromptEncoder
@@ -133,7 +133,7 @@ def test_both_ways_sample_the_same_completions(source, records, settings):
     assert shared.texts == plain.texts
 
 
-UNKNOWN = Described(frame=1000, wording=Wording(one="Find every {categories}."), grammar=ItemGrammar())
+UNKNOWN = CustomFamily(frame=1000, wording=Wording(one="Find every {categories}."), grammar=ItemGrammar())
 
 
 @pytest.mark.parametrize("source", [*FAMILIES, "llava"], indirect=True)

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from vr1.policy.attention import CompletionAttention, PromptAttention
-from vr1.policy.prefix import joined
-from vr1.records import Prefix
+from vr1.policy.policy import joined
+from vr1.types import Prefix
 
 HEADS, SHARED, WIDTH, SCALE = 6, 2, 8, 0.3
 PROMPTS = torch.tensor([[False, True, True, True], [True, True, True, True], [False, False, True, True]])

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from vr1.policy.model import Policy
+from vr1.policy.policy import Policy
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_tokens_in_the_mlps(blank_model, encoder, records, known):
-    network = AutoModelForImageTextToText.from_pretrained(blank_model)
+def test_tokens_in_the_mlps(tiny_model, encoder, records, known):
+    network = AutoModelForImageTextToText.from_pretrained(tiny_model)
     layers = network.model.language_model.layers[-2:]
     if not known:
         layers[-1].__class__ = type("OtherLayer", (type(layers[-1]),), {})

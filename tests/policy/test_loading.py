@@ -9,12 +9,12 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from tests.test_module import build
+from tests.modules.test_grpo import build
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.families import Qwen25VL
 from vr1.policy import Lora, PolicySource
-from vr1.policy.blank import Sizes, write_blank
+from vr1.policy.tiny import Sizes, write_blank
 from vr1.prompts import PromptEncoder
 
 
@@ -159,8 +159,8 @@ def test_a_model_that_does_not_see_is_refused(tmp_path):
         PolicySource(path=str(tmp_path)).check()
 
 
-def test_pickled_weights_are_refused(blank_model, tmp_path):
-    folder = shutil.copytree(blank_model, tmp_path / "model")
+def test_pickled_weights_are_refused(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"found pytorch_model\.bin, and only weights in safetensors are read"):
         PolicySource(path=str(folder)).check()

@@ -7,7 +7,7 @@ import torch
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 
-from vr1.policy.vision_windows import WindowAttention, in_batches
+from vr1.policy.patches import WindowAttention, in_batches
 
 
 @pytest.mark.parametrize("starts", [[0, 16, 32, 48], [0, 16, 24, 40, 44, 48], [0, 48]], ids=str)

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from vr1.families import family_of
-from vr1.policy.blank import CHAT_TEMPLATE, build_tokenizer
+from vr1.policy.tiny import CHAT_TEMPLATE, build_tokenizer
 
 HIDDEN = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 IMAGE_TOKENS = {

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vr1.records import Detections, Match, Targets, as_boxes
+from vr1.types import Detections, Match, Targets, as_boxes
 
 
 @pytest.fixture

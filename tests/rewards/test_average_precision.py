@@ -10,8 +10,8 @@ from pycocotools.cocoeval import COCOeval
 
 from tests.rewards.test_reward import found, true
 from vr1.matching import BoxMatcher
-from vr1.records import Detections, Targets, as_boxes
 from vr1.rewards import AveragePrecision, Criterion
+from vr1.types import Detections, Targets, as_boxes
 
 NAMES = ("cat", "dog", "bird")
 

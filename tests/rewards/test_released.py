@@ -11,8 +11,8 @@ from torchvision.ops import generalized_box_iou
 
 from vr1.detections import read_detections
 from vr1.families import Qwen25VL
-from vr1.records import Targets, as_boxes
 from vr1.rewards import Reward
+from vr1.types import Targets, as_boxes
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rewards"
 IMAGE, INPUT = (640, 480), (672, 504)

@@ -9,8 +9,8 @@ from jsonargparse import ArgumentParser
 from vr1.detections import read_detections
 from vr1.families import Qwen25VL
 from vr1.matching import BoxMatcher
-from vr1.records import Targets, as_boxes
 from vr1.rewards import STAGES, Criterion, DualFormat, Precision, Recall, Reward, RewardTerm
+from vr1.types import Targets, as_boxes
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "rewards"
 

@@ -10,9 +10,8 @@ from tests.policy.tiny_models import write_tiny
 from vr1.policy import Lora, PolicySource
 from vr1.prompts import PromptEncoder
 from vr1.rollout import products
-from vr1.rollout.decoder import LayerDecoder, ModelDecoder, decoder, rms_norm
-from vr1.rollout.group_cache import GroupCache
-from vr1.rollout.products import product
+from vr1.rollout.cache import GroupCache
+from vr1.rollout.decoder import LayerDecoder, ModelDecoder, decoder, product, rms_norm
 
 GROUP = 3
 

@@ -16,7 +16,7 @@ trainer:
       - {{name: loose, criterion: {{xi0: 0.5}}}}
       - {{name: "<b>tight</b>", criterion: {{xi0: 0.9}}, at_fraction: 0.5}}
 model:
-  class_path: vr1.module.GRPOModule
+  class_path: vr1.modules.grpo.GRPOModule
   init_args:
     optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: {lr}}}}}
 """

@@ -11,15 +11,15 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from tests.checkpoints.test_resume import RewardedByHash
 from tests.save_at import SaveAt
-from tests.test_resume import RewardedByHash
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import TokenMean
+from vr1.modules.sft import SFTModule
 from vr1.policy import Lora
-from vr1.records import Rollout
 from vr1.rollout import Sampling
-from vr1.sft import SFTModule
 from vr1.strategies import FullySharded
+from vr1.types import Rollout
 
 # Prompts of a step, whatever the number of processes.
 PROMPTS = 4

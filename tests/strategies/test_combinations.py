@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 
 from callbacks import Export
 from tests.command import run, small, steps
-from vr1.module import GRPOModule
+from vr1.modules.grpo import GRPOModule
 from vr1.optimizers import MuonAdamW
 from vr1.policy import Lora, PolicySource
 from vr1.strategies import FullySharded
@@ -46,9 +46,9 @@ def test_allowed(strategy, policy, settings):
     check_combination(strategy(), PolicySource(**policy), **settings)
 
 
-def test_told_by_the_command_line_before_anything_is_loaded(tmp_path, blank_model, capsys, monkeypatch):
+def test_told_by_the_command_line_before_anything_is_loaded(tmp_path, tiny_model, capsys, monkeypatch):
     monkeypatch.setattr(PolicySource, "load", lambda self: pytest.fail("loaded"))
-    words = [*small(blank_model), *steps(1), "--model.policy.lora.rank", 2, "--model.policy.quantize", "nf4"]
+    words = [*small(tiny_model), *steps(1), "--model.policy.lora.rank", 2, "--model.policy.quantize", "nf4"]
     words += ["--trainer.strategy", "fully_sharded", "--trainer.callbacks", "callbacks.Progress"]
     assert run(tmp_path, "fit", *words) == 2
     line = capsys.readouterr().err.splitlines()[-1]

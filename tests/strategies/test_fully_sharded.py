@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from tests.strategies import runs
+from vr1.checkpoints.shards import read_shards
 from vr1.cli import main
 from vr1.policy.loading import PolicySource
-from vr1.strategies.shards import read_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 
 
 @pytest.fixture(scope="module")
-def out(blank_model, tmp_path_factory):
+def out(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("strategies")
-    source = PolicySource(path=str(blank_model))
+    source = PolicySource(path=str(tiny_model))
     runs.on_one(source, folder)
     runs.start_two(source, folder)
     return folder
@@ -39,11 +39,11 @@ def assert_rows(ours, theirs):
         assert now == pytest.approx(then, rel=1e-5, abs=1e-5)
 
 
-def test_five_steps_are_those_of_one_process(out, blank_model):
+def test_five_steps_are_those_of_one_process(out, tiny_model):
     assert_rows(runs.rows(out / "two"), runs.rows(out / "one"))
     end = weights(out / "two" / "end.ckpt")
     assert_alike(end, weights(out / "one" / "end.ckpt"))
-    begin = PolicySource(path=str(blank_model)).load().state_dict()
+    begin = PolicySource(path=str(tiny_model)).load().state_dict()
     assert max(float((end[f"policy.{name}"] - value).abs().max()) for name, value in begin.items()) > 1e-3
 
 
@@ -70,8 +70,8 @@ def test_two_processes_go_on_from_the_file_of_one(out):
     assert_alike(weights(out / "lora_on" / "end.ckpt"), weights(out / "one_lora" / "end.ckpt"))
 
 
-def test_one_process_goes_on_from_the_file_of_two(out, blank_model, tmp_path):
-    source = PolicySource(path=str(blank_model))
+def test_one_process_goes_on_from_the_file_of_two(out, tiny_model, tmp_path):
+    source = PolicySource(path=str(tiny_model))
     runs.train(runs.module(source, updates_per_rollout=2), tmp_path, steps=5, ckpt_path=out / "two.ckpt")
     assert_alike(weights(tmp_path / "end.ckpt"), weights(out / "one" / "end.ckpt"))
 

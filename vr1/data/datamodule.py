@@ -1,4 +1,4 @@
-"""Record sources as a LightningDataModule."""
+"""Record sources as a LightningDataModule, and records cached in memory."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Literal
@@ -7,13 +7,49 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vr1.child_process import die_with_parent
-from vr1.data.kept import KeptRecords
-from vr1.data.loader import TrainingLoader
-from vr1.data.repeat import RepeatedBatches
-from vr1.ranks import data_share
-from vr1.records import DetectionRecord
-from vr1.seeds import run_seed
+from vr1.data.sampler import RepeatedBatches, TrainingLoader
+from vr1.distributed import data_share, die_with_parent
+from vr1.seeding import run_seed
+from vr1.types import DetectionRecord
+
+
+class CachedDataset(Dataset[DetectionRecord]):
+    """A source whose first records that are asked for are read once.
+
+    None is ever dropped for another: where records come in a random order every epoch, those that stay are worth as
+    much as any, and the least recently read one is as likely to be next.
+
+    Args:
+        source: records by index.
+        most: how many are kept, by each process that reads.
+
+    Example:
+        >>> from vr1.data import SceneSource
+        >>> kept = CachedDataset(SceneSource(length=3), most=2)
+        >>> kept[0] is kept[0], kept[1] is kept[1], kept[2] is kept[2]
+        (True, True, False)
+    """
+
+    def __init__(self, source: Any, most: int) -> None:
+        self.source, self.most = source, most
+        self._kept: dict[int, DetectionRecord] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> DetectionRecord:
+        """Read record ``index``, or take it from memory.
+
+        Raises:
+            IndexError: outside the data set.
+        """
+        if (record := self._kept.get(index)) is None:
+            record = self.source[index]
+            if len(self._kept) < self.most:
+                record.image.load()
+                self._kept[index] = record
+        return record
+
 
 Source = Dataset[DetectionRecord]
 Split = Literal["train", "val", "test", "predict"]
@@ -145,7 +181,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
         )
 
     def _kept(self, source: Any) -> Any:
-        return KeptRecords(source, self.keep) if self.keep else source
+        return CachedDataset(source, self.keep) if self.keep else source
 
     def _module(self) -> Any:
         assert self.trainer is not None

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from vr1.data.stand_in import decode_or_next
-from vr1.data.table_rows import TableRows
-from vr1.data.vision_r1_row import COLUMNS, ParsedRow, RowError, check_columns, decode_image, parse_row
-from vr1.records import DetectionRecord
+from vr1.data.annotations import TableRows
+from vr1.data.image_checks import decode_or_next
+from vr1.data.vision_r1_rows import COLUMNS, ParsedRow, RowError, check_columns, decode_image, parse_row
+from vr1.types import DetectionRecord
 
 _log = logging.getLogger(__name__)
 _ROWS_AT_A_TIME = 16
@@ -95,7 +95,7 @@ class VisionR1Stream(Dataset[DetectionRecord]):
         """Number, stored image and content of each row that can be used, over and over.
 
         What is wrong with a row stands in its place, where none may be passed over: raised here, it would end the
-        stream for a reader that goes on, as `vr1.check` does.
+        stream for a reader that goes on, as `vr1.commands.check` does.
         """
         while True:
             used = False

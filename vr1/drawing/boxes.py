@@ -1,4 +1,4 @@
-"""Boxes of one finding drawn on its image.
+"""Boxes of one prediction drawn on its image.
 
 Boxes are drawn after the image was brought to its final size, so that lines and letters stay sharp on an image of a
 hundred pixels. Nothing here knows of training steps or files.
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vr1.drawing.fonts import font_for, shorten
-from vr1.records import Boxes, Finding
+from vr1.types import Boxes, DetectionRecord, Detections, Match, Prediction, Targets, as_boxes
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
@@ -37,11 +37,11 @@ PALETTE: tuple[Colour, ...] = (
 )
 
 
-def draw_finding(finding: Finding, long_side: int | None = None, *, judge: bool = True) -> Image.Image:
-    """Draw the predicted boxes of a finding, and the true ones, on its image.
+def draw_prediction(prediction: Prediction, long_side: int | None = None, *, judge: bool = True) -> Image.Image:
+    """Draw the predicted boxes of a prediction, and the true ones, on its image.
 
     Args:
-        finding: one completion and what was read from it.
+        prediction: one completion and what was read from it.
         long_side: longer side of the result in pixels; None keeps the image's own size.
         judge: colour predictions by their overlap with the truth and draw the truth dashed; otherwise (no truth is
             known) colour them by label.
@@ -50,27 +50,27 @@ def draw_finding(finding: Finding, long_side: int | None = None, *, judge: bool 
         An RGB picture.
 
     Example:
-        >>> from vr1.drawing.examples import example_finding
-        >>> draw_finding(example_finding(), 300).size
+        >>> from vr1.drawing.boxes import example_prediction
+        >>> draw_prediction(example_prediction(), 300).size
         (300, 225)
     """
-    picture = resize(finding.record.image, long_side)
-    scale = picture.width / finding.record.image.width
+    picture = resize(prediction.record.image, long_side)
+    scale = picture.width / prediction.record.image.width
     draw = ImageDraw.Draw(picture)
     width = max(1, round(max(picture.size) / 170))
-    predicted = _on_picture(finding.detections.boxes_xyxy, scale, picture.size)
-    colours, tags = _judged(finding) if judge else _by_label(finding)
+    predicted = _on_picture(prediction.detections.boxes_xyxy, scale, picture.size)
+    colours, tags = _judged(prediction) if judge else _by_label(prediction)
     shown = [(box, colour, tag) for box, colour, tag in zip(predicted, colours, tags, strict=True) if box]
     # The worst is drawn last: a wrong box must not hide under the right one.
     shown.sort(key=lambda item: (GOOD, FAIR, POOR).index(item[1]) if judge else 0)
-    boxes = max(len(shown), finding.match.num_targets if judge else 0)
+    boxes = max(len(shown), prediction.match.num_targets if judge else 0)
     # A pale rim keeps a box visible on an object of its own colour, but many rims whiten the whole picture.
     rim = 1 if boxes <= MANY else 0
     for box, colour, _ in shown:
         if rim:
             draw.rectangle(_grown(box, rim), outline=RIM, width=width + 2 * rim)
         draw.rectangle(box, outline=colour, width=width)
-    missed = _draw_truth(draw, finding, scale, picture.size, (width, rim)) if judge else []
+    missed = _draw_truth(draw, prediction, scale, picture.size, (width, rim)) if judge else []
     if boxes <= CROWDED:
         _draw_tags(draw, shown + (missed if boxes <= MANY else []), picture.size)
     return picture
@@ -109,28 +109,28 @@ def _on_picture(boxes: Boxes, scale: float, size: tuple[int, int]) -> list[Recta
     return corners
 
 
-def _judged(finding: Finding) -> tuple[list[Colour], list[str]]:
-    overlaps = np.zeros(len(finding.detections))
-    overlaps[finding.match.predicted] = np.maximum(finding.match.overlap, 0.0)
-    tags = [f"{label} {overlap:.2f}" for label, overlap in zip(finding.detections.labels, overlaps, strict=True)]
+def _judged(prediction: Prediction) -> tuple[list[Colour], list[str]]:
+    overlaps = np.zeros(len(prediction.detections))
+    overlaps[prediction.match.predicted] = np.maximum(prediction.match.overlap, 0.0)
+    tags = [f"{label} {overlap:.2f}" for label, overlap in zip(prediction.detections.labels, overlaps, strict=True)]
     return [overlap_colour(overlap) for overlap in overlaps], tags
 
 
-def _by_label(finding: Finding) -> tuple[list[Colour], list[str]]:
-    labels = finding.detections.labels
+def _by_label(prediction: Prediction) -> tuple[list[Colour], list[str]]:
+    labels = prediction.detections.labels
     # Categories come first, so that a label has the same colour on every picture of a run.
-    order = list(dict.fromkeys((*finding.record.categories, *labels)))
+    order = list(dict.fromkeys((*prediction.record.categories, *labels)))
     return [PALETTE[order.index(label) % len(PALETTE)] for label in labels], list(labels)
 
 
 def _draw_truth(
-    draw: ImageDraw.ImageDraw, finding: Finding, scale: float, size: tuple[int, int], pen: tuple[int, int]
+    draw: ImageDraw.ImageDraw, prediction: Prediction, scale: float, size: tuple[int, int], pen: tuple[int, int]
 ) -> list[tuple[Rectangle, Colour, str]]:
     """Dash the true boxes and return the missed ones, which alone are named."""
-    targets = ~finding.record.crowd
-    boxes = _on_picture(finding.record.boxes_xyxy[targets], scale, size)
-    labels = [label for label, kept in zip(finding.record.labels, targets, strict=True) if kept]
-    overlaps = dict(zip(finding.match.target.tolist(), finding.match.overlap.tolist(), strict=True))
+    targets = ~prediction.record.crowd
+    boxes = _on_picture(prediction.record.boxes_xyxy[targets], scale, size)
+    labels = [label for label, kept in zip(prediction.record.labels, targets, strict=True) if kept]
+    overlaps = dict(zip(prediction.match.target.tolist(), prediction.match.overlap.tolist(), strict=True))
     missed = []
     for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
         if box:
@@ -191,3 +191,53 @@ def _free_place(
 
 def _meet(a: Rectangle, b: Rectangle) -> bool:
     return a[0] <= b[2] and b[0] <= a[2] and a[1] <= b[3] and b[1] <= a[3]
+
+
+def example_prediction(*, empty: bool = False) -> Prediction:
+    """Three shapes on 112 x 84 pixels, of which a good, a fair and no prediction are made (or none at all).
+
+    Example:
+        >>> len(example_prediction().detections), len(example_prediction(empty=True).detections)
+        (3, 0)
+    """
+    image = Image.new("RGB", (112, 84), (238, 240, 228))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((10, 10, 40, 40), fill=(206, 66, 87))
+    draw.rectangle((60, 15, 95, 45), fill=(67, 97, 238))
+    draw.polygon(((30, 76), (44, 52), (58, 76)), fill=(46, 139, 87))
+    truth = as_boxes([[10, 10, 41, 41], [60, 15, 96, 46], [30, 52, 59, 77]])
+    record = DetectionRecord(
+        image=image,
+        boxes_xyxy=truth,
+        labels=("red circle", "blue square", "green triangle"),
+        categories=("red circle", "blue square", "green triangle"),
+        image_id=0,
+        origin="example:0",
+        areas=(truth[:, 2] - truth[:, 0]) * (truth[:, 3] - truth[:, 1]),
+        crowd=np.zeros(3, bool),
+    )
+    boxes = as_boxes([] if empty else [[11, 9, 42, 41], [66, 19, 99, 50], [80, 60, 108, 80]])
+    labels = () if empty else ("red circle", "blue square", "blue square")
+    detections = Detections(
+        boxes_xyxy=boxes, labels=labels, scores=np.full(len(labels), 0.99), well_formed=not empty, valid=not empty
+    )
+    pairs = np.arange(0 if empty else 2)
+    overlap = np.array([] if empty else [0.88, 0.57])
+    return Prediction(
+        record=record,
+        instruction="Locate every item from the category list in the image.",
+        completion="I see some shapes." if empty else "```json ...```",
+        detections=detections,
+        match=Match(
+            predicted=pairs,
+            target=pairs,
+            overlap=overlap,
+            num_predicted=len(labels),
+            num_targets=3,
+            detections=detections,
+            targets=Targets(boxes_xyxy=truth, labels=record.labels),
+        ),
+        rewards={"total": 0.0, "dual_format": 0.0, "recall": 0.0, "precision": 0.0}
+        if empty
+        else {"total": 2.19, "dual_format": 1.0, "recall": 0.67, "precision": 0.52},
+    )

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vr1.drawing.boxes import FAIR, GOOD, POOR, TRUTH, Colour, draw_finding
+from vr1.drawing.boxes import FAIR, GOOD, POOR, TRUTH, Colour, draw_prediction
 from vr1.drawing.fonts import font_for, shorten
-from vr1.records import Finding
+from vr1.types import Prediction
 
 INK: Colour = (33, 37, 41)
 FAINT: Colour = (110, 118, 126)
@@ -26,31 +26,31 @@ LEGEND: tuple[tuple[Colour, bool, str], ...] = (
 _SHORT = {"dual_format": "format", "total": "reward"}
 
 
-def draw_tile(finding: Finding, side: int = 360, *, judge: bool = True) -> Image.Image:
-    """One finding as a captioned tile: what was asked, the picture, the reward terms, the boxes.
+def draw_tile(prediction: Prediction, side: int = 360, *, judge: bool = True) -> Image.Image:
+    """One prediction as a captioned tile: what was asked, the picture, the reward terms, the boxes.
 
     Args:
-        finding: one completion and what was read from it.
+        prediction: one completion and what was read from it.
         side: width of the tile, and height of its picture area, in pixels.
-        judge: as in :func:`~vr1.drawing.boxes.draw_finding`; without it the caption has no rewards.
+        judge: as in :func:`~vr1.drawing.boxes.draw_prediction`; without it the caption has no rewards.
 
     Returns:
         A tile whose size depends on ``side`` alone, so that tiles line up.
 
     Example:
-        >>> from vr1.drawing.examples import example_finding
-        >>> draw_tile(example_finding(), 360).size == draw_tile(example_finding(empty=True), 360).size
+        >>> from vr1.drawing.boxes import example_prediction
+        >>> draw_tile(example_prediction(), 360).size == draw_tile(example_prediction(empty=True), 360).size
         True
     """
     size = max(10, round(side / 27))
-    lines = _caption(finding, judge)
+    lines = _caption(prediction, judge)
     step = round(size * 1.5)
     tile = Image.new("RGB", (side, side + step * (len(lines) + 1)), PAPER)
     draw = ImageDraw.Draw(tile)
-    asked = ", ".join(finding.record.categories) or finding.instruction
+    asked = ", ".join(prediction.record.categories) or prediction.instruction
     _write(draw, (0, step // 2), asked, size, FAINT, side)
     draw.rectangle((0, step, side - 1, step + side - 1), fill=MAT)
-    picture = draw_finding(finding, side, judge=judge)
+    picture = draw_prediction(prediction, side, judge=judge)
     tile.paste(picture, ((side - picture.width) // 2, step + (side - picture.height) // 2))
     for index, (text, colour, bold) in enumerate(lines):
         _write(draw, (0, side + step * (index + 1) + step // 2 + 2), text, size, colour, side, bold=bold)
@@ -137,29 +137,29 @@ def _legend_item(
     return swatch + round(font.getlength(text)) + size * 2
 
 
-def _caption(finding: Finding, judge: bool) -> list[tuple[str, Colour, bool]]:
+def _caption(prediction: Prediction, judge: bool) -> list[tuple[str, Colour, bool]]:
     if not judge:
-        return [_counts(finding, judge)]
-    terms = dict(finding.rewards)
+        return [_counts(prediction, judge)]
+    terms = dict(prediction.rewards)
     total = terms.pop("total", sum(terms.values()))
     return [
         (f"reward {total:.2f}", INK, True),
         (" · ".join(f"{_SHORT.get(name, name)} {value:.2f}" for name, value in terms.items()), INK, False),
-        _counts(finding, judge),
+        _counts(prediction, judge),
     ]
 
 
-def _counts(finding: Finding, judge: bool) -> tuple[str, Colour, bool]:
+def _counts(prediction: Prediction, judge: bool) -> tuple[str, Colour, bool]:
     """What was predicted, in words; for an answer nothing could be read from, the beginning of the answer itself."""
-    found = len(finding.detections)
-    if not finding.detections.valid and not found:
-        return f"unreadable: {finding.completion}", POOR, False
+    found = len(prediction.detections)
+    if not prediction.detections.valid and not found:
+        return f"unreadable: {prediction.completion}", POOR, False
     text = f"{found} box" + ("" if found == 1 else "es")
     if judge:
-        text += f" for {finding.match.num_targets} object" + ("" if finding.match.num_targets == 1 else "s")
-        if finding.match.overlap.size:
-            text += f" · mean overlap {float(np.mean(finding.match.overlap)):.2f}"
-    if not finding.detections.valid:
+        text += f" for {prediction.match.num_targets} object" + ("" if prediction.match.num_targets == 1 else "s")
+        if prediction.match.overlap.size:
+            text += f" · mean overlap {float(np.mean(prediction.match.overlap)):.2f}"
+    if not prediction.detections.valid:
         return text + " · invalid", POOR, False
     return text, FAINT, False
 

@@ -1,20 +1,16 @@
 """Model families: how each asks for boxes and writes them."""
 
-from vr1.families.base import Family
-from vr1.families.choice import family_of
-from vr1.families.described import Described
+from vr1.families.base import Family, Wording
+from vr1.families.custom import CustomFamily
 from vr1.families.florence2 import Florence2
 from vr1.families.griffon import Griffon
 from vr1.families.internvl import InternVL
 from vr1.families.item_grammar import ItemGrammar
 from vr1.families.paligemma import PaliGemma
-from vr1.families.qwen2_5_vl import Qwen25VL
-from vr1.families.qwen2_vl import Qwen2VL
-from vr1.families.qwen3_vl import Qwen3VL
-from vr1.families.wording import Wording
+from vr1.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL
 
 __all__ = [
-    "Described",
+    "CustomFamily",
     "Family",
     "Florence2",
     "Griffon",
@@ -27,3 +23,26 @@ __all__ = [
     "Wording",
     "family_of",
 ]
+
+_CHOSEN_BY_CONFIG: tuple[type[Family], ...] = (Qwen25VL, Qwen2VL, Qwen3VL, InternVL, PaliGemma)
+
+
+def family_of(model_type: str) -> Family:
+    """The family whose models have this ``model_type``.
+
+    Raises:
+        ValueError: no family has it. None is taken by default: coordinates would be read in a frame that is a guess.
+
+    Example:
+        >>> family_of("qwen3_vl").frame
+        1000.0
+    """
+    for family in _CHOSEN_BY_CONFIG:
+        if model_type in family.model_types:
+            return family()
+    known = ", ".join(name for family in _CHOSEN_BY_CONFIG for name in family.model_types)
+    raise ValueError(
+        f"no family is known for a {model_type} model (known: {known}); say how it is asked and how it writes boxes:"
+        " family.class_path=vr1.families.CustomFamily with its frame, wording and grammar, or a family that it was"
+        " trained to imitate"
+    )

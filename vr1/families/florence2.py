@@ -1,8 +1,7 @@
 """Florence-2: a label and four location tokens for each of its boxes: ``cat<loc_20><loc_10><loc_999><loc_500>``."""
 
-from vr1.families.base import Family
+from vr1.families.base import Family, Wording
 from vr1.families.item_grammar import ItemGrammar
-from vr1.families.wording import Wording
 
 
 class Florence2(Family):
@@ -15,7 +14,7 @@ class Florence2(Family):
     Source: Florence-2, arXiv 2311.06242, section 3 (location tokens); its processor in transformers (bins, wording).
 
     Example:
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> family = Florence2()
         >>> family.write(as_boxes([[20.2, 10.7, 1000, 500.5], [1.5, 1.5, 2.5, 2.5]]), ["cat", "cat"])
         'cat<loc_20><loc_10><loc_999><loc_500><loc_1><loc_1><loc_2><loc_2>'

@@ -1,8 +1,7 @@
 """Griffon-G: ``label-[x1,y1,x2,y2]`` joined by ``&``, both axes from 0 to 1, three decimals."""
 
-from vr1.families.base import Family
+from vr1.families.base import Family, Wording
 from vr1.families.item_grammar import ItemGrammar
-from vr1.families.wording import Wording
 
 
 class Griffon(Family):
@@ -18,7 +17,7 @@ class Griffon(Family):
     Source: Vision-R1, arXiv 2503.18013, supplementary (instructions and answers of Griffon-G).
 
     Example:
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> family = Griffon()
         >>> family.write(as_boxes([[0.0012, 0.345, 0.1, 0.5]]), ["cat"])
         'cat-[0.001,0.345,0.100,0.500]'

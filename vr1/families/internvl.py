@@ -1,8 +1,7 @@
 """InternVL: ``<ref>label</ref><box>[[x1, y1, x2, y2]]</box>``, both axes from 0 to 1000 over the whole image."""
 
-from vr1.families.base import Family
+from vr1.families.base import Family, Wording
 from vr1.families.item_grammar import ItemGrammar
-from vr1.families.wording import Wording
 
 
 class InternVL(Family):
@@ -16,7 +15,7 @@ class InternVL(Family):
         evaluation on RefCOCO (wording of referring expressions).
 
     Example:
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> family = InternVL()
         >>> family.write(as_boxes([[1, 2, 30, 40], [5, 6, 70, 80]]), ["cat", "cat"])
         '<ref>cat</ref><box>[[1, 2, 30, 40], [5, 6, 70, 80]]</box>'

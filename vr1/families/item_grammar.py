@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from vr1.records import Boxes
+from vr1.types import Boxes
 
 COORDINATES = ("x1", "y1", "x2", "y2")
 
@@ -35,7 +35,7 @@ class ItemGrammar:
         ValueError: a template that lacks a field, has one too many, or a format that writes no number.
 
     Example:
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> grammar = ItemGrammar(item="{label}-{box}", box="[{x1:.1f},{y1:.1f},{x2:.1f},{y2:.1f}]", separator="&")
         >>> grammar.write(as_boxes([[0, 0, 0.5, 1], [0.1, 0, 0.2, 1]]), ["cat", "dog"])
         'cat-[0.0,0.0,0.5,1.0]&dog-[0.1,0.0,0.2,1.0]'

@@ -13,11 +13,10 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-from vr1.families.answer_region import answer_region
 from vr1.families.item_grammar import ItemGrammar
 from vr1.families.json_answer import MAX_ITEMS, read_json_answer
-from vr1.families.number import NUMBER
-from vr1.records import Answer, as_boxes
+from vr1.families.lenient_json import NUMBER, answer_region
+from vr1.types import Answer, as_boxes
 
 _MARKERS, _BACKWARDS = re.compile(r"(?:<[^<>\s]++>)++"), re.compile(r"(?:>[^<>\s]++<)++")
 _PIECE = re.compile(r"<[^<>\s]*+>|[^\s\w]|\w++")

@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from vr1.families.answer_region import answer_region
-from vr1.families.lenient_json import scan
-from vr1.families.number import NUMBER
-from vr1.records import Answer, Boxes, as_boxes
+from vr1.families.lenient_json import NUMBER, answer_region, scan
+from vr1.types import Answer, Boxes, as_boxes
 
 MAX_ITEMS = 10_000
 """Items read from one answer. More than that is no answer, and matching them would only cost time."""

@@ -7,11 +7,39 @@ brackets, so neither the form nor the length of the text can stall it. What is *
 import json
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from typing import Any
 
-from vr1.families.number import NUMBER
+NUMBER = r"[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+"
+"""Pattern of a decimal number. Every quantifier is possessive: no backtracking, whatever the text."""
+
+
+_ANSWER_START, _ANSWER_END, _THINK_END = "<answer>", "</answer>", "</think>"
+
+
+def answer_region(whole: str, holds_answer: Callable[[str], object]) -> str:
+    """The part of a completion that holds the answer; ``whole`` itself where nothing marks a part.
+
+    An ``<answer>`` region wins over everything outside it; else what follows ``</think>`` counts.
+
+    Args:
+        whole: a completion without blanks around it.
+        holds_answer: whether a text may hold a box. Some models put the answer in front of an empty answer region.
+
+    Example:
+        >>> answer_region("<think>maybe [1]</think><answer> [2] </answer>", lambda text: "[" in text)
+        '[2]'
+    """
+    start = whole.rfind(_ANSWER_START)
+    if start >= 0:
+        start += len(_ANSWER_START)
+        end = whole.find(_ANSWER_END, start)
+        region = whole[start:] if end < 0 else whole[start:end]
+        if holds_answer(region):
+            return region.strip()
+    return whole.rpartition(_THINK_END)[2].strip() if _THINK_END in whole else whole
+
 
 DEPTH = 64
 """Open brackets kept; deeper nesting forgets the outermost ones, which cannot belong to an answer any more."""

@@ -1,8 +1,7 @@
 """PaliGemma: four location tokens, top first, then the label: ``<loc0010><loc0020><loc0500><loc1000> cat``."""
 
-from vr1.families.base import Family
+from vr1.families.base import Family, Wording
 from vr1.families.item_grammar import ItemGrammar
-from vr1.families.wording import Wording
 
 
 class PaliGemma(Family):
@@ -13,7 +12,7 @@ class PaliGemma(Family):
     Source: PaliGemma, arXiv 2407.07726, section 3.2.1 (detection); Pix2Seq, arXiv 2109.10852 (location tokens).
 
     Example:
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> family = PaliGemma()
         >>> family.instruction(["cat", "dog"])
         'detect cat ; dog'

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate, evaluate_classes
-from vr1.metrics.evaluated import asked_rows
-from vr1.metrics.label_keys import label_key, text_key
+from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate, evaluate_classes, label_key, text_key
+from vr1.metrics.evaluation import asked_rows
 from vr1.metrics.referring import expression_hit
-from vr1.records import DetectionRecord, Detections
+from vr1.types import DetectionRecord, Detections
 
 # Columns of the states: a record is (key, set key, image id, N, M, dropped boxes, hit: 1, 0, or -1 where there is not
 # one true box to be hit), a prediction (label key, box, score), a target (label key, box, area, crowd).
@@ -46,7 +45,7 @@ class CocoMetrics(Metric):
     Example:
         >>> import numpy as np
         >>> from PIL import Image
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> record = DetectionRecord(
         ...     image=Image.new("RGB", (100, 100)), boxes_xyxy=as_boxes([[10, 10, 50, 50]]), labels=("cat",),
         ...     categories=("cat", "dog"), image_id=1, origin="example",

@@ -3,14 +3,35 @@
 Shape letters: N predicted boxes and M ground-truth boxes of one record, K categories.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
+
+from vr1.matching import fold_label
+
+
+@lru_cache(maxsize=4096)
+def label_key(label: str) -> int:
+    """The number of a label, equal for labels that compare equal.
+
+    Example:
+        >>> label_key("Cat.") == label_key("cat") != label_key("dog")
+        True
+    """
+    return text_key(fold_label(label))
+
+
+def text_key(text: str) -> int:
+    """A number for a text that all processes agree on without talking, below 2**52 so that float64 holds it exactly."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 12
+
 
 FIGURES = {
     "map": "map",

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from vr1.boxes import pairwise_iou
-from vr1.records import Boxes, DetectionRecord, Detections
+from vr1.types import Boxes, DetectionRecord, Detections
 
 
 class ReferringAccuracy(Metric):
@@ -32,7 +32,7 @@ class ReferringAccuracy(Metric):
 
     Example:
         >>> from vr1.metrics.referring import first_box_hits
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> first_box_hits(as_boxes([[0, 0, 10, 6], [0, 0, 10, 10]]), as_boxes([0, 0, 10, 10]), threshold=0.5)
         True
     """

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from vr1.policy.model import Policy
+from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
 
 

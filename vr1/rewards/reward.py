@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vr1.matching import BoxMatcher
-from vr1.records import Detections, Match, Targets
-from vr1.rewards.criterion import Criterion
-from vr1.rewards.dual_format import DualFormat
-from vr1.rewards.precision import Precision
-from vr1.rewards.recall import Recall
-from vr1.rewards.term import RewardTerm
+from vr1.rewards.base import Criterion, RewardTerm
+from vr1.rewards.paper import DualFormat, Precision, Recall
+from vr1.types import Detections, Match, Targets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -53,7 +50,7 @@ class Reward(nn.Module):
     Example:
         >>> from vr1.detections import read_detections
         >>> from vr1.families import Qwen25VL
-        >>> from vr1.records import as_boxes
+        >>> from vr1.types import as_boxes
         >>> text = '[{"bbox_2d": [0, 0, 10, 10], "label": "cat"}]'
         >>> found = read_detections(text, Qwen25VL(), image_size=(20, 20), input_size=(20, 20))
         >>> output = Reward()([found], [Targets(boxes_xyxy=as_boxes([0, 0, 10, 6]), labels=("cat",))])

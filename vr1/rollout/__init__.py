@@ -1,6 +1,6 @@
 """Rollouts: prompts -> sampled completions."""
 
 from vr1.rollout.generate import generate
-from vr1.rollout.settings import Sampling
+from vr1.rollout.sampling import Sampling
 
 __all__ = ["Sampling", "generate"]

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vr1.policy.model import Policy
+from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
-from vr1.records import Prefix, Rollout
-from vr1.rollout.choose import choose
-from vr1.rollout.plain import decode_plain
-from vr1.rollout.settings import Sampling
+from vr1.rollout.hf_generate import decode_plain
+from vr1.rollout.sampling import Sampling, choose
 from vr1.rollout.shared import decode_shared
+from vr1.types import Prefix, Rollout
 
 __all__ = ["choose", "generate"]
 

@@ -6,12 +6,11 @@ Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, R 
 import torch
 from torch import Tensor
 
-from vr1.policy.model import Policy
-from vr1.records import Prefix
-from vr1.rollout.choose import choose
+from vr1.policy.policy import Policy
+from vr1.rollout.cache import GroupCache
 from vr1.rollout.decoder import decoder
-from vr1.rollout.group_cache import GroupCache
-from vr1.rollout.settings import Sampling
+from vr1.rollout.sampling import Sampling, choose
+from vr1.types import Prefix
 
 # The finished rows leave the cache when no more than this share of its rows is still running: that copies what is left
 # of the completions once, and every later step is cheaper for it.

@@ -37,8 +37,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
-from vr1.checkpoint_file import read_checkpoint
-from vr1.strategies.shards import read_shards, write_shards
+from vr1.checkpoints.files import read_checkpoint
+from vr1.checkpoints.shards import read_shards, write_shards
 
 
 class FullySharded(ModelParallelStrategy):

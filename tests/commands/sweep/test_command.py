@@ -1,0 +1,144 @@
+"""Sweeps run to their end, over crashes and interruptions."""
+
+import csv
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.commands.sweep.files import started, write_sweep
+from vr1.commands.sweep.command import main
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def calls(folder):
+    """Which trials were run, in order."""
+    return (folder / "calls.txt").read_text().split()
+
+
+def state(folder, number):
+    return json.loads((folder / "runs/sweeps/mine" / f"trial_{number:03d}" / "trial.json").read_text())
+
+
+def test_a_grid_to_its_end(there, capsys):
+    assert main([str(write_sweep(there))]) == 0
+    said = capsys.readouterr().out
+    assert "Best is trial 5: --a.lr=0.2 --a.size=3" in said
+    [command] = re.findall(r"Its whole command is in (.*)", said)
+    assert "--a.lr=0.2 --a.size=3" in Path(command).read_text()
+    with (there / "runs/sweeps/mine/results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows] == ["finished"] * 6
+    assert [float(row["val/map"]) for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.2, 0.4, 0.6])
+    first = (there / "runs/sweeps/mine/results.md").read_text().splitlines()[2]
+    assert first.startswith("| 5 | 0.2 | 3 | 0.6000 | finished |")
+    assert min(Image.open(there / "runs/sweeps/mine/results.png").size) > 300
+    assert main([str(there / "sweep.yaml")]) == 0
+    assert len(calls(there)) == 6, "what was finished is not run again"
+
+
+def test_one_parameter_and_a_goal_to_minimize(there, capsys):
+    path = write_sweep(
+        there,
+        method="random",
+        metric={"name": "val/map", "goal": "minimize"},
+        parameters={"a.lr": {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-1}},
+    )
+    assert main([str(path), "--count", "4", "--out", "elsewhere"]) == 0
+    values = [json.loads(path.read_text())["value"] for path in sorted((there / "elsewhere").glob("*/trial.json"))]
+    assert f"Best is trial {values.index(min(values))}:" in capsys.readouterr().out
+    assert main([str(path), "--count", "6", "--out", "elsewhere"]) == 0
+    assert calls(there) == [f"trial_{number:03d}" for number in range(6)]
+
+
+def test_what_only_a_server_does_is_told(there, capsys):
+    path = write_sweep(there, early_terminate={"type": "hyperband", "min_iter": 2})
+    assert main([str(path), "--count", "1"]) == 0
+    assert capsys.readouterr().out.startswith("early_terminate is heeded by Weights & Biases alone")
+
+
+def test_a_crashed_trial_is_reported_and_ends_nothing(there, capsys):
+    (there / "crash").write_text("")
+    assert main([str(write_sweep(there)), "--count", "3"]) == 0
+    assert "trial 1 crashed: status 1: something went wrong" in capsys.readouterr().out
+    assert [state(there, number)["state"] for number in range(3)] == ["finished", "crashed", "finished"]
+    (there / "crash").unlink()
+    assert main([str(there / "sweep.yaml"), "--count", "3"]) == 0
+    assert len(calls(there)) == 3
+    assert main([str(there / "sweep.yaml"), "--count", "3", "--retry"]) == 0
+    assert calls(there)[3:] == ["trial_001"]
+    assert state(there, 1)["state"] == "finished"
+
+
+def test_all_trials_crash(there, capsys):
+    path = write_sweep(there, metric={"name": "val/mpa", "goal": "maximize"})
+    assert main([str(path), "--count", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "metric val/mpa was not logged; logged were val/map" in said
+    assert "No trial finished." in said
+
+
+def until_it_waits(process, folder, trial):
+    """Wait until the running sweep has come to a trial that waits."""
+    deadline = time.monotonic() + 300
+    while not (folder / "calls.txt").exists() or trial not in calls(folder):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_in_the_middle_twice_and_resumed(sent, there):
+    path, (first, second) = write_sweep(there), ("trial_001", "trial_004")
+    (there / "stop").write_text(first)
+    for waits in (first, second):
+        process = started(path)
+        until_it_waits(process, there, waits)
+        process.send_signal(sent)
+        assert process.wait(timeout=120) != 0
+        (there / "stop").write_text(second)
+    finished = ["trial_000", "trial_001", "trial_002", "trial_003"]
+    assert [state(there, number)["state"] for number in range(5)] == ["finished"] * 4 + ["running"]
+    (there / "stop").unlink()
+    assert main([str(path)]) == 0
+    # What was interrupted is run again; no other trial is, and none is left out.
+    assert calls(there) == ["trial_000", first, *finished[1:], second, second, "trial_005"]
+    assert [state(there, number)["state"] for number in range(6)] == ["finished"] * 6
+    with (there / "runs/sweeps/mine/results.csv").open() as file:
+        assert sorted(row["trial"] for row in csv.DictReader(file)) == list("012345")
+
+
+def test_two_at_once_on_one_folder(there, capsys):
+    path = write_sweep(there)
+    (there / "stop").write_text("trial_001")
+    process = started(path)
+    try:
+        until_it_waits(process, there, "trial_001")
+        assert main([str(path)]) == 2
+        assert "is in use by another sweep" in capsys.readouterr().err
+    finally:
+        process.terminate()
+        process.wait(timeout=120)
+
+
+def test_the_folder_of_another_sweep(there, capsys):
+    assert main([str(write_sweep(there)), "--count", "1"]) == 0
+    write_sweep(there, parameters={"a.lr": {"values": [7]}})
+    assert main([str(there / "sweep.yaml"), "--count", "1"]) == 2
+    assert "holds trials of another sweep" in capsys.readouterr().err
+
+
+def test_another_seed_in_the_same_folder(there, capsys):
+    path = write_sweep(there, method="random")
+    assert main([str(path), "--count", "1"]) == 0
+    assert main([str(path), "--count", "1", "--seed", "5"]) == 2
+    assert "give the same --seed and --method" in capsys.readouterr().err

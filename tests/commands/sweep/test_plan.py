@@ -1,0 +1,60 @@
+"""Sweep files: mistakes are told by key, value and mend."""
+
+import pytest
+
+from tests.commands.sweep.files import write_sweep
+from vr1.commands.sweep import read_plan
+
+
+def test_a_file_is_read(tmp_path):
+    plan = read_plan(write_sweep(tmp_path, run_cap=4))
+    assert (plan.name, plan.method, plan.metric, plan.goal, plan.limit) == ("mine", "grid", "val/map", "maximize", 4)
+    assert list(plan.parameters) == ["a.lr", "a.size"]
+
+
+def test_another_method_may_be_asked_for(tmp_path):
+    assert read_plan(write_sweep(tmp_path, method="bayes"), method="random").method == "random"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"method": "bayes"}, "method=bayes needs the server of Weights & Biases; here give --method random"),
+        ({"method": "gird"}, "method='gird'; give grid or random"),
+        ({"metric": None}, "metric=None names nothing"),
+        ({"metric": {"name": "val/map", "goal": "high"}}, "metric.goal='high'; give maximize or minimize"),
+        ({"command": None}, r"the command has no \$\{args\}"),
+        ({"command": ["${env}", "python", "${args_json}", "${args}"]}, r"\$\{args_json\} in the command is not known"),
+        ({"command": ["${program}", "${args}"]}, "program is not set"),
+        ({"command": "python -m vr1 fit ${args}"}, r"command='python -m .*'; write it as a list of words"),
+        ({"run_cap": "six"}, "run_cap='six'; give the number of trials"),
+        ({"run_cap": 0}, "run_cap=0; give the number of trials"),
+        ({"parameters": None}, "parameters=None; name at least one"),
+        ({"parameters": {"a.lr": {"values": 0.1}}}, r"parameters.a.lr.values=0.1; list one or more"),
+        ({"parameters": {"a.lr": {"values": []}}}, r"parameters.a.lr.values=\[\]; list one or more"),
+        ({"parameters": {"a.lr": 0.1}}, r"parameters.a.lr=0.1; write \{value: 0.1\}"),
+        ({"parameters": {"a": {"parameters": {}}}}, "parameters.a is nested; write its path in one"),
+        ({"parametres": {}}, "parametres is no key of a sweep"),
+    ],
+)
+def test_mistakes(changes, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        read_plan(write_sweep(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [", "no YAML"),
+        (b"a: \xff", "sweep.yaml: no YAML"),
+        ("- a", "holds no settings"),
+        ("method: grid\nmethod: random\n", "'method' is written twice"),
+    ],
+)
+def test_files_that_are_none(text, told, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=told):
+        read_plan(path)
+    with pytest.raises(ValueError, match="no such file"):
+        read_plan(tmp_path / "other.yaml")

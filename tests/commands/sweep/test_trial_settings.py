@@ -1,0 +1,56 @@
+"""The commands of the sweep files, expanded as an agent would, and given to the command line itself."""
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+from tests.command import CONFIGS, ROOT, run
+from vr1.commands import trainer as trainer_commands
+from vr1.commands.sweep import expand, parameters_of, read_plan
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Makes what a trial of a sweep describes, instead of running it."""
+    found = []
+    monkeypatch.setattr(trainer_commands._CLI, "_run_subcommand", lambda self, subcommand: found.append(self))
+
+    def make(name, folder=None, *words):
+        plan = read_plan(CONFIGS / "sweeps" / f"{name}.yaml")
+        parameters = parameters_of(plan, 1)[0]
+        expanded = expand(plan, parameters, folder)
+        assert expanded[1:3] == ["-m", "vr1"]
+        assert run(ROOT, *expanded[3:], *words) == 0
+        return parameters, found[-1]
+
+    return make
+
+
+def test_training(made, tiny_model, tmp_path):
+    parameters, command = made("training", tmp_path / "trial_000", "--model.policy.path", tiny_model)
+    module, trainer = command.model, command.trainer
+    assert module.sampling.group_size == parameters["model.sampling.group_size"]
+    assert module.loss.kl_coef == parameters["model.loss.kl_coef"]
+    stages = trainer.callbacks[[type(item).__name__ for item in trainer.callbacks].index("RuleRefinement")].stages
+    assert stages[-1].at_fraction == parameters["trainer.callbacks.switch_at"]
+    assert [stage.name for stage in stages] == ["overlap", "beginner"]
+    assert [type(logger) for logger in trainer.loggers] == [CSVLogger]
+    assert trainer.loggers[0].log_dir.rstrip("/") == str(tmp_path / "trial_000")
+    assert command.config["fit"].model.init_args.optimizer.init_args.lr == parameters["model.optimizer.lr"]
+
+
+def test_rewards(made, tiny_model, tmp_path):
+    parameters, command = made("rewards", tmp_path / "trial_000", "--model.policy.path", tiny_model)
+    reward = command.model.reward
+    assert reward.weights["recall"] == parameters["model.reward.weights.recall"]
+    assert reward.weights["precision"] == parameters["model.reward.weights.precision"]
+    assert reward.weights["dual_format"] == 1.0
+    assert reward.criterion.xi0 == parameters["model.reward.criterion.xi0"]
+    assert (reward.criterion.xi1, reward.criterion.xi2) == (0.5, 0.75)
+
+
+@pytest.mark.parametrize("name", ["training", "rewards"])
+def test_with_weights_and_biases(name, made, tiny_model, tmp_path):
+    words = ["--model.policy.path", tiny_model, "--trainer.default_root_dir", tmp_path]
+    _, command = made(name, None, *words, "--trainer.logger.save_dir", tmp_path)
+    [logger] = [logger for logger in command.trainer.loggers if isinstance(logger, WandbLogger)]
+    assert logger._offline is False

@@ -1,0 +1,45 @@
+"""Several runs side by side."""
+
+import pytest
+from PIL import Image
+
+from tests.runs.folders import make_run
+from vr1.commands.compare import main
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [make_run(tmp_path / name / "version_0", lr=lr, last=last) for name, lr, last in RUNS]
+
+
+RUNS = [("slow", 0.1, 0.3), ("fast", 0.2, 0.05)]
+
+
+def test_table_and_curves(runs, tmp_path, capsys):
+    assert main([*map(str, runs), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| metric | slow/version_0 | fast/version_0 |" in text
+    assert "| 0.1000 → 0.3000 (0.3000 at 4) | 0.1000 → 0.0500 (0.1000 at 0) |" in text
+    assert "| model.optimizer.lr | 0.1 | 0.2 |" in text
+    assert "default_root_dir" not in text
+    assert min(Image.open(tmp_path / "out" / "compare.png").size) > 300
+
+
+def test_the_folder_above_means_the_run_in_it(runs, tmp_path):
+    assert main([*(str(run.parent) for run in runs), "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["{0}"], "is the only run; give at least two"),
+        (["{0}", "{0}"], "is given twice"),
+        (["{0}", "nowhere"], "nowhere: no such run folder"),
+        (["{0}", "{1}", "--prefix", "test/"], "no metric begins with test/; give another --prefix, of reward/"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(words, told, runs, capsys):
+    assert main([word.format(*runs) for word in words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert told in line

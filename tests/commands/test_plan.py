@@ -1,0 +1,195 @@
+"""The plan: its parts against sizes counted elsewhere, its reaction to settings, and the command."""
+
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+
+import bitsandbytes
+import pytest
+import torch
+from grpo_step.shapes import config_of
+
+from tests.command import CONFIGS, ROOT
+from vr1.cli import main
+from vr1.commands.plan.fit import GPUS, changes, usable
+from vr1.commands.plan.needs import Needs, needs_of
+from vr1.commands.plan.predict import predict
+from vr1.families import Qwen25VL
+from vr1.policy import Lora
+from vr1.policy.tiny import build_processor, build_tokenizer
+from vr1.prompts import PromptEncoder
+
+
+@pytest.fixture(scope="module")
+def seven_b(tmp_path_factory):
+    """The configuration of Qwen2.5-VL-7B in a folder without weights."""
+    folder, tokenizer = tmp_path_factory.mktemp("seven_b"), build_tokenizer()
+    config_of("qwen2.5-vl-7b", tokenizer).save_pretrained(folder)
+    build_processor(tokenizer, max_pixels=12845056).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def needs(source):
+    return Needs(
+        policy=source,
+        prompts=2,
+        group_size=4,
+        completion_tokens=32,
+        max_prompt_tokens=256,
+        reference=True,
+        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+    )
+
+
+def test_weights_and_what_follows_from_them(needs):
+    network = needs.policy.load().network
+    size = 4 * sum(parameter.numel() for parameter in network.parameters())
+    prediction = predict(needs)
+    parts = prediction.moments["policy"]
+    assert prediction.parameters == {"all": size // 4, "trained": size // 4}
+    # Weights with the few values of the rotary embedding.
+    assert parts["weights"] == pytest.approx(size, rel=1e-3)
+    assert parts["reference"] == parts["weights"]
+    assert (parts["gradients"], parts["optimizer"]) == (size, 2 * size)
+
+
+def test_adapters(needs):
+    lora = replace(needs, policy=replace(needs.policy, lora=Lora(rank=4)))
+    network = lora.policy.load().network
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    prediction = predict(lora)
+    assert prediction.parameters["trained"] == trained
+    assert "reference" not in prediction.moments["policy"]
+    assert prediction.moments["policy"]["adapters"] == 4 * trained
+
+
+def test_four_bits_are_those_of_bitsandbytes(needs):
+    source = replace(needs.policy, lora=Lora(rank=4), quantize="nf4")
+    size = 0
+    for parameter in source.load().network.get_base_model().parameters():
+        size += 0 if parameter.requires_grad else parameter.numel() * parameter.element_size()
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            scales = (state.absmax, state.state2.absmax)
+            size += sum(scale.numel() * scale.element_size() for scale in scales)
+    assert predict(replace(needs, policy=source)).moments["policy"]["weights"] == pytest.approx(size, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_each"),
+    [(partial(torch.optim.SGD, lr=1), 0), (torch.optim.AdamW, 8), (bitsandbytes.optim.PagedAdamW8bit, 2.03)],
+)
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_states_of_the_optimizer(needs, optimizer, bytes_each):
+    prediction = predict(replace(needs, optimizer=optimizer))
+    states = prediction.moments["update"].get("optimizer", 0)
+    assert states == pytest.approx(bytes_each * prediction.parameters["trained"], rel=0.01)
+
+
+def test_activations_are_those_that_autograd_keeps(needs, records):
+    """Against the same forward with weights, whose saved tensors are counted by their storages."""
+    needs = replace(needs, policy=replace(needs.policy, min_pixels=112 * 112, max_pixels=112 * 112))
+    policy = needs.policy.load()
+    prompts = PromptEncoder(needs.policy.processor(), Qwen25VL(), 256)([records[0]] * 2)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in policy.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = torch.randint(20, 400, (2, 4, 32))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        policy.log_probs(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool))
+    parts = predict(replace(needs, categories=len(records[0].categories))).moments["policy"]
+    # At the peak there is what the layer at work needs for the moment, too.
+    assert 0.95 * sum(kept.values()) < parts["activations"] + parts["logits"] < 1.4 * sum(kept.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "moment"),
+    [
+        ({"prompts": 4}, "activations", "policy"),
+        ({"group_size": 8}, "cache", "rollout"),
+        ({"completion_tokens": 128}, "cache", "rollout"),
+    ],
+)
+def test_more_is_more(needs, change, part, moment):
+    assert predict(replace(needs, **change)).moments[moment][part] > 1.2 * predict(needs).moments[moment][part]
+
+
+def test_what_saves_memory_saves_it(needs):
+    peaks = [predict(needs).peak, *(predict(changed).peak for _, changed in list(changes(needs))[:3])]
+    assert peaks == sorted(peaks, reverse=True)
+    assert len(set(peaks)) == len(peaks)
+
+
+def test_shards_are_a_share(needs):
+    whole, part = predict(needs), predict(replace(needs, sharded=True, processes=4))
+    for name in ("weights", "gradients", "optimizer", "reference"):
+        assert part.moments["policy"][name] == pytest.approx(whole.moments["policy"][name] / 4)
+    assert part.moments["rollout"]["gathered weights"] == pytest.approx(whole.moments["rollout"]["weights"], rel=1e-3)
+
+
+def test_settings_are_those_of_fit(seven_b):
+    words = ["--config", str(CONFIGS / "qlora_a100_40gb.yaml"), "--model.policy.path", str(seven_b)]
+    needs = needs_of([*words, "--model.sampling.group_size", "4", "--trainer.devices", "2"])
+    assert (needs.prompts, needs.group_size, needs.completion_tokens, needs.processes) == (4, 4, 512, 2)
+    assert (needs.policy.quantize, needs.policy.lora, needs.precision) == ("nf4", Lora(rank=8, alpha=16), "bf16-mixed")
+    assert needs.reference
+    assert not needs.sharded
+    assert needs.optimizer.func is bitsandbytes.optim.PagedAdamW8bit
+    sharded = needs_of(["--config", str(CONFIGS / "fsdp_8xa100.yaml"), "--trainer.strategy.cpu_offload", "true"])
+    assert (sharded.sharded, sharded.offload, sharded.processes) == (True, True, 8)
+
+
+@pytest.mark.parametrize(("devices", "count"), [("auto", 1), ("-1", 1), ("3", 3), ("[0, 2]", 2), ("0,", 1), ("0,2", 2)])
+def test_processes_are_those_that_a_trainer_would_start(devices, count):
+    assert needs_of(["--config", str(CONFIGS / "demo.yaml"), "--trainer.devices", devices]).processes == count
+
+
+def test_the_command_on_the_7b(seven_b, capsys):
+    """Its 8.29 billion parameters are those of the released model; it fits where the configuration says it does."""
+    words = ["plan", "--config", str(CONFIGS / "qlora_a100_40gb.yaml"), "--model.policy.path", str(seven_b)]
+    # Fewer prompts than there: the windows of the vision tower are counted one by one.
+    assert main([*words, "--data.batch_size", "1", "--gpu", "a100-40gb"]) == 0
+    told = capsys.readouterr().out
+    # With the adapters of rank 8.
+    assert "8,312,351,744 parameters, 20,185,088 trained" in told
+    assert "fits: " in told
+
+
+def test_what_to_change_first(capsys, monkeypatch):
+    monkeypatch.setitem(GPUS, "24gb", 1.5)
+    assert main(["plan", "--config", str(CONFIGS / "demo.yaml"), "--gpu", "24gb"]) == 1
+    *_, before, last = capsys.readouterr().out.splitlines()
+    assert "first change" in before or before.startswith("  --model.policy.gradient_checkpointing true")
+    assert last.startswith("  --model.policy.gradient_checkpointing true")
+    assert last.endswith(", fits")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--gpu", "abacus"], "--gpu abacus is not known; give one of"),
+        (["--model.policy.path", "nowhere/at/all"], "nowhere/at/all"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(words, told, capsys):
+    assert main(["plan", "--config", str(CONFIGS / "demo.yaml"), *words]) == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_gpus():
+    assert all(0 < usable(gpu) < size * 2**30 for gpu, size in GPUS.items())
+
+
+@pytest.mark.slow
+def test_the_plan_agrees_with_what_is_measured(tmp_path):
+    command = f"benchmarks/memory_plan.py --out {tmp_path / 'out.json'} --only 'embedded, LoRA'"
+    ran = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, check=True)
+    ratio = float(ran.stdout.splitlines()[-1].split("|")[4])
+    assert 0.85 < ratio < 1.15

@@ -1,0 +1,56 @@
+"""Records that are kept in memory are read once, and are those that would be read again."""
+
+import lightning.pytorch as pl
+import pytest
+from torch.utils.data import Dataset
+
+from tests.modules.test_grpo import build
+from tests.trainers import trainer
+from vr1.data import SceneDataModule, SceneSource, SceneStyle
+from vr1.data.datamodule import CachedDataset
+
+
+class Counting(Dataset):
+    def __init__(self, length):
+        self.source, self.reads = SceneSource(length), []
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        self.reads.append(index)
+        return self.source[index]
+
+
+def test_kept_records_are_read_once():
+    source = Counting(4)
+    kept = CachedDataset(source, most=3)
+    for _ in range(3):
+        for index in (2, 0, 3, 1):
+            assert kept[index].origin == source.source[index].origin
+            assert kept[index].image.tobytes() == source.source[index].image.tobytes()
+    assert [source.reads.count(index) for index in (2, 0, 3)] == [1, 1, 1]
+    assert source.reads.count(1) == 6
+    assert len(kept) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_and_evaluation_are_the_same(source, tmp_path, workers):
+    metrics = []
+    for keep in (0, 100):
+        pl.seed_everything(1)
+        validated = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
+        training = trainer(tmp_path, max_steps=4, max_epochs=-1, **validated)
+        data = SceneDataModule(
+            SceneStyle(), train_scenes=4, val_scenes=2, batch_size=2, num_workers=workers, seed=3, keep=keep
+        )
+        training.fit(build(source, seed=2), data)
+        metrics.append({name: float(value) for name, value in training.callback_metrics.items() if "perf" not in name})
+    assert metrics[0] == metrics[1]
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ValueError, match="keep=-1 must be at least 0"):
+        SceneDataModule(keep=-1)
+    with pytest.raises(ValueError, match="num_workers=-1 must be at least 0"):
+        SceneDataModule(num_workers=-1)

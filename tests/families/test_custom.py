@@ -1,0 +1,48 @@
+"""A family from a YAML file alone, through the parser that the command line uses."""
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from vr1.families import CustomFamily, Family
+from vr1.types import as_boxes
+
+YAML = """
+family:
+  class_path: vr1.families.CustomFamily
+  init_args:
+    frame: {frame}
+    wording: {{one: "Find every {{categories}}.", several: "Find these: {{categories}}."}}
+    grammar: {{item: "{{label}}: {{box}}", box: "({{x1}},{{y1}},{{x2}},{{y2}})", separator: "; ", empty: nothing}}
+    markers: ["<b>"]
+"""
+
+
+def parsed(text):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Family, "family")
+    return parser.instantiate(parser.parse_string(text)).family
+
+
+@pytest.mark.parametrize(("frame", "expected"), [("1000", 1000.0), ("input", "input"), ("0.5", 0.5)])
+def test_a_yaml_file_says_it_all(frame, expected):
+    family = parsed(YAML.format(frame=frame))
+    assert isinstance(family, CustomFamily)
+    assert family.frame == expected
+    assert family.markers == ("<b>",)
+    assert family.instruction(["cat"]) == "Find every cat."
+    assert family.instruction(["cat", "dog"]) == "Find these: cat, dog."
+    text = family.write(as_boxes([[1, 2, 30, 40], [5, 6, 70, 80]]), ["cat", "dog"])
+    assert text == "cat: (1,2,30,40); dog: (5,6,70,80)"
+    assert family.read(text).labels == ("cat", "dog")
+    assert family.read("Nothing").follows_template is False
+    assert family.read("nothing").follows_template
+
+
+def test_without_a_grammar_the_answer_is_json():
+    family = parsed(
+        "family: {class_path: vr1.families.CustomFamily, init_args: {frame: image, wording: {one: '{categories}?'}}}"
+    )
+    text = family.write(as_boxes([[1, 2, 30, 40]]), ["cat"])
+    assert text.startswith("```json")
+    assert family.read(text).boxes.tolist() == [[1, 2, 30, 40]]
+    assert family.frame_size((640, 480), (64, 48)) == (640.0, 480.0)

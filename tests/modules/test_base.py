@@ -1,0 +1,180 @@
+"""Evaluation: what is logged is what the predictions say, computed another way."""
+
+from dataclasses import replace
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torchmetrics.detection import MeanAveragePrecision
+
+from vr1.data import SceneDataModule, SceneSource, SceneStyle
+from vr1.data.mixture import SetsSource
+from vr1.metrics import CocoMetrics
+from vr1.metrics.answer_file import Answered
+from vr1.modules.base import targets
+from vr1.modules.grpo import GRPOModule
+from vr1.rollout import Sampling
+from vr1.types import Prediction, as_boxes
+
+
+class Recorder(pl.Callback):
+    def __init__(self):
+        self.predictions = []
+
+    def on_validation_batch_end(self, trainer, module, outputs, *_):
+        self.predictions += outputs
+
+    def on_test_batch_end(self, trainer, module, outputs, *_):
+        self.predictions += outputs
+
+
+def trainer_of(tmp_path, *callbacks):
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        callbacks=list(callbacks),
+    )
+
+
+def good_answers(module, batch):
+    """Answers of an able model: true boxes, shifted or mislabelled in places, one of them unreadable."""
+    texts = []
+    for row, (record, size) in enumerate(zip(batch.records, batch.input_sizes, strict=True)):
+        shift = 3.0 * (record.image_id % 3)
+        boxes = module.family.from_image(record.boxes_xyxy, record.image_size, size)
+        limit = np.tile(np.array(size, float), 2)
+        text = module.family.write(np.clip(boxes + shift, 0, limit - 1), list(record.labels))
+        texts.append("I cannot see that." if row == 2 else text)
+    return [Answered(completion=text) for text in texts]
+
+
+@pytest.fixture(params=["validate", "test"])
+def evaluated(request, source, tmp_path, monkeypatch):
+    """The stage, its metrics and its predictions, of a model that answers well."""
+    module = GRPOModule(policy=source)
+    monkeypatch.setattr(module, "_answer", lambda batch: good_answers(module, batch))
+    recorder = Recorder()
+    data = SceneDataModule(
+        SceneStyle(num_objects=(1, 4), absent=0.2), val_scenes=11, test_scenes=11, eval_batch_size=4, num_workers=0
+    )
+    [metrics] = getattr(trainer_of(tmp_path, recorder), request.param)(module, data, verbose=False)
+    stage = "val" if request.param == "validate" else "test"
+    return {name.removeprefix(f"{stage}/"): value for name, value in metrics.items()}, recorder.predictions
+
+
+def test_every_record_is_evaluated_once(evaluated):
+    _, predictions = evaluated
+    assert [prediction.record.image_id for prediction in predictions] == list(range(1, 12))
+
+
+def test_precision_is_that_of_torchmetrics_on_the_predictions(evaluated):
+    metrics, predictions = evaluated
+    names = sorted({name for prediction in predictions for name in prediction.record.categories})
+    other = MeanAveragePrecision(backend="pycocotools")
+    for prediction in predictions:
+        found, record = prediction.detections, prediction.record
+        other.update(
+            [
+                {
+                    "boxes": torch.from_numpy(found.boxes_xyxy),
+                    "scores": torch.from_numpy(found.scores),
+                    "labels": torch.tensor([names.index(label) for label in found.labels], dtype=torch.int64),
+                }
+            ],
+            [
+                {
+                    "boxes": torch.from_numpy(record.boxes_xyxy),
+                    "labels": torch.tensor([names.index(label) for label in record.labels], dtype=torch.int64),
+                }
+            ],
+        )
+    expected = other.compute()
+    assert 0.1 < metrics["map"] < 0.9
+    for ours, theirs in (("map", "map"), ("map_50", "map_50"), ("map_75", "map_75"), ("ar_100", "mar_100")):
+        assert metrics[ours] == pytest.approx(float(expected[theirs]), abs=1e-5), ours
+
+
+def test_rewards_and_answer_statistics_are_means_over_the_predictions(evaluated):
+    metrics, predictions = evaluated
+    for name in predictions[0].rewards:
+        mean = np.mean([prediction.rewards[name] for prediction in predictions])
+        # Batches of four, four and three: a mean of their means would differ.
+        assert metrics["reward" if name == "total" else f"reward_{name}"] == pytest.approx(mean, abs=1e-5)
+    assert metrics["valid_rate"] == pytest.approx(np.mean([prediction.detections.valid for prediction in predictions]))
+    assert metrics["boxes_per_image"] == pytest.approx(np.mean([len(item.detections) for item in predictions]))
+    overlaps = np.concatenate([prediction.match.overlap for prediction in predictions])
+    assert metrics["overlap"] == pytest.approx(overlaps.mean(), abs=1e-5)
+
+
+def test_a_second_evaluation_begins_anew(source, tmp_path, monkeypatch):
+    module = GRPOModule(policy=source)
+    monkeypatch.setattr(module, "_answer", lambda batch: good_answers(module, batch))
+    data = SceneDataModule(SceneStyle(), val_scenes=5, eval_batch_size=4, num_workers=0)
+    trainer = trainer_of(tmp_path)
+    first, second = (trainer.validate(module, data, verbose=False) for _ in range(2))
+    assert first == second
+
+
+def test_a_real_model_predicts_predictions(source, tmp_path):
+    module = GRPOModule(policy=source, evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=5))
+    data = SceneDataModule(SceneStyle(), test_scenes=5, eval_batch_size=4, num_workers=0)
+    batches = trainer_of(tmp_path).predict(module, data)
+    assert [len(batch) for batch in batches] == [4, 1]
+    first, alone = batches[0][0], batches[1][0]
+    assert isinstance(first, Prediction)
+    assert first.record.categories[0] in first.instruction
+    assert set(alone.rewards) == {"dual_format", "recall", "precision", "total"}
+
+
+def test_predictions_do_not_depend_on_the_batch(source, tmp_path):
+    texts = []
+    for size in (1, 5):
+        module = GRPOModule(policy=source, evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=5))
+        data = SceneDataModule(SceneStyle(), test_scenes=5, eval_batch_size=size, num_workers=0)
+        batches = trainer_of(tmp_path).predict(module, data)
+        texts.append([prediction.completion for batch in batches for prediction in batch])
+    assert texts[0] == texts[1]
+
+
+def test_crowd_regions_are_no_targets(encoder, records):
+    record = replace(
+        records[0],
+        boxes_xyxy=as_boxes([[0, 0, 9, 9], [1, 1, 50, 50]]),
+        labels=("a", "b"),
+        areas=np.ones(2),
+        crowd=np.array([False, True]),
+    )
+    [target] = targets(encoder([record]))
+    assert (target.boxes_xyxy.tolist(), target.labels) == ([[0, 0, 9, 9]], ("a",))
+
+
+class TwoSets(SceneDataModule):
+    """Scenes as records of two sets, the second of which is twice as large."""
+
+    def build(self, split):
+        parts = {"one": SceneSource(3, "val", style=self.style), "two": SceneSource(6, "test", style=self.style)}
+        return SetsSource(parts)
+
+
+def test_several_sets_are_logged_each_and_by_their_mean(source, tmp_path, monkeypatch):
+    module = GRPOModule(policy=source)
+    monkeypatch.setattr(module, "_answer", lambda batch: good_answers(module, batch))
+    data = TwoSets(SceneStyle(num_objects=(1, 4)), eval_batch_size=4, num_workers=0)
+    recorder = Recorder()
+    [metrics] = trainer_of(tmp_path, recorder).validate(module, data, verbose=False)
+    parts = {}
+    for name in ("one", "two"):
+        alone = CocoMetrics()
+        found = [prediction for prediction in recorder.predictions if prediction.record.set_name == name]
+        alone.update([prediction.detections for prediction in found], [prediction.record for prediction in found])
+        parts[name] = alone.compute()
+        assert metrics[f"val/{name}/map"] == pytest.approx(float(parts[name]["map"]))
+        assert f"val/{name}/ar_1" not in metrics
+    assert len(found) == 6
+    assert metrics["val/map"] == pytest.approx((float(parts["one"]["map"]) + float(parts["two"]["map"])) / 2)
+    assert metrics["val/one/map"] != metrics["val/two/map"]

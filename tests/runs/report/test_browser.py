@@ -1,0 +1,82 @@
+"""The report as a browser shows it: wide and narrow, light and dark."""
+
+import re
+
+import pytest
+
+from tests.runs.folders import make_run
+from tests.runs.report.browser import PROGRAM, Browser
+from vr1.runs.report import write_report
+
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium or Chrome on the path")
+SCREENS = [(width, dark) for width in (1280, 390) for dark in (False, True)]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    running = Browser(tmp_path_factory.mktemp("profile"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    return write_report(make_run(tmp_path_factory.mktemp("runs") / "version_0")).as_uri()
+
+
+@pytest.mark.parametrize(("width", "dark"), SCREENS)
+def test_no_error_no_request_and_no_sideways_scrolling(width, dark, browser, address):
+    browser.open(address, width=width, dark=dark)
+    assert browser.problems == []
+    outside = [found for found in browser.requests if not found.startswith("data:")]
+    assert outside == [address]
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run("document.querySelectorAll('.chart path').length") == 2
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_all_text_is_readable(dark, browser, address):
+    browser.open(address, width=1280, dark=dark)
+    for place in ("body", "h1", "header p", ".note", "th", "td", "summary", "pre", ".chart h3", ".keys span"):
+        colour = browser.run(f"getComputedStyle(document.querySelector('{place}')).color")
+        assert contrast(colour, browser.run("getComputedStyle(document.body).backgroundColor")) >= 4.5, place
+    assert luminance(browser.run("getComputedStyle(document.body).color")) > 0.5 or not dark
+
+
+def test_the_slider_goes_through_the_training(browser, address):
+    browser.open(address, width=390)
+    shown = "[document.getElementById('gallery-step').textContent, document.getElementById('gallery-picture').src]"
+    browser.run("document.getElementById('gallery-slider').focus()")
+    seen = [browser.run(shown)]
+    for key in ("ArrowLeft", "Home", "End"):
+        browser.press(key)
+        seen.append(browser.run(shown))
+    assert [step for step, _ in seen] == ["step 4", "step 2", "before training", "step 4"]
+    assert len({picture for _, picture in seen}) == 3
+    assert browser.run("document.getElementById('gallery-picture').naturalWidth") > 100
+
+
+def test_a_curve_tells_its_value_where_one_points(browser, address):
+    browser.open(address, width=1280)
+    text = "document.querySelector('.chart .keys').textContent"
+    assert browser.run(text) == "total 1"
+    browser.run("document.querySelector('.chart').scrollIntoView()")
+    box = browser.run(
+        "(({x, y, width, height}) => [x, y, width, height])(document.querySelector('.chart svg')"
+        ".getBoundingClientRect())"
+    )
+    browser.ask("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] * 0.55, y=box[1] + box[3] / 2)
+    assert browser.run(text) == "total 0.5 @ 2"
+
+
+def luminance(colour):
+    """Relative luminance of ``rgb(r, g, b)``, as the Web Content Accessibility Guidelines define it."""
+    shares = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(weight * share for weight, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    """Contrast of two colours, from 1 to 21."""
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

@@ -1,0 +1,205 @@
+"""A trained model as a folder that transformers and peft load by ``from_pretrained``, with a model card."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from peft import get_peft_model
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from vr1.checkpoints.state import source_of
+from vr1.policy.loading import PolicySource
+from vr1.runs.facts import versions
+from vr1.runs.tables import markdown_table
+
+_PREFIX = "policy.network."
+
+
+def write_model(network: Any, processor: Any, folder: Path, dtype: str | None = None, card: str | None = None) -> None:
+    """Write a model, or the adapters of one, with its processor and chat template.
+
+    Args:
+        network: a transformers model, or a peft model, of which the adapters alone are written.
+        processor: the processor that it was trained with.
+        folder: made where it is missing; files of the same names are replaced.
+        dtype: precision of the written weights, a name of torch's; None keeps that of ``network``.
+        card: text of ``README.md``; None leaves what peft writes.
+    """
+    weights = network.state_dict()
+    if dtype is not None:
+        kind = getattr(torch, dtype)
+        weights = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
+    network.save_pretrained(folder, state_dict=weights)
+    if dtype is not None and not hasattr(network, "peft_config"):
+        _say_precision(network.config, dtype, folder)
+    processor.save_pretrained(folder)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def trained_network(checkpoint: dict[str, Any], merge: bool = False, dtype: str | None = None) -> Any:
+    """The model of a checkpoint.
+
+    Args:
+        checkpoint: a checkpoint of a run of vr1.
+        merge: add the adapters, if there are any, to the weights of the base. The base of a run in 4 bits is taken as
+            the adapters met it, with the error of those 4 bits, so that the answers are those of the trained policy.
+        dtype: precision of the model, a name of torch's; None takes that of the run.
+
+    Returns:
+        A transformers model; for a run with adapters that are not merged a peft model, whose base has no weights.
+
+    Raises:
+        ValueError: the checkpoint is not of vr1, or its weights do not belong to the base that it names.
+    """
+    source = source_of(checkpoint)
+    prefix = len(_PREFIX)
+    weights = {name[prefix:]: value for name, value in checkpoint["state_dict"].items() if name.startswith(_PREFIX)}
+    if source.lora is None:
+        network = _plain(source, dtype)
+        _put(network, weights, source)
+        return network
+    if not merge:
+        return _adapters(source, weights)
+    network = _plain(source, dtype)
+    if source.quantize:
+        network.load_state_dict(_as_quantised(source), strict=False)
+    network = get_peft_model(network, source.lora_config())
+    _put(network, weights, source)
+    return network.merge_and_unload()
+
+
+def _plain(source: PolicySource, dtype: str | None) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(
+        source.path, dtype=getattr(torch, dtype or source.dtype), use_safetensors=True
+    )
+
+
+def _adapters(source: PolicySource, weights: dict[str, Tensor]) -> Any:
+    """A peft model of which only the adapters have weights: they are all that is written, whatever the base's size."""
+    config = AutoConfig.from_pretrained(source.path)
+    with torch.device("meta"):
+        network = get_peft_model(AutoModelForImageTextToText.from_config(config), source.lora_config())
+    _put(network, weights, source, assign=True)
+    return network
+
+
+def _as_quantised(source: PolicySource) -> dict[str, Tensor]:
+    """The weights of the linear layers after quantisation, by their names in the model without adapters."""
+    network = source.load().network.unload()
+    return {
+        f"{name}.weight": dequantize_4bit(layer.weight.data, layer.weight.quant_state)  # type: ignore[attr-defined]
+        for name, layer in network.named_modules()
+        if isinstance(layer, Linear4bit)
+    }
+
+
+def _put(network: Any, weights: dict[str, Tensor], source: PolicySource, assign: bool = False) -> None:
+    """Load trained weights, all of which must have a place; those that adapters leave alone come from the base."""
+    try:
+        missing, unexpected = network.load_state_dict(weights, strict=False, assign=assign)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint does not belong to its base {source.path}: {error}") from error
+    missing = [name for name in missing if source.lora is None or "lora_" in name]
+    if lost := [*unexpected, *missing]:
+        raise ValueError(
+            f"the checkpoint does not belong to its base {source.path}: {len(lost)} tensors, such as {lost[0]}, are in"
+            " one and not in the other; give the base that it was trained from as --base"
+        )
+
+
+def _say_precision(config: Any, dtype: str, folder: Path) -> None:
+    """Have the configuration name the precision of the written weights, which loading goes by."""
+    told = copy.deepcopy(config)
+    for part in (told, *(getattr(told, name) for name in told.sub_configs)):
+        part.dtype = dtype
+    told.save_pretrained(folder)
+
+
+_PACKAGES = ("vr1", "torch", "transformers", "peft", "lightning", "bitsandbytes")
+
+
+def model_card(run: dict[str, Any], step: int, adapters: bool, command: str = "") -> str:
+    """A model card in Markdown, with the front matter that the Hugging Face hub reads.
+
+    Args:
+        run: what `vr1.checkpoints.state.add_run` stored: ``policy`` (settings), ``figures`` by name, ``module``, and,
+            of runs of the command line, ``command`` and ``config`` (YAML).
+        step: optimizer steps that were made.
+        adapters: the folder holds adapters alone.
+        command: how the folder was written, if not by the run itself.
+
+    Example:
+        >>> policy, figures = {"path": "some/base", "quantize": None}, {"val/map": 0.25}
+        >>> run = {"policy": policy, "figures": figures, "module": "GRPOModule"}
+        >>> card = model_card(run, step=10, adapters=False)
+        >>> "base_model: some/base" in card, "| val/map | 0.25 |" in card
+        (True, True)
+    """
+    policy, config = run["policy"], run.get("config", "")
+    data = (yaml.safe_load(config) or {}).get("data") if config else None
+    sections = [
+        _front_matter(policy["path"], adapters),
+        f"# {policy['path'].rstrip('/').split('/')[-1]}, trained with vr1",
+        f"{'Adapters for' if adapters else 'A fine-tuned'} `{policy['path']}`, trained by `{run['module']}` of vr1"
+        f" (Vision-R1, arXiv 2503.18013) for {step} optimizer steps.",
+        "## Load it\n\n" + _code("python", _LOAD_ADAPTERS if adapters else _LOAD),
+        "## Figures\n\n" + _table(run["figures"]),
+        "## Data\n\n" + (_code("yaml", yaml.safe_dump(data, sort_keys=False)) if data else _UNTOLD),
+        "## Command\n\n" + _code("bash", "\n".join(filter(None, (run.get("command"), command))) or _UNTOLD),
+        "## Policy\n\n" + _code("yaml", yaml.safe_dump(dict(policy), sort_keys=False)),
+        "## Configuration\n\n" + (_code("yaml", config) if config else _UNTOLD),
+        "## Versions\n\n" + ", ".join(f"{name} {version}" for name, version in versions(_PACKAGES).items()) + ".",
+    ]
+    if policy["quantize"] and adapters:
+        sections.insert(4, _FOUR_BITS)
+    return "\n\n".join(section.strip() for section in sections) + "\n"
+
+
+_UNTOLD = "Not recorded: the run was not started by `python -m vr1`."
+_LOAD = """
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("this folder")
+processor = AutoProcessor.from_pretrained("this folder")
+"""
+_LOAD_ADAPTERS = """
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+base = AutoModelForImageTextToText.from_pretrained("the base model")
+model = PeftModel.from_pretrained(base, "this folder")
+processor = AutoProcessor.from_pretrained("this folder")
+"""
+_FOUR_BITS = (
+    "The adapters were trained on the base in 4 bits (NF4, double quantisation; vision tower and `lm_head` left as they"
+    " are). On the base in full precision they work too, with slightly other answers."
+)
+
+
+def _front_matter(base: str, adapters: bool) -> str:
+    head = {
+        "base_model": base,
+        "library_name": "peft" if adapters else "transformers",
+        "pipeline_tag": "image-text-to-text",
+        "tags": ["object-detection", "grpo", "vr1"],
+    }
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
+
+
+def _code(language: str, text: str) -> str:
+    return f"```{language}\n{text.strip()}\n```"
+
+
+def _table(figures: dict[str, float]) -> str:
+    """The figures of validation first; times and counters of single steps say nothing of the model."""
+    told = {name: value for name, value in figures.items() if "/" in name and not name.startswith(("perf/", "rule/"))}
+    if not told:
+        return "None were logged."
+    ordered = sorted(told, key=lambda name: (not name.startswith("val/"), name))
+    return markdown_table(["metric", "value"], [[name, f"{told[name]:.4g}"] for name in ordered])

@@ -1,0 +1,162 @@
+"""What a checkpoint of vr1 holds beside Lightning's part, what it leaves out, and how it fits other batch sizes."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vr1.policy.loading import Lora, PolicySource
+from vr1.policy.policy import Policy
+
+_KEY = "vr1"
+_BATCHES = ("ready", "started", "processed", "completed")
+
+
+def add_run(checkpoint: dict[str, Any], run: dict[str, Any]) -> None:
+    """Store what rebuilds the model without the configuration, and what a model card tells of the run.
+
+    Args:
+        checkpoint: the checkpoint that is being made.
+        run: plain values, the settings of `PolicySource` as ``policy`` among them.
+    """
+    checkpoint[_KEY] = run
+
+
+def run_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What `add_run` stored.
+
+    Raises:
+        ValueError: the checkpoint was not made by vr1, or by a version that did not store it.
+    """
+    if _KEY not in checkpoint:
+        raise ValueError(
+            "the checkpoint does not say which model it was trained from: it is not of vr1, or of an earlier version;"
+            " resume it for one step with the configuration of its run, and take the checkpoint of that"
+        )
+    stored: dict[str, Any] = checkpoint[_KEY]
+    return stored
+
+
+def source_of(checkpoint: dict[str, Any]) -> PolicySource:
+    """The `PolicySource` that a checkpoint's policy was loaded by.
+
+    Example:
+        >>> checkpoint = {}
+        >>> add_run(checkpoint, {"policy": asdict(PolicySource(lora=Lora(rank=2)))})
+        >>> source_of(checkpoint) == PolicySource(lora=Lora(rank=2))
+        True
+    """
+    settings = dict(run_of(checkpoint)["policy"])
+    lora = settings.pop("lora")
+    return PolicySource(**settings, lora=None if lora is None else Lora(**lora))
+
+
+def drop_base(checkpoint: dict[str, Any], policy: Policy, prefix: str = "policy.") -> None:
+    """Leave the weights out that were never trained, where adapters are trained: the base is loaded by its name."""
+    if not policy.has_adapters:
+        return
+    trained = {prefix + name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {name: value for name, value in state.items() if name in trained}
+
+
+def check_weights(checkpoint: dict[str, Any], policy: Policy, source: PolicySource, prefix: str = "policy.") -> None:
+    """Refuse weights that do not belong to the policy of these settings.
+
+    Raises:
+        ValueError: adapters where none are set, none where some are, or others than are set.
+    """
+    state = checkpoint["state_dict"]
+    stored = checkpoint.get(_KEY, {}).get("policy", {})
+    lora = None if source.lora is None else asdict(source.lora)
+    if stored and (stored["lora"], stored["quantize"]) != (lora, source.quantize):
+        raise ValueError(
+            f"the checkpoint was made with policy.lora={stored['lora']}, policy.quantize={stored['quantize']}, and now"
+            f" they are {lora} and {source.quantize}; set them as they were"
+        )
+    trained = {prefix + name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    if missing := sorted(trained - state.keys()):
+        raise ValueError(
+            f"the checkpoint has no weights for {len(missing)} of {len(trained)} trained tensors, such as {missing[0]};"
+            " set policy.path and policy.lora as in the run that it comes from"
+        )
+
+
+def adapt_window(checkpoint: dict[str, Any], window: int) -> None:
+    """Count the batches of Lightning's loops as those of another ``accumulate_grad_batches``.
+
+    Args:
+        checkpoint: the checkpoint that is being loaded; changed in place.
+        window: batches per optimizer step now.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    states = loop.get("state_dict", {}).get("combined_loader", [])
+    before = states[0]["window"] if states and "window" in states[0] else window
+    if before == window:
+        return
+    for counts in (loop["epoch_loop.batch_progress"][part] for part in ("total", "current")):
+        ready = counts["ready"] // before * window
+        # A checkpoint made at the end of a batch has begun one more batch than it has completed.
+        counts.update({name: ready - (counts["ready"] - counts[name]) for name in _BATCHES})
+
+
+def reshard_rollouts(pieces: Sequence[Sequence[dict[str, Any]]], window: int, world: int) -> list[list[dict[str, Any]]]:
+    """The rollouts of one optimizer step, divided anew among batches and processes.
+
+    Args:
+        pieces: states of `RolloutBatch`, of each process for each batch, as they were saved.
+        window: batches per optimizer step now.
+        world: processes now.
+
+    Returns:
+        ``window`` lists of ``world`` states, in the same order of prompts.
+
+    Raises:
+        ValueError: the prompts cannot be divided evenly.
+
+    Example:
+        >>> from vr1.types import RolloutBatch
+        >>> state = RolloutBatch(
+        ...     tokens=torch.tensor([[[7, 8]], [[9, 0]]]),
+        ...     mask=torch.tensor([[[True, True]], [[True, False]]]),
+        ...     advantages=torch.zeros(2, 1),
+        ...     reference_log_probs=None,
+        ... ).state_dict()
+        >>> [[first, second]] = reshard_rollouts([[state]], window=1, world=2)
+        >>> first["tokens"].tolist(), second["tokens"].tolist()
+        ([[[7, 8]]], [[[9]]])
+    """
+    if len(pieces) == window and all(len(row) == world for row in pieces):
+        return [list(row) for row in pieces]
+    flat = [piece for row in pieces for piece in row]
+    prompts = sum(len(piece["tokens"]) for piece in flat)
+    if prompts % (window * world):
+        raise ValueError(
+            f"the checkpoint holds rollouts of {prompts} prompts, which {window} batches on {world} processes cannot"
+            " share evenly: resume with the batch_size, accumulate_grad_batches and processes that it was made with"
+        )
+    size = prompts // (window * world)
+    whole = {name: _concatenate([piece[name] for piece in flat]) for name in flat[0]}
+    cut = [
+        _trim({n: None if v is None else v[at : at + size] for n, v in whole.items()}) for at in range(0, prompts, size)
+    ]
+    return [cut[slot * world : (slot + 1) * world] for slot in range(window)]
+
+
+def _concatenate(values: list[Tensor | None]) -> Tensor | None:
+    tensors = [value for value in values if value is not None]
+    if len(tensors) < len(values):
+        return None
+    if tensors[0].dim() == 2:
+        return torch.cat(tensors)
+    longest = max(value.shape[-1] for value in tensors)
+    return torch.cat([torch.nn.functional.pad(value, (0, longest - value.shape[-1])) for value in tensors])
+
+
+def _trim(state: dict[str, Any]) -> dict[str, Any]:
+    """Without the columns that no completion of this part reaches."""
+    reached = state["mask"].flatten(0, 1).any(0).nonzero()
+    length = int(reached[-1]) + 1 if len(reached) else 1
+    return {n: v[..., :length].clone() if v is not None and v.dim() == 3 else v for n, v in state.items()}

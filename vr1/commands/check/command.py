@@ -1,0 +1,39 @@
+"""``python -m vr1 check --config ...``: read the whole data set once, before anything is trained on it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vr1.errors import told_by_us
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: the words after ``python -m vr1 check``: those of ``fit``, and ``--out``.
+
+    Returns:
+        The exit status: 0 if nothing is wrong, 1 if there are anomalies, 2 for a mistake in the settings.
+    """
+    parser = argparse.ArgumentParser(
+        prog="vr1 check",
+        allow_abbrev=False,
+        description="Read the whole data set of a configuration once: counts, histograms, every anomaly with its file"
+        " and record, prompt lengths, and ten records drawn as the model sees them. Takes the settings of `vr1 fit`.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/check"), help="folder for check.txt and the pictures")
+    options, words = parser.parse_known_args(argv)
+    # Here, so that --help does not wait for torch.
+    from vr1.commands.check.splits import check
+    from vr1.commands.trainer import objects_of
+
+    try:
+        module, data = objects_of(["fit", *words])
+        return check(module.encoder, data, options.out)
+    except (ValueError, OSError) as error:
+        if (ours := told_by_us(error)) is None:
+            raise
+        print(f"vr1 check: error: {ours}", file=sys.stderr)
+        return 2

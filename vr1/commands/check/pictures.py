@@ -1,0 +1,86 @@
+"""Pictures of a check: histograms, and records as the model will see them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vr1.boxes import rescale
+from vr1.commands.check.summary import OBJECTS, SIDES, Summary, bins
+from vr1.detections import read_detections
+from vr1.drawing import draw_grid, draw_tile
+from vr1.matching import BoxMatcher
+from vr1.prompts import PromptEncoder
+from vr1.types import DetectionRecord, Prediction, Targets
+
+
+def histograms(summaries: Sequence[Summary]) -> Figure:
+    """Objects a record, box sizes in the image and in the model's input, and prompt lengths, a row a split."""
+    figure = Figure(figsize=(14, 3 * len(summaries)), layout="constrained")
+    axes = figure.subplots(len(summaries), 4, squeeze=False)
+    for row, summary in zip(axes, summaries, strict=True):
+        readable = [item for item in summary.rows if item.tokens]
+        parts: list[tuple[str, list[tuple[str, int]]]] = [
+            ("objects a record", bins([len(item.labels) for item in readable], OBJECTS)),
+            ("box side, px of the image", bins([side for item in readable for side in item.sides], SIDES)),
+            ("box side, px of the input", bins([side for item in readable for side in item.seen_sides], SIDES)),
+        ]
+        for axis, (title, found) in zip(row, parts, strict=False):
+            axis.bar([name for name, _ in found], [count for _, count in found], color="#4477aa")
+            axis.set_title(f"{summary.name}: {title}", fontsize=9)
+            axis.tick_params(labelsize=7)
+        tokens = [item.tokens for item in readable]
+        row[3].hist(tokens, bins=40, range=(0, max([summary.limit, *tokens])), color="#4477aa")
+        row[3].axvline(summary.limit, color="#cc3311")
+        row[3].set_title(f"{summary.name}: prompt tokens (line: limit)", fontsize=9)
+    return figure
+
+
+def draw_records(source: Any, encoder: PromptEncoder, number: int, seed: int) -> Image.Image:
+    """Records drawn by chance, at the size to which the model's own processor resizes them.
+
+    Shown are the true boxes as the model would say them: written in its family's grammar for this input, and read back.
+
+    Args:
+        source: records by index, at least one.
+        encoder: the model's, without a limit.
+        number: how many records.
+        seed: draws them.
+    """
+    order = np.random.default_rng(seed).permutation(len(source))[:number]
+    tiles = []
+    for index in sorted(order.tolist()):
+        try:
+            tiles.append(draw_tile(as_seen(source[index], encoder), judge=False))
+        except ValueError:
+            continue  # it is among the anomalies already
+    return draw_grid(
+        tiles or [Image.new("RGB", (64, 64))], f"{len(tiles)} records as the model sees them", legend=False
+    )
+
+
+def as_seen(record: DetectionRecord, encoder: PromptEncoder) -> Prediction:
+    """A record at the size of the model's input, answered with its own true boxes, written and read back."""
+    prompts = encoder([record])
+    size = prompts.input_sizes[0]
+    resized = replace(
+        record, image=record.image.resize(size), boxes_xyxy=rescale(record.boxes_xyxy, record.image_size, size)
+    )
+    rows = np.flatnonzero(~record.crowd)
+    family = encoder.family
+    labels = tuple(record.labels[row] for row in rows)
+    text = family.write(family.from_image(record.boxes_xyxy[rows], record.image_size, size), labels)
+    found = read_detections(text, family, record.image_size, size)
+    found = replace(found, boxes_xyxy=rescale(found.boxes_xyxy, record.image_size, size))
+    targets = Targets(boxes_xyxy=resized.boxes_xyxy[rows], labels=labels)
+    return Prediction(
+        record=resized,
+        instruction=prompts.instructions[0],
+        completion=text,
+        detections=found,
+        match=BoxMatcher()(found, targets),
+        rewards={},
+    )

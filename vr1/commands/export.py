@@ -1,0 +1,102 @@
+"""``python -m vr1 export``: a checkpoint as an ordinary Hugging Face folder."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        argv: the words after ``python -m vr1 export``.
+
+    Returns:
+        The exit status: 2 for a user's mistake, which is told in one line.
+    """
+    settings = _parser().parse_args(argv)
+    command = shlex.join(["python", "-m", "vr1", "export", *argv])
+    try:
+        print(export(settings.ckpt, settings.out, settings.merge, settings.dtype, settings.base, command))
+    except (ValueError, OSError) as error:
+        print(f"vr1 export: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | None, command: str = "") -> str:
+    """Write the model of a checkpoint.
+
+    Args:
+        ckpt: a checkpoint of a run of vr1, or the folder of a run, whose newest checkpoint is taken.
+        out: folder to write.
+        merge: add the adapters to the weights of the base.
+        dtype: precision of the written weights; None takes that of the run.
+        base: where the base model is now, if not where the run found it.
+        command: the exact command, for the model card.
+
+    Returns:
+        One line that says what was written.
+
+    Raises:
+        ValueError: the checkpoint, its base or the folder cannot be used.
+    """
+    # Here, so that --help does not wait for torch.
+    from vr1.checkpoints.export import model_card, trained_network, write_model
+    from vr1.checkpoints.files import read_checkpoint
+    from vr1.checkpoints.shards import read_shards
+    from vr1.checkpoints.state import run_of, source_of
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} exists and is not an empty folder; name another one")
+    ckpt = _newest(ckpt)
+    checkpoint = read_shards(ckpt) if ckpt.is_dir() else read_checkpoint(ckpt)
+    source = source_of(checkpoint)
+    if base is not None:
+        source = replace(source, path=base)
+        run_of(checkpoint)["policy"] = asdict(source)
+    source.check()
+    if merge and source.lora is None:
+        raise ValueError("--merge: this run trained all weights, so there are no adapters to merge; leave --merge out")
+    adapters = source.lora is not None and not merge
+    card = model_card(run_of(checkpoint), checkpoint["global_step"], adapters, command)
+    network = trained_network(checkpoint, merge, dtype)
+    write_model(network, source.processor(), out, dtype, card)
+    what = f"adapters for {source.path}" if adapters else "a whole model"
+    return f"{out}: {what} after {checkpoint['global_step']} steps, with processor and model card"
+
+
+def _newest(path: Path) -> Path:
+    """The newest checkpoint of a run, where that is the folder of one."""
+    there = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if there:
+        return there[-1]
+    if (path / "run.json").is_file():
+        raise ValueError(
+            f"--ckpt {path} is the folder of a run that kept no checkpoint; its model may be in {path}/model"
+        )
+    beside = sorted(file.name for file in path.parent.glob("*.ckpt"))
+    if not path.exists() and beside:
+        raise ValueError(f"--ckpt {path} does not exist; beside it there is {', '.join(beside)}")
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vr1 export",
+        allow_abbrev=False,
+        description="Write the model of a checkpoint as a folder that transformers and peft load by from_pretrained.",
+    )
+    parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a run (.ckpt), or its folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; new or empty")
+    parser.add_argument("--merge", action="store_true", help="one whole model instead of adapters alone")
+    parser.add_argument("--dtype", choices=DTYPES, help="precision of the written weights; default: that of the run")
+    parser.add_argument(
+        "--base", help="folder or hub name of the base model, if it is no longer where the run found it"
+    )
+    return parser

@@ -1,0 +1,114 @@
+"""Whether a plan fits a GPU, and which setting to change first where it does not."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from vr1.commands.plan.needs import Needs
+from vr1.policy.loading import Lora
+
+_GIB = 2**30
+# Memory in GiB as the driver reports it.
+GPUS = {
+    "16gb": 15.7,
+    "24gb": 23.6,
+    "48gb": 47.4,
+    "t4": 14.7,
+    "l4": 22.0,
+    "a10g": 22.1,
+    "rtx4090": 23.5,
+    "rtx5090": 31.4,
+    "l40s": 44.5,
+    "a100-40gb": 39.4,
+    "a100-80gb": 79.2,
+    "h100": 79.1,
+    "h200": 139.8,
+    "b200": 178.4,
+}
+# The context of CUDA with its kernels, and what the allocator cannot hand out again in the sizes that are asked for.
+CONTEXT_GIB = 0.8
+FRAGMENTATION = 0.05
+
+
+def usable(gpu: str) -> float:
+    """Bytes that tensors can take.
+
+    Raises:
+        ValueError: an accelerator that is not known.
+
+    Example:
+        >>> round(usable("a100-40gb") / 2**30, 1)
+        36.7
+    """
+    if gpu not in GPUS:
+        raise ValueError(
+            f"--gpu {gpu} is not known; give one of {', '.join(GPUS)}, whichever has as much memory as yours"
+        )
+    return (GPUS[gpu] - CONTEXT_GIB) * (1 - FRAGMENTATION) * _GIB
+
+
+# What costs nothing in results comes first, what changes the training last.
+_Change = Callable[[Needs], tuple[str, Needs] | None]
+
+
+def changes(needs: Needs) -> Iterator[tuple[str, Needs]]:
+    """Settings that take less, each added to those before it.
+
+    Args:
+        needs: what is too much.
+
+    Returns:
+        What was changed in the words of the command line, all of it so far, and what is then needed.
+
+    Example:
+        >>> import torch
+        >>> from vr1.policy.loading import PolicySource
+        >>> needs = Needs(policy=PolicySource(), prompts=2, group_size=8, completion_tokens=64, max_prompt_tokens=512,
+        ...     reference=True, optimizer=torch.optim.AdamW)
+        >>> [words for words, _ in changes(needs)][:2]
+        ['--model.policy.gradient_checkpointing true', '--model.policy.gradient_checkpointing true --data.batch_size 1']
+    """
+    words: list[str] = []
+    for change in (_recompute, _fewer_prompts, _adapters, _four_bits, _smaller_images, _fewer_completions):
+        while (changed := change(needs)) is not None:
+            word, needs = changed
+            setting = word.split()[0]
+            words = [*(earlier for earlier in words if earlier.split()[0] != setting), word]
+            yield " ".join(words), needs
+
+
+def _recompute(needs: Needs) -> tuple[str, Needs] | None:
+    if needs.policy.gradient_checkpointing:
+        return None
+    policy = replace(needs.policy, gradient_checkpointing=True)
+    return "--model.policy.gradient_checkpointing true", replace(needs, policy=policy)
+
+
+def _fewer_prompts(needs: Needs) -> tuple[str, Needs] | None:
+    if needs.prompts == 1:
+        return None
+    half = needs.prompts // 2
+    return f"--data.batch_size {half}", replace(needs, prompts=half)
+
+
+def _adapters(needs: Needs) -> tuple[str, Needs] | None:
+    if needs.policy.lora is not None:
+        return None
+    return "--model.policy.lora.rank 16", replace(needs, policy=replace(needs.policy, lora=Lora(rank=16)))
+
+
+def _four_bits(needs: Needs) -> tuple[str, Needs] | None:
+    if needs.policy.quantize or needs.sharded:
+        return None
+    return "--model.policy.quantize nf4", replace(needs, policy=replace(needs.policy, quantize="nf4"))
+
+
+def _smaller_images(needs: Needs) -> tuple[str, Needs] | None:
+    pixels = (needs.policy.max_pixels or 1_605_632) // 2
+    if pixels < 200_000:
+        return None
+    return f"--model.policy.max_pixels {pixels}", replace(needs, policy=replace(needs.policy, max_pixels=pixels))
+
+
+def _fewer_completions(needs: Needs) -> tuple[str, Needs] | None:
+    half = needs.group_size // 2
+    return (f"--model.sampling.group_size {half}", replace(needs, group_size=half)) if half >= 4 else None

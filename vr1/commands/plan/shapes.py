@@ -1,0 +1,88 @@
+"""The largest batch that a configuration allows, made of a blank image, and the model without its weights."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from vr1.commands.plan.live_bytes import FourBitLinear
+from vr1.commands.plan.needs import Needs
+from vr1.policy.loading import UNQUANTIZED
+from vr1.policy.policy import Policy
+from vr1.prompts import PromptBatch, PromptEncoder
+from vr1.types import DetectionRecord, as_boxes
+
+# An image is made smaller until its prompt is accepted.
+_TRIES = 12
+
+
+def largest_prompts(needs: Needs) -> PromptBatch:
+    """Prompts about images as large as the model is shown them, their tensors of numbers without content.
+
+    Raises:
+        ValueError: no image is small enough for ``max_prompt_tokens``.
+    """
+    processor = needs.policy.processor()
+    encoder = PromptEncoder(processor, needs.policy.family(), max_prompt_tokens=2**31)
+    side = math.isqrt(needs.policy.max_pixels or _own_limit(processor))
+    for _ in range(_TRIES):
+        batch = encoder([_record(side, needs.categories)])
+        tokens = batch.tokens.shape[1]
+        if tokens <= needs.max_prompt_tokens:
+            return _without_content(encoder([_record(side, needs.categories)] * needs.prompts))
+        side = int(side * math.sqrt(needs.max_prompt_tokens / tokens) * 0.97)
+    raise ValueError(
+        f"max_prompt_tokens={needs.max_prompt_tokens} is too small for an image and {needs.categories} categories;"
+        " raise it"
+    )
+
+
+def _own_limit(processor: Any) -> int:
+    size = dict(processor.image_processor.size)
+    return size.get("longest_edge") or size["height"] * size["width"]
+
+
+def _record(side: int, categories: int) -> DetectionRecord:
+    return DetectionRecord(
+        image=Image.new("RGB", (side, side)),
+        boxes_xyxy=as_boxes([]),
+        labels=(),
+        categories=tuple(f"category {number}" for number in range(categories)),
+        image_id=0,
+        origin="a blank image",
+        areas=np.zeros(0),
+        crowd=np.zeros(0, dtype=bool),
+    )
+
+
+def _without_content(prompts: PromptBatch) -> PromptBatch:
+    vision = {name: value.to("meta") if value.is_floating_point() else value for name, value in prompts.vision.items()}
+    return replace(prompts, vision=vision)
+
+
+def empty_policy(needs: Needs) -> Policy:
+    """The policy with parameters that have shapes alone, in the precision that is computed with."""
+    source, dtype = needs.policy, getattr(torch, needs.compute_dtype)
+    config = AutoConfig.from_pretrained(source.path)
+    with torch.device("meta"):
+        network: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=dtype)
+        if source.quantize:
+            network.requires_grad_(False)
+            for layer in four_bit_layers(network):
+                layer.__class__ = FourBitLinear
+        network = source.prepared(network)
+    return Policy(network.to(dtype) if needs.mixed else network, source.share_prompt)
+
+
+def four_bit_layers(network: nn.Module) -> list[nn.Linear]:
+    """The linear layers that ``quantize`` holds in 4 bits."""
+    return [
+        part
+        for name, part in network.named_modules()
+        if isinstance(part, nn.Linear) and not any(name == skip or name.startswith(f"{skip}.") for skip in UNQUANTIZED)
+    ]

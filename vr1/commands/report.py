@@ -1,0 +1,26 @@
+"""``python -m vr1 report``: the report of a run that has ended, or of one that never asked for it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from vr1.runs.report.page import write_report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write ``report.html`` into each run folder that is named.
+
+    Returns:
+        Exit status: 0, or 2 after a message that says what is wrong with a folder.
+    """
+    parser = ArgumentParser(allow_abbrev=False, prog="vr1 report", description="Write report.html into run folders.")
+    parser.add_argument("runs", nargs="+", type=str, help="Run folders, such as runs/demo/version_0.")
+    try:
+        for run in parser.parse_args(argv).runs:
+            print(write_report(Path(run)))
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,1 @@
+"""Rewards of recorded answers, without a model."""

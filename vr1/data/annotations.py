@@ -1,0 +1,195 @@
+"""Annotations as compact arrays: checked boxes, and the table that every annotated data set is read into."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vr1.types import Boxes, as_boxes
+
+Corners = tuple[float, float, float, float]
+
+_ROUNDING = 1.0  # pixels by which exporters let boxes stick out; more than that is reported
+
+
+def box_fault(box: Sequence[float], size: tuple[float, float]) -> str | None:
+    """What is wrong with the corners ``[x1, y1, x2, y2]`` of a box on an image of ``size``, or None.
+
+    Example:
+        >>> box_fault((5, 5, 5, 9), (10, 10)), box_fault((1, 1, 2, 2), (10, 10))
+        ('box of zero size', None)
+    """
+    if not all(map(math.isfinite, box)):
+        return "box with NaN or infinite numbers"
+    x1, y1, x2, y2 = box
+    if x2 < x1 or y2 < y1:
+        return "box of negative size"
+    if x2 == x1 or y2 == y1:
+        return "box of zero size"
+    if x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
+        return "box wholly outside its image"
+    return None
+
+
+class BoxCutter:
+    """Cuts boxes to their images, and counts those that stuck out by more than exporters' rounding.
+
+    Example:
+        >>> cut = BoxCutter()
+        >>> cut((1, 2, 50, 20), (40, 30)), cut.notes()
+        ((1, 2, 40, 20), ['1 boxes stuck out of their image by more than 1 px and were cut to it'])
+    """
+
+    def __init__(self) -> None:
+        self._stuck_out = 0
+
+    def __call__(self, box: Sequence[float], size: tuple[float, float]) -> Corners:
+        """The part of a box that lies inside an image of ``size``; `box_fault` found the box sound."""
+        (x1, y1, x2, y2), (width, height) = box, size
+        self._stuck_out += max(-x1, -y1, x2 - width, y2 - height) > _ROUNDING
+        return max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+
+    def notes(self) -> list[str]:
+        """What was put right."""
+        if not self._stuck_out:
+            return []
+        return [f"{self._stuck_out} boxes stuck out of their image by more than {_ROUNDING:g} px and were cut to it"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CocoTable:
+    """Images and their objects (shape letters: I images, A objects of all images together).
+
+    Arrays rather than one dictionary an object, since a table is copied into every worker of a data loader.
+
+    Attributes:
+        image_ids: I ids as the file gives them.
+        file_names: I paths relative to the folder of images.
+        sizes: ``[I, 2]`` int64 width and height as the file gives them.
+        categories: category names.
+        image_rows: ``[A]`` int64 rows of ``image_ids``, ascending.
+        category_rows: ``[A]`` int64 rows of ``categories``.
+        boxes_xyxy: ``[A, 4]`` float64 corners in pixels, inside the image.
+        areas: ``[A]`` float64.
+        crowd: ``[A]`` bool.
+    """
+
+    image_ids: list[int]
+    file_names: list[str]
+    sizes: NDArray[np.int64]
+    categories: tuple[str, ...]
+    image_rows: NDArray[np.int64]
+    category_rows: NDArray[np.int64]
+    boxes_xyxy: Boxes
+    areas: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def objects_of(self, image_row: int) -> slice:
+        """The rows of the objects of one image."""
+        first, last = np.searchsorted(self.image_rows, [image_row, image_row + 1])
+        return slice(int(first), int(last))
+
+    def objects_per_image(self) -> NDArray[np.int64]:
+        """``[I]`` number of objects."""
+        return np.bincount(self.image_rows, minlength=len(self))
+
+    def keep_images(self, keep: NDArray[np.bool_]) -> "CocoTable":
+        """The table of the images where ``keep`` ``[I]`` is true, in the same order."""
+        kept = np.flatnonzero(keep)
+        table = replace(
+            self,
+            image_ids=[self.image_ids[row] for row in kept],
+            file_names=[self.file_names[row] for row in kept],
+            sizes=self.sizes[kept],
+        )
+        new_rows = np.cumsum(keep) - 1
+        return table._keep_objects(keep[self.image_rows], image_rows=new_rows[self.image_rows])
+
+    def keep_categories(self, category_rows: list[int]) -> "CocoTable":
+        """The table of these categories, in the order given, without the objects of others."""
+        new_rows = np.full(len(self.categories), -1)
+        new_rows[category_rows] = np.arange(len(category_rows))
+        table = replace(
+            self,
+            categories=tuple(self.categories[row] for row in category_rows),
+            category_rows=new_rows[self.category_rows],
+        )
+        return table._keep_objects(table.category_rows >= 0, image_rows=self.image_rows)
+
+    def _keep_objects(self, keep: NDArray[np.bool_], image_rows: NDArray[np.int64]) -> "CocoTable":
+        return replace(
+            self,
+            image_rows=image_rows[keep],
+            category_rows=self.category_rows[keep],
+            boxes_xyxy=self.boxes_xyxy[keep],
+            areas=self.areas[keep],
+            crowd=self.crowd[keep],
+        )
+
+
+class TableRows:
+    """Images with their objects, in the order in which they are added.
+
+    Example:
+        >>> rows = TableRows()
+        >>> rows.add_image("a.jpg", (40, 30))
+        >>> rows.add_object("cat", (1, 2, 50, 20))
+        >>> table = rows.table()
+        >>> table.categories, table.boxes_xyxy.tolist(), rows.notes()
+        (('cat',), [[1.0, 2.0, 40.0, 20.0]], ['1 boxes stuck out of their image by more than 1 px and were cut to it'])
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._sizes: list[tuple[int, int]] = []
+        self._categories: dict[str, int] = {}
+        self._spellings: list[str] = []
+        self._image_rows: list[int] = []
+        self._category_rows: list[int] = []
+        self._boxes: list[Corners] = []
+        self._crowd: list[bool] = []
+        self._cut = BoxCutter()
+
+    def add_image(self, file_name: str, size: tuple[int, int]) -> None:
+        """The next image: its path relative to the folder of images, its width and height in pixels."""
+        self._names.append(file_name)
+        self._sizes.append(size)
+
+    def add_category(self, name: str) -> int:
+        """The row of a category; names that differ only in case and spaces are one, under the first spelling."""
+        name = " ".join(name.split())
+        row = self._categories.setdefault(name.casefold(), len(self._categories))
+        if row == len(self._spellings):
+            self._spellings.append(name)
+        return row
+
+    def add_object(self, category: str, box: Sequence[float], *, crowd: bool = False) -> None:
+        """An object of the last image, whose box `box_fault` found sound; it is cut to the image."""
+        self._image_rows.append(len(self._names) - 1)
+        self._category_rows.append(self.add_category(category))
+        self._boxes.append(self._cut(box, self._sizes[-1]))
+        self._crowd.append(crowd)
+
+    def notes(self) -> list[str]:
+        """What was put right."""
+        return self._cut.notes()
+
+    def table(self) -> CocoTable:
+        """All that was added; images are numbered from 1, and an object's area is that of its box."""
+        boxes = as_boxes(self._boxes)
+        return CocoTable(
+            image_ids=list(range(1, len(self._names) + 1)),
+            file_names=list(self._names),
+            sizes=np.array(self._sizes, np.int64).reshape(-1, 2),
+            categories=tuple(self._spellings),
+            image_rows=np.array(self._image_rows, np.int64),
+            category_rows=np.array(self._category_rows, np.int64),
+            boxes_xyxy=boxes,
+            areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+            crowd=np.array(self._crowd, np.bool_),
+        )

@@ -1,0 +1,75 @@
+"""A plain folder of images to predict on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
+from vr1.data.images import list_images, open_image
+from vr1.types import DetectionRecord, as_boxes
+
+
+class FolderSource(Dataset[DetectionRecord]):
+    """Images without ground truth.
+
+    Args:
+        images: folder of images.
+        categories: what to look for in each of them.
+
+    Raises:
+        ValueError: no such folder, no image in it, or nothing to look for.
+    """
+
+    def __init__(self, images: Path, categories: Sequence[str]) -> None:
+        if not categories:
+            raise ValueError("data.categories is empty: name what to look for, such as [raccoon]")
+        self.paths, self.categories = list_images(images), tuple(categories)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> DetectionRecord:
+        """Decode one image.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return DetectionRecord(
+            image=open_image(self.paths[index]),
+            boxes_xyxy=as_boxes([]),
+            labels=(),
+            categories=self.categories,
+            image_id=index + 1,
+            origin=str(self.paths[index]),
+            areas=np.zeros(0),
+            crowd=np.zeros(0, dtype=bool),
+        )
+
+
+class FolderDataModule(RecordDataModule):
+    """A folder of images, for ``predict`` alone.
+
+    Args:
+        images: folder of images.
+        categories: what to look for.
+        eval_batch_size: images per batch.
+        num_workers: worker processes.
+    """
+
+    def __init__(self, images: Path, categories: list[str], eval_batch_size: int = 16, num_workers: int = 1) -> None:
+        super().__init__(eval_batch_size=eval_batch_size, num_workers=num_workers)
+        self.images, self.categories = Path(images), categories
+
+    def build(self, split: Split) -> Source:
+        """The images of the folder.
+
+        Raises:
+            MissingSplitError: anything but ``predict`` is asked for.
+        """
+        if split != "predict":
+            raise MissingSplitError(
+                f"data: a folder of images without boxes can only be predicted on, and this needs {split}"
+            )
+        return FolderSource(self.images, self.categories)

@@ -1,0 +1,151 @@
+"""Several data sets as one, and mixed into one training set by weight."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from vr1.data.datamodule import RecordDataModule, Source, Split
+from vr1.data.selection import Counted, SelectedSource, Selection, select
+from vr1.types import DetectionRecord
+
+
+class SetsSource(Dataset[DetectionRecord]):
+    """Several sources one after the other; every record says in ``set_name`` which one it is from.
+
+    Args:
+        sources: by name of the set; a source whose records have a ``set_name`` already keeps it.
+
+    Attributes:
+        object_counts: ``[R]`` int64, where all sources know theirs.
+        pixel_counts: likewise.
+        largest: index of a record with the most pixels; 0 where that is not known.
+
+    Raises:
+        ValueError: if there is no source.
+    """
+
+    object_counts: NDArray[np.int64]
+    pixel_counts: NDArray[np.int64]
+
+    def __init__(self, sources: dict[str, Any]) -> None:
+        if not sources:
+            raise ValueError("data: no set is named; give at least one")
+        self.names, self.sources = list(sources), list(sources.values())
+        self.starts = np.cumsum([0, *map(len, self.sources)])
+        self.largest = 0
+        if all(isinstance(source, Counted) for source in self.sources):
+            self.object_counts = np.concatenate([source.object_counts for source in self.sources])
+            self.pixel_counts = np.concatenate([source.pixel_counts for source in self.sources])
+            self.largest = int(self.pixel_counts.argmax())
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def lengths(self) -> list[int]:
+        """Number of records of each source."""
+        return [len(source) for source in self.sources]
+
+    def __getitem__(self, index: int) -> DetectionRecord:
+        """Decode one record.
+
+        Raises:
+            IndexError: if there is no such record.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        number = int(np.searchsorted(self.starts, index % len(self), side="right")) - 1
+        record = self.sources[number][int(index % len(self) - self.starts[number])]
+        return record if record.set_name else replace(record, set_name=self.names[number])
+
+
+class MixtureDataModule(RecordDataModule):
+    """Training records of several data modules in given proportions; evaluation is on each of them as a set.
+
+    Args:
+        parts: the data modules by name. Their own batch sizes, workers and order play no part here; what else they
+            say, such as a selection, does.
+        weights: how often records of a part come, in proportion to the others; 1 where not named.
+        records: training records an epoch. None: as many as it takes for every record to come at least once.
+        evaluate: the parts to validate and test on; None takes all.
+        selection: which of the mixed training records, in which order; a curriculum orders the whole mixture.
+        loading: batch sizes, workers, order and seed (of the mixture too); see `RecordDataModule`.
+    """
+
+    def __init__(
+        self,
+        parts: dict[str, RecordDataModule],
+        weights: dict[str, float] | None = None,
+        records: int | None = None,
+        evaluate: list[str] | None = None,
+        selection: Selection = Selection(),  # noqa: B008 - a frozen dataclass is safe to share
+        **loading: Any,
+    ) -> None:
+        super().__init__(**loading)
+        for setting, names in (("weights", list(weights or {})), ("evaluate", evaluate or [])):
+            if unknown := sorted(set(names) - set(parts)):
+                raise ValueError(f"data.{setting}: {', '.join(unknown)} is no part; the parts are {', '.join(parts)}")
+        self.weights = {name: float((weights or {}).get(name, 1.0)) for name in parts}
+        if not parts or not all(0 < weight < math.inf for weight in self.weights.values()):
+            raise ValueError(f"data.weights={self.weights}: needs at least one part, and weights above 0")
+        if streams := [name for name, part in parts.items() if getattr(part, "streaming", False)]:
+            raise ValueError(
+                f"data.parts.{streams[0]}.streaming=true: a stream is read from front to back and cannot be mixed; set"
+                " it to false"
+            )
+        if records is not None and records < 1:
+            raise ValueError(f"data.records={records} must be at least 1")
+        self.parts, self.records, self.evaluate = parts, records, evaluate or list(parts)
+        self.selection = selection
+        self.shuffle = self.shuffle and not selection.curriculum
+
+    def build(self, split: Split) -> Source:
+        """The mixed training records, or the records of the parts to evaluate one after the other.
+
+        Raises:
+            ValueError: a part has no such split, or its data are faulty.
+        """
+        names = list(self.parts) if split == "train" else self.evaluate
+        source = SetsSource({name: self.parts[name].build(split) for name in names})
+        if split != "train":
+            return source
+        rows = mixture_rows(source.lengths(), [self.weights[name] for name in names], self.records, self.seed)
+        return select(SelectedSource(source, rows), self.selection, split, self.seed)
+
+
+def mixture_rows(lengths: list[int], weights: list[float], records: int | None, seed: int) -> NDArray[np.int64]:
+    """Rows of several sources laid end to end, mixed in proportion to their weights and in random order.
+
+    A source that gives more rows than it has repeats all of them equally often, but for a random remainder.
+
+    Args:
+        lengths: number of records of each source.
+        weights: proportion of each.
+        records: how many rows in all; None: as many as it takes for each record to come at least once.
+        seed: draws the remainders and the order.
+
+    Returns:
+        ``[records]`` int64.
+
+    Example:
+        >>> rows = mixture_rows([100, 10], [1.0, 1.0], records=None, seed=0)
+        >>> len(rows), int((rows < 100).sum()), np.bincount(rows)[100:].tolist()
+        (200, 100, [10, 10, 10, 10, 10, 10, 10, 10, 10, 10])
+    """
+    shares = np.array(weights) / sum(weights)
+    total = records or math.ceil(max(np.array(lengths) / shares) - 1e-9)
+    # The remainders of rounding go to the parts that lost most by it.
+    counts = np.floor(total * shares + 1e-9).astype(np.int64)
+    lost = total * shares - counts
+    counts[np.argsort(-lost, kind="stable")[: total - counts.sum()]] += 1
+    rng = np.random.default_rng(seed)
+    starts = np.cumsum([0, *lengths])[:-1]
+    chosen = []
+    for start, length, count in zip(starts, lengths, counts.tolist(), strict=True):
+        whole = np.tile(np.arange(length), count // length)
+        rest = rng.permutation(length)[: count % length]
+        chosen.append(start + np.concatenate([whole, rest]))
+    return rng.permutation(np.concatenate(chosen)).astype(np.int64)

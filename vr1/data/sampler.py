@@ -1,0 +1,185 @@
+"""The order of training: batches of indices as a function of seed, epoch and position, and a loader that resumes.
+
+A step of the optimizer sees one *window*: ``window`` batches on each of ``world`` processes. Which records are in it
+depends on neither of the two, only on how many there are in all; so a training resumes in the middle of an epoch, and
+on another number of processes, with the records that it would have seen. Each window is repeated for several updates.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class RepeatedBatches(Sampler[list[int]]):
+    """Full batches of the records, in windows, every window repeated.
+
+    With gradient accumulation over ``window`` batches and ``repeats`` updates per rollout, the optimizer has to see the
+    whole window before any of it comes again: a b | a b | c d | c d for a window of two and two repeats.
+
+    Args:
+        length: records there are.
+        batch_size: records per batch and process.
+        repeats: how often each window comes.
+        window: batches per optimizer step and process.
+        seed: seed of the order, which is another one in every epoch; None keeps the records' own order.
+        rank: which of the processes this is.
+        world: processes that share the records.
+
+    Note:
+        Records that do not fill a window are left out of the epoch, so that every step has the same size.
+
+    Raises:
+        ValueError: there are fewer records than one optimizer step takes.
+
+    Example:
+        >>> list(RepeatedBatches(5, batch_size=2, repeats=2))
+        [[0, 1], [0, 1], [2, 3], [2, 3]]
+        >>> list(RepeatedBatches(4, batch_size=1, repeats=2, window=2))
+        [[0], [1], [0], [1], [2], [3], [2], [3]]
+        >>> [list(RepeatedBatches(4, batch_size=1, rank=rank, world=2)) for rank in (0, 1)]
+        [[[0], [2]], [[1], [3]]]
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        repeats: int = 1,
+        window: int = 1,
+        seed: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.length, self.batch_size, self.repeats, self.window = length, batch_size, repeats, window
+        self.seed, self.rank, self.world = seed, rank, world
+        self.epoch, self.start = 0, 0
+        if length < self.records_per_step:
+            parts = f"batch_size={batch_size}"
+            parts += f" x accumulate_grad_batches={window}" if window > 1 else ""
+            parts += f" x {world} processes" if world > 1 else ""
+            what = "batch" if self.records_per_step == batch_size else "optimizer step"
+            raise ValueError(f"data: {length} training records do not fill one {what} of {parts}; lower batch_size")
+
+    @property
+    def records_per_step(self) -> int:
+        """Records that one optimizer step sees on all processes together."""
+        return self.batch_size * self.window * self.world
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of an epoch, from its beginning."""
+        self.epoch, self.start = epoch, 0
+
+    def order(self) -> list[int]:
+        """All records in the order of this epoch."""
+        if self.seed is None:
+            return list(range(self.length))
+        order: list[int] = np.random.default_rng([self.seed, self.epoch]).permutation(self.length).tolist()
+        return order
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch for this process."""
+        return self.length // self.records_per_step * self.window * self.repeats
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches from position ``start`` to the end of the epoch."""
+        order = self.order()
+        for position in range(self.start, len(self)):
+            step, slot = position // self.window // self.repeats, position % self.window
+            first = (step * self.window + slot) * self.world + self.rank
+            yield order[first * self.batch_size : (first + 1) * self.batch_size]
+
+
+class TrainingLoader:
+    """Batches for training, with a position that is saved and restored.
+
+    What counts is the batches that were handed out, not those that worker processes have prepared ahead. It is no
+    ``DataLoader``, in which Lightning would put a sampler of its own: the batches already know their process.
+
+    Args:
+        source: records by index.
+        batches: which records, in which order.
+        loading: what ``DataLoader`` takes beside these (``collate_fn``, ``num_workers``, ``generator``, ...).
+
+    Example:
+        >>> loader = TrainingLoader(range(6), RepeatedBatches(6, batch_size=2), collate_fn=list)
+        >>> batches = iter(loader)
+        >>> next(batches)
+        [0, 1]
+        >>> resumed = TrainingLoader(range(6), RepeatedBatches(6, batch_size=2), collate_fn=list)
+        >>> resumed.load_state_dict(loader.state_dict())
+        >>> list(resumed)
+        [[2, 3], [4, 5]]
+    """
+
+    def __init__(self, source: Dataset[Any], batches: RepeatedBatches, **loading: Any) -> None:
+        self.batches = batches
+        self._loader = DataLoader(source, batch_sampler=batches, **loading)
+        self._handed_out = 0
+        self._told_epoch, self._ended = 0, False
+
+    @property
+    def sampler(self) -> "TrainingLoader":
+        """Itself: this is where Lightning looks for something with ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Hear from Lightning, before every epoch, which one it is.
+
+        Only that it is another one counts: after a checkpoint of an epoch's end, Lightning leaves a number out.
+        """
+        self._ended = self._ended or epoch != self._told_epoch
+        self._told_epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        # A generator: Lightning asks for the iterator before it says whether another epoch begins.
+        if self._ended:
+            self.batches.set_epoch(self.batches.epoch + 1)
+            self._ended = False
+        self._handed_out = self.batches.start
+        for batch in self._loader:
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and all that decides which records come next."""
+        batches = self.batches
+        return {
+            "epoch": batches.epoch,
+            "told_epoch": self._told_epoch,
+            "batches": self._handed_out,
+            "window": batches.window,
+            "order": {name: getattr(batches, name) for name in _ORDER},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a position.
+
+        Raises:
+            ValueError: the position lies within an epoch that would go on with other records.
+        """
+        handed_out, window = state["batches"], self.batches.window
+        for name, meaning in _ORDER.items():
+            if handed_out and (now := getattr(self.batches, name)) != (then := state["order"][name]):
+                raise ValueError(
+                    f"the checkpoint lies in the middle of an epoch with {then} as {meaning}, and now it is {now}:"
+                    f" set it to {then} again to go on with the records that come next"
+                )
+        if handed_out % state["window"]:
+            raise ValueError("the checkpoint lies in the middle of an optimizer step; resume from an earlier one")
+        self.batches.set_epoch(state["epoch"])
+        self.batches.start = self._handed_out = handed_out // state["window"] * window
+        self._told_epoch, self._ended = state["told_epoch"], False
+
+
+# What must not change within an epoch, and how an error calls it.
+_ORDER = {
+    "length": "the number of training records",
+    "seed": "the seed of their order (data.seed, seed_everything; None where data.shuffle is false)",
+    "repeats": "model.updates_per_rollout",
+    "records_per_step": "the records of one optimizer step (data.batch_size x accumulate_grad_batches x processes)",
+}

@@ -1,0 +1,183 @@
+"""One row of Vision-R1-Data, or of any data set of the same columns: the question, and the boxes that answer it."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from vr1.data.annotations import box_fault
+from vr1.data.images import ImageError, open_image
+from vr1.data.questions import asked_for, is_referring
+from vr1.data.validation import is_box, is_side, is_text
+
+_SPLITS = ("train", "validation", "test")
+
+
+def load_table(path: str, split: str = "train", streaming: bool = False) -> Any:
+    """A data set by its name on the hub, or a local one.
+
+    Args:
+        path: a folder that ``save_to_disk`` wrote, a folder or file of parquet or arrow, or a name on the hub such as
+            ``JefferyZhan/Vision-R1-Data``.
+        split: the split to take, where there are several.
+        streaming: read it as it comes from the hub (or the disk), and keep none of it.
+
+    Returns:
+        A ``datasets.Dataset`` whose column ``image`` holds bytes or paths, read from disk row by row; for a stream a
+        ``datasets.IterableDataset``.
+
+    Raises:
+        ValueError: if the library is missing, there is no such data set or split, or its files cannot be read.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(f"{path}: needs the library `datasets` to be read; pip install 'vr1[datasets]'") from error
+    place = Path(path).expanduser()
+    try:
+        if place.exists():
+            table = _local(datasets, place, split, streaming)
+        else:
+            table = datasets.load_dataset(path, split=split, streaming=streaming)
+    except Exception as error:  # the library raises whatever its many backends raise
+        state = "cannot be read" if place.exists() else "is no local path, and cannot be loaded from the hub"
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: {state} ({type(error).__name__}: {reason}); check the path or the name") from error
+    if isinstance((table.features or {}).get("image"), datasets.Image):
+        table = table.cast_column("image", datasets.Image(decode=False))
+    return table
+
+
+def _local(datasets: Any, place: Path, split: str, streaming: bool) -> Any:
+    if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+        table = datasets.load_from_disk(str(place))
+        if isinstance(table, datasets.DatasetDict):
+            if split not in table:
+                raise ValueError(f"there is no split {split}, only {', '.join(table)}")
+            table = table[split]
+        return table.to_iterable_dataset() if streaming else table
+    for kind in ("parquet", "arrow"):
+        files = [place] if place.suffix == f".{kind}" else _of_split(place, kind, split)
+        if files:
+            names = [str(file) for file in files]
+            return datasets.load_dataset(kind, data_files=names, split="train", streaming=streaming)
+    raise ValueError("no parquet or arrow file is there, nor what save_to_disk writes")
+
+
+def _of_split(place: Path, kind: str, split: str) -> list[Path]:
+    """The files of a split, by their names (train-00000-of-00004.parquet) or that of their folder (train/0.parquet)."""
+    files = sorted(place.rglob(f"*.{kind}"))
+
+    def of(name: str) -> list[Path]:
+        folders = {file: file.relative_to(place).parent.name for file in files}
+        return [file for file in files if file.name.startswith(name) or folders[file] == name]
+
+    if found := of(split):
+        return found
+    if others := [name for name in _SPLITS if of(name)]:
+        raise ValueError(f"there is no split {split}, only {', '.join(others)}")
+    return files
+
+
+COLUMNS = ("problem", "solution", "width", "height")
+
+
+class ParsedRow(NamedTuple):
+    """What a row says, checked.
+
+    Attributes:
+        asked: the categories, or the one expression.
+        objects: label and corners (x1, y1, x2, y2 in pixels) of each object.
+        size: width and height of the image in pixels.
+        referring: what is asked for is an expression for one object.
+    """
+
+    asked: tuple[str, ...]
+    objects: list[tuple[str, list[float]]]
+    size: tuple[int, int]
+    referring: bool
+
+
+def check_columns(names: Any, name: str) -> None:
+    """Refuse a data set of other columns.
+
+    Raises:
+        ValueError: if one is missing.
+    """
+    if missing := [column for column in ("image", *COLUMNS) if column not in names]:
+        raise ValueError(
+            f"{name}: has no column {', '.join(missing)}, only {', '.join(names)}; give a data set "
+            f"with the columns image, {', '.join(COLUMNS)}"
+        )
+
+
+class RowError(Exception):
+    """A record that cannot be used: the kind of fault, and what shows it."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(kind, detail)
+        self.kind, self.detail = kind, f": {detail[:160]}" if detail else ""
+
+
+def parse_row(row: dict[str, Any]) -> ParsedRow:
+    """Read a row, its image aside.
+
+    Raises:
+        RowError: if it cannot be used.
+    """
+    if not (is_side(row["width"]) and is_side(row["height"])):
+        raise RowError("record without a width and height above 0", f"{row['width']} x {row['height']}")
+    size = int(row["width"]), int(row["height"])
+    objects = _objects(row["solution"], size)
+    labels = list(dict.fromkeys(label for label, _ in objects))
+    asked = asked_for(row["problem"], labels) if is_text(row["problem"]) else None
+    if asked is None:
+        raise RowError("record whose question is worded in a way that is not known", repr(row["problem"]))
+    if len(asked) == 1:
+        # A referring expression may be labelled by its category; what is asked for is the expression.
+        return ParsedRow(asked, [(asked[0], box) for _, box in objects], size, is_referring(row["problem"]))
+    folded = {name.casefold() for name in asked}
+    if strange := [label for label in labels if label.casefold() not in folded]:
+        raise RowError("record with a label that its question does not name", strange[0])
+    return ParsedRow(asked, objects, size, referring=False)
+
+
+def _objects(solution: Any, size: tuple[int, int]) -> list[tuple[str, list[float]]]:
+    try:
+        items = json.loads(solution) if isinstance(solution, str) else solution
+    except (ValueError, RecursionError) as error:
+        raise RowError("record whose solution is not JSON", str(error)) from error
+    if not isinstance(items, list):
+        raise RowError("record whose solution is no list", repr(items))
+    objects = []
+    for item in items:
+        if not (isinstance(item, list) and len(item) == 2 and is_text(item[0]) and is_box(item[1])):
+            raise RowError("record with an item that is not [label, [x1, y1, x2, y2]]", repr(item))
+        if fault := box_fault(item[1], size):
+            raise RowError(fault, f"{item!r:.80} on {size[0]} x {size[1]}")
+        objects.append((" ".join(item[0].split()), [float(value) for value in item[1]]))
+    return objects
+
+
+def decode_image(stored: Any, origin: str, size: tuple[int, int]) -> Image.Image:
+    """Decode an image that the library gives as its bytes, or as the path of its file.
+
+    Args:
+        stored: what the column holds.
+        origin: the row, for messages.
+        size: width and height in pixels, as the row says.
+
+    Raises:
+        ImageError: if there is no image, it cannot be decoded, or it has another size.
+    """
+    if isinstance(stored, dict) and stored.get("bytes") is not None:
+        image = open_image(origin, data=stored["bytes"])
+    else:
+        path = stored.get("path") if isinstance(stored, dict) else stored
+        if not isinstance(path, str | Path):
+            raise ImageError(f"{origin}: holds no image; leave the record out")
+        image = open_image(path)
+    if image.size != size:
+        raise ImageError(f"{origin}: the image is {image.size}, its record says {size}; leave the record out")
+    return image

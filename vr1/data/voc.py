@@ -1,0 +1,235 @@
+"""Pascal VOC annotations, one xml file an image: reader, splits and data module."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+from vr1.data.annotations import CocoTable, TableRows, box_fault
+from vr1.data.coco_layout import FOLDER_SPLITS, SHARES, Portion
+from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
+from vr1.data.dataset import CocoSource
+from vr1.data.selection import Selection, select
+from vr1.data.validation import Problems
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class XmlError(ValueError):
+    """An xml file that cannot be used; the message says why."""
+
+
+def read_voc(
+    path: Path, files: Sequence[Path], first_pixel: Literal[0, 1] = 0, difficult: Literal["ignore", "count"] = "ignore"
+) -> tuple[CocoTable, Problems, list[str]]:
+    """Read the xml files of one split.
+
+    Args:
+        path: the folder of the annotations, for messages.
+        files: the xml files.
+        first_pixel: number of an image's first row and column. VOC2007 and VOC2012 count from 1, and their ``xmax``
+            names the last pixel inside; most tools write the format counting from 0.
+        difficult: objects marked ``difficult`` are neither to be found nor to be missed (``ignore``), or are objects
+            like all others (``count``).
+
+    Returns:
+        The table of the sound images, the problems of the others, and notes on what was put right.
+
+    Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf, section 2.
+    """
+    problems, rows = Problems(str(path)), TableRows()
+    for file in files:
+        try:
+            root = parse_xml(file)
+            name, size = _image(root, file)
+        except XmlError as error:
+            problems.add("xml file that cannot be used", f"{file}: {error}")
+            continue
+        objects, faults = [], []
+        for number, item in enumerate(root.iter("object")):
+            label = (item.findtext("name") or "").strip()
+            box = _box(item, first_pixel)
+            where = f"{file}: object {number} ({label or 'no name'})"
+            fault = "object without a name" if not label else "object without a box of four numbers"
+            if label and box is not None:
+                fault = box_fault(box, size) or ""
+            if fault or box is None:
+                faults.append((fault, where))
+            else:
+                is_hard = difficult == "ignore" and (item.findtext("difficult") or "").strip() == "1"
+                objects.append((label, box, is_hard))
+        for fault, where in faults:
+            problems.add(fault, where)
+        # Without its faulty objects an image would teach that there is nothing to see.
+        if objects or not faults:
+            rows.add_image(name, size)
+            for label, box, is_hard in objects:
+                rows.add_object(label, box, crowd=is_hard)
+    return rows.table(), problems, rows.notes()
+
+
+def parse_xml(path: Path) -> Element:
+    """The root of an xml file. A file that declares a document type is refused, since entities can blow up memory.
+
+    Raises:
+        XmlError: if the file is missing, not xml, or declares a document type.
+    """
+    builder = TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = _refuse
+    try:
+        parser.Parse(path.read_bytes(), True)
+    except XmlError:
+        raise
+    except (expat.ExpatError, OSError, ValueError, LookupError) as error:  # the last two: encodings that expat lacks
+        raise XmlError(f"not an xml file that can be read ({error}); fetch it again or leave it out") from error
+    return builder.close()
+
+
+def _refuse(*_: object) -> None:
+    raise XmlError("declares a document type, which VOC files never do; take the <!DOCTYPE ...> out")
+
+
+def _image(root: Element, file: Path) -> tuple[str, tuple[int, int]]:
+    """File name and size; the folder that many files name is that of another machine."""
+    name = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
+    if not name:
+        raise XmlError("names no image in <filename>; add it")
+    try:
+        size = int(float(root.findtext("size/width") or "")), int(float(root.findtext("size/height") or ""))
+    except (ValueError, OverflowError):
+        size = 0, 0
+    if min(size) < 1:
+        raise XmlError("has no width and height above 0 in <size>; add them")
+    # Some tools leave the ending out, as the file names of the xml files do.
+    return (name if "." in name else f"{name}.jpg"), size
+
+
+def _box(item: Element, first_pixel: int) -> tuple[float, ...] | None:
+    try:
+        x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{corner}") or "") for corner in _CORNERS)
+    except ValueError:
+        return None
+    return x1 - first_pixel, y1 - first_pixel, x2, y2
+
+
+_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+_LOOKED_FOR = """\
+  Annotations/*.xml with the images in JPEGImages/ and lists ImageSets/Main/train.txt, val.txt, test.txt (VOC);
+  train/*.xml with the images beside them, likewise valid/ and test/ (Roboflow);
+  annotations/*.xml with the images in images/, or xml files beside their images (split by image)"""
+
+
+class VocSplit(NamedTuple):
+    """The xml files of one split, and the folder of their images."""
+
+    files: list[Path]
+    images: Path
+
+
+def voc_splits(root: Path) -> dict[str, VocSplit]:
+    """The splits of a folder: those it has, or 80 % ``train``, 10 % ``valid`` and 10 % ``test`` of its images.
+
+    Args:
+        root: the folder of the data set.
+
+    Returns:
+        What was found, by ``train``, ``valid`` and ``test``.
+
+    Raises:
+        ValueError: if there is no such folder, or no xml file in it.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder of a data set; check the path")
+    lists = root / "ImageSets" / "Main"
+    if lists.is_dir() and (root / "Annotations").is_dir():
+        found = {}
+        for name, split in _SPLITS.items():
+            if (file := lists / f"{name}.txt").is_file():
+                # A list of one category has a second column: 1 where the image shows it.
+                names = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+                files = [root / "Annotations" / f"{name}.xml" for name in dict.fromkeys(names)]
+                found[split] = VocSplit(files, root / "JPEGImages")
+        if found:
+            return found
+    folders = {split: root / name for name, split in _SPLITS.items() if any((root / name).glob("*.xml"))}
+    if folders:
+        return {split: VocSplit(sorted(folder.glob("*.xml")), folder) for split, folder in folders.items()}
+    for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images"), ("", "")):
+        if files := sorted((root / annotations).glob("*.xml")):
+            return _divide(files, root / images)
+    raise ValueError(f"{root}: no xml file is where one could be. Looked for\n{_LOOKED_FOR}")
+
+
+def _divide(files: list[Path], images: Path) -> dict[str, VocSplit]:
+    chosen = {split: Portion(*share).of(file.stem for file in files) for split, share in SHARES.items()}
+    return {split: VocSplit([file for file in files if file.stem in names], images) for split, names in chosen.items()}
+
+
+class VocDataModule(RecordDataModule):
+    """Images with Pascal VOC xml files: VOC's own layout, Roboflow's, or one folder that is divided.
+
+    Args:
+        root: the folder; see `voc_splits` for the layouts that are understood.
+        first_pixel: 1 for VOC2007 and VOC2012, which count pixels from 1; 0 for files of most tools.
+        difficult: objects marked difficult are neither to be found nor to be missed (``ignore``), or ``count``.
+        task: ask for all categories in one prompt (``detection``) or for one a prompt (``grounding``).
+        bad_records: refuse faulty records before training, or leave them out, counted and reported (``skip``).
+        empty_images: keep images without objects, to be answered by an empty list, or leave them out.
+        negatives: share of grounding questions for a category that is not in the image.
+        categories: ask for these, in this order, instead of all that the files use.
+        selection: which training records, in which order.
+        loading: batch sizes, workers, order and seed (of the negatives too); see `RecordDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        first_pixel: Literal[0, 1] = 0,
+        difficult: Literal["ignore", "count"] = "ignore",
+        task: Literal["detection", "grounding"] = "detection",
+        bad_records: Literal["error", "skip"] = "error",
+        empty_images: Literal["keep", "skip"] = "keep",
+        negatives: float = 0.0,
+        categories: list[str] | None = None,
+        selection: Selection = Selection(),  # noqa: B008 - a frozen dataclass is safe to share
+        **loading: Any,
+    ) -> None:
+        super().__init__(**loading)
+        if first_pixel not in (0, 1):
+            raise ValueError(f"data: first_pixel={first_pixel} must be 0 or 1")
+        if difficult not in ("ignore", "count"):
+            raise ValueError(f"data: difficult={difficult!r} must be 'ignore' or 'count'")
+        self.root, self.selection = Path(root), selection
+        self.first_pixel, self.difficult = first_pixel, difficult
+        self.asking: dict[str, Any] = {
+            "task": task,
+            "bad_records": bad_records,
+            "empty_images": empty_images,
+            "negatives": negatives,
+            "categories": categories,
+        }
+        self.shuffle = self.shuffle and not selection.curriculum
+
+    def build(self, split: Split) -> Source:
+        """The records of one split; what is predicted on are the test records.
+
+        Raises:
+            MissingSplitError: the folder has no such split.
+            ValueError: its annotations or images are faulty.
+        """
+        found = voc_splits(self.root)
+        name = FOLDER_SPLITS[split]
+        if name not in found or not found[name].files:
+            raise MissingSplitError(
+                f"{self.root}: there is no {name} split with images, only {', '.join(found)}; add one"
+            )
+        files, images = found[name]
+        read = partial(read_voc, files=files, first_pixel=self.first_pixel, difficult=self.difficult)
+        source = CocoSource(self.root, images, read=read, seed=self.seed, **self.asking)
+        return select(source, self.selection, split, self.seed)

@@ -1,0 +1,55 @@
+"""A family described by settings alone, for models that this package does not know."""
+
+from collections.abc import Sequence
+
+from vr1.boxes import Frame
+from vr1.families.base import Family, Wording
+from vr1.families.item_grammar import ItemGrammar
+
+
+class CustomFamily(Family):
+    """Wording, grammar and frame from a YAML file.
+
+    A model that writes ``cat: (1,2,30,40); dog: (5,6,70,80)``::
+
+        family:
+          class_path: vr1.families.CustomFamily
+          init_args:
+            frame: 1000
+            wording: {one: "Find every {categories}."}
+            grammar: {item: "{label}: {box}", box: "({x1},{y1},{x2},{y2})", separator: "; ", empty: nothing}
+            markers: []
+
+    Args:
+        frame: what the coordinates count: pixels of the model's ``input``, pixels of the ``image``, or a number that
+            both axes go up to. There is no default, since a wrong one shows in no error.
+        wording: the questions.
+        grammar: the items of an answer; None for a JSON list of ``bbox_2d`` and ``label``.
+        markers: special tokens that belong to an answer.
+
+    Raises:
+        ValueError: a frame that is not above 0.
+
+    Example:
+        >>> from vr1.types import as_boxes
+        >>> family = CustomFamily(frame=100, wording=Wording(one="Find {categories}."), grammar=ItemGrammar())
+        >>> family.write(as_boxes([[1, 2, 30, 40]]), ["cat"])
+        'cat: [1, 2, 30, 40]'
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        wording: Wording,
+        grammar: ItemGrammar | None = None,
+        markers: Sequence[str] = (),
+    ) -> None:
+        if not isinstance(frame, str) and not frame > 0:
+            raise ValueError(f"family.frame={frame} must lie above 0; 1000 is usual, or input, or image")
+        self._wording = wording
+        self.frame, self.grammar, self.markers = frame, grammar, tuple(markers)
+
+    @property
+    def wording(self) -> Wording:
+        """The questions."""
+        return self._wording

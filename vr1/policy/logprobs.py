@@ -1,0 +1,93 @@
+"""Log-probs and entropies of sampled tokens: from hidden states, or by a forward of one row per completion.
+
+Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, T scored tokens, D hidden size, V
+vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vr1.prompts import PromptBatch
+
+# Logits of this many tokens exist at a time: 1,024 rows of a 152K vocabulary are 0.6 GB in float32.
+_CHUNK = 1024
+
+
+def token_log_probs(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies ``[T]`` of ``targets`` under ``head(hidden)``, chunk by chunk: no more logits exist.
+
+    Args:
+        head: maps hidden states ``[..., D]`` to float32 logits ``[..., V]``.
+        hidden: ``[T, D]``.
+        targets: ``[T]`` int64.
+        temperature: the temperature that the tokens were sampled with.
+
+    Returns:
+        Log-probs ``[T]`` float32, and entropies ``[T]`` float32 without gradient.
+
+    Example:
+        >>> log_probs, entropy = token_log_probs(lambda logits: logits, torch.zeros(2, 4), torch.tensor([0, 3]), 1.0)
+        >>> log_probs.exp().tolist()
+        [0.25, 0.25]
+    """
+
+    def chunk(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states)
+        if temperature != 1:
+            logits = logits / temperature
+        total = logits.logsumexp(-1)
+        log_probs = logits.gather(-1, target[:, None])[:, 0] - total
+        # Last, since what is computed anew for backward ends with what backward needs.
+        with torch.no_grad():
+            entropy = total - torch.softmax(logits, dim=-1).mul_(logits).sum(-1)
+        return log_probs, entropy
+
+    parts = [
+        checkpoint(chunk, states, target, use_reentrant=False, preserve_rng_state=False)
+        for states, target in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True)
+    ]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def plain_log_probs(
+    network: Any, prompts: PromptBatch, tokens: Tensor, mask: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of every completion token; arguments and returns as in `Policy.log_probs`."""
+    log_probs, entropies = [], []
+    for row in range(len(prompts)):
+        length = int(mask[row].sum(1).max())
+        answers, kept = tokens[row, :, :length], mask[row, :, :length]
+        group = len(answers)
+        prompt = prompts.tokens[row][prompts.mask[row]].expand(group, -1)
+        types = {}
+        if name := prompts.types_name:
+            prompt_types = prompts.token_types[row][prompts.mask[row]].expand(group, -1)
+            # Text is 0 for all but PaliGemma, which sees its prompt as a whole (0) and its answer word by word (1).
+            answer_type = int(network.config.model_type == "paligemma")
+            types[name] = torch.cat([prompt_types, torch.full_like(answers, answer_type)], dim=1)
+        logits = network(
+            input_ids=torch.cat([prompt, answers], dim=1),
+            attention_mask=torch.cat([torch.ones_like(prompt), kept.long()], dim=1),
+            **types,
+            **repeated(prompts, [row], group),
+            use_cache=False,
+            # The last one predicts what follows the answer.
+            logits_to_keep=length + 1,
+        ).logits[:, :-1]
+        values, entropy = token_log_probs(Tensor.float, logits[kept], answers[kept], temperature)
+        empty = torch.zeros(mask[row].shape, device=mask.device)
+        log_probs.append(empty.masked_scatter(mask[row], values))
+        entropies.append(empty.masked_scatter(mask[row], entropy))
+    return torch.stack(log_probs), torch.stack(entropies)
+
+
+def repeated(prompts: PromptBatch, rows: list[int], times: int) -> dict[str, Tensor]:
+    """The image tensors of some of the prompts, each prompt's ``times`` after another."""
+    parts = [prompts.vision_of(row) for row in rows for _ in range(times)]
+    return {name: torch.cat([part[name] for part in parts]) for name in prompts.vision}

@@ -1,5 +1,0 @@
-"""The report of a run: one page that needs nothing but itself."""
-
-from vr1.report.page import build_page, write_report
-
-__all__ = ["build_page", "write_report"]

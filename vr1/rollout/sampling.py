@@ -1,0 +1,72 @@
+"""How completions are sampled: the settings, and one token for each row of logits.
+
+Shape letters: R rows, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of a rollout.
+
+    Args:
+        group_size: completions per prompt (G).
+        temperature: logits are divided by it; 0 is greedy.
+        top_p: sample from the smallest set of tokens whose probability reaches this; 1 keeps all.
+        max_new_tokens: longest completion.
+
+    Raises:
+        ValueError: a setting outside its range.
+    """
+
+    group_size: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1:
+            raise ValueError(f"sampling: group_size={self.group_size} must be at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"sampling: temperature={self.temperature} must not be negative; 0 is greedy")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling: top_p={self.top_p} must lie above 0 and at most at 1; 1 keeps every token")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"sampling: max_new_tokens={self.max_new_tokens} must be at least 1")
+
+
+def choose(logits: Tensor, sampling: Sampling, chance: Tensor) -> Tensor:
+    """One token per row by inversion of the distribution function.
+
+    Args:
+        logits: ``[R, V]`` float32.
+        sampling: temperature and top-p.
+        chance: ``[R]`` uniform numbers in [0, 1).
+
+    Returns:
+        ``[R]`` int64 tokens.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 0.0, 5.0]])
+        >>> choose(logits, Sampling(), torch.tensor([0.7, 0.0])).tolist()
+        [1, 0]
+        >>> choose(logits, Sampling(temperature=0), torch.tensor([0.7, 0.0])).tolist()
+        [0, 2]
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
+    probabilities = torch.softmax(scaled, dim=-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        # The most likely token always stays: what is cut lies behind the tokens that already reach top_p.
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= sampling.top_p, 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
+    cumulative = probabilities.double().cumsum(-1)
+    # A chance below the total lands on a token of positive probability, rounding of the sum included.
+    threshold = chance.double().clamp(max=1 - 1e-12) * cumulative[:, -1]
+    return torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -1,7 +1,0 @@
-"""Sweeps: many trials of one command over its settings, as Weights & Biases describes them, run without an account."""
-
-from vr1.sweeps.draw import parameters_of
-from vr1.sweeps.plan import Plan, read_plan
-from vr1.sweeps.trial import Trial, expand
-
-__all__ = ["Plan", "Trial", "expand", "parameters_of", "read_plan"]
