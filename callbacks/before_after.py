@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from callbacks.outputs import run_folder
 from callbacks.rule_refinement import stage_name
+from vr1.errors import UserError
 from vr1.runs.tables import Comparison, Measurement
 
 
@@ -34,7 +35,7 @@ class BeforeAfter(Callback):
         "before"; the table then says why the column is empty. All of it is saved in the checkpoint and survives resume.
 
     Raises:
-        ValueError: if ``prefix`` is empty.
+        UserError: if ``prefix`` is empty.
 
     Example::
 
@@ -46,7 +47,7 @@ class BeforeAfter(Callback):
 
     def __init__(self, prefix: str = "val/") -> None:
         if not prefix:
-            raise ValueError("BeforeAfter: prefix is empty: give the beginning of the metrics' names, such as 'val/'")
+            raise UserError("BeforeAfter: prefix is empty: give the beginning of the metrics' names, such as 'val/'")
         self.prefix = prefix
         self.before: Measurement | None = None
         self.validations: list[Measurement] = []

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from callbacks.outputs import predictions_of
 from vr1.detections import read_detections
+from vr1.errors import UserError
 from vr1.families import Family
 from vr1.types import Boxes, DetectionRecord, Detections, Prediction, ScoredGroups
 
@@ -73,7 +74,7 @@ class Completions(Callback):
         With several processes these are the completions of rank zero.
 
     Raises:
-        ValueError: if a setting is negative, or ``num_prompts`` is 0.
+        UserError: if a setting is negative, or ``num_prompts`` is 0.
         TypeError: if ``validation_step`` returns something else than a list of :class:`~vr1.types.Prediction`.
 
     Example::
@@ -91,7 +92,7 @@ class Completions(Callback):
             ("num_validation", num_validation, 0),
         ):
             if value < least:
-                raise ValueError(f"Completions: {name} is {value}: give at least {least}")
+                raise UserError(f"Completions: {name} is {value}: give at least {least}")
         self.every_n_steps, self.num_prompts, self.num_validation = every_n_steps, num_prompts, num_validation
         self._predictions: list[Prediction] = []
         self._last_step = 0

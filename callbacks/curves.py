@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from callbacks.outputs import run_folder, write_picture
 from callbacks.rule_refinement import RuleRefinement
+from vr1.errors import UserError
 from vr1.runs.figures import COLOURS, over_steps, picture_of
 
 
@@ -203,7 +204,7 @@ class Curves(Callback):
         counts finished optimizer steps: step 1 is the first update.
 
     Raises:
-        ValueError: if ``every_n_steps`` or ``max_points`` is less than 1.
+        UserError: if ``every_n_steps`` or ``max_points`` is less than 1.
 
     Example::
 
@@ -216,7 +217,7 @@ class Curves(Callback):
     def __init__(self, every_n_steps: int = 1, max_points: int = 1000) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("max_points", max_points)):
             if value < 1:
-                raise ValueError(f"Curves: {name} is {value}: give at least 1")
+                raise UserError(f"Curves: {name} is {value}: give at least 1")
         self.every_n_steps = every_n_steps
         self.history = History(max_points)
         self.switches: list[tuple[int, str]] = []

@@ -20,6 +20,7 @@ from typing_extensions import override
 from callbacks.outputs import RankedJsonlWriter, predictions_of, run_folder, write_picture
 from vr1.distributed import gather
 from vr1.drawing import draw_grid, draw_tile
+from vr1.errors import UserError
 from vr1.metrics.answer_file import Answered, Question, answer_row, question_of, read_row, recorded_answers, whole_lines
 from vr1.metrics.evaluation import table_text, write_evaluation
 from vr1.prompts import PromptBatch
@@ -111,7 +112,7 @@ class Evaluation(Callback):
         resume only where the module is a :class:`~vr1.modules.base.DetectionModule`.
 
     Raises:
-        ValueError: if the folder cannot be written to, ``annotations`` cannot be read, or ``num_images`` is negative.
+        UserError: if the folder cannot be written to, ``annotations`` cannot be read, or ``num_images`` is negative.
         TypeError: if a step returns something else.
 
     Example::
@@ -130,7 +131,7 @@ class Evaluation(Callback):
         num_images: int = 8,
     ) -> None:
         if num_images < 0:
-            raise ValueError(f"Evaluation: num_images is {num_images}: give 0 (no gallery) or more")
+            raise UserError(f"Evaluation: num_images is {num_images}: give 0 (no gallery) or more")
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.category_ids = None if annotations is None else _category_ids(Path(annotations))
         self.resume, self.num_images = resume, num_images
@@ -278,7 +279,7 @@ def _category_ids(path: Path) -> dict[str, int]:
     try:
         return {item["name"]: item["id"] for item in json.loads(path.read_bytes())["categories"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"Evaluation: annotations is {str(path)!r}, whose categories cannot be read ({type(error).__name__}:"
             f" {error}): give a COCO json"
         ) from error

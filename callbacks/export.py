@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from callbacks.outputs import run_folder
 from vr1.checkpoints.export import model_card, write_model
+from vr1.errors import UserError
 from vr1.modules.base import DetectionModule
 from vr1.strategies import FullySharded
 
@@ -23,7 +24,7 @@ class Export(Callback):
         dtype: precision of the written weights; None keeps the one trained in.
 
     Raises:
-        ValueError: the precision is no floating-point type of torch, the module is none of vr1, or the model is
+        UserError: the precision is no floating-point type of torch, the module is none of vr1, or the model is
             divided among processes.
 
     Example:
@@ -33,18 +34,18 @@ class Export(Callback):
 
     def __init__(self, dirname: Path = Path("model"), dtype: str | None = None) -> None:
         if dtype is not None and not getattr(getattr(torch, dtype, None), "is_floating_point", False):
-            raise ValueError(f"Export: dtype={dtype!r} is no floating-point type of torch; try 'bfloat16'")
+            raise UserError(f"Export: dtype={dtype!r} is no floating-point type of torch; try 'bfloat16'")
         self.dirname, self.dtype, self._folder = Path(dirname), dtype, Path()
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if isinstance(trainer.strategy, FullySharded):
-            raise ValueError(
+            raise UserError(
                 "Export: no process has the whole model with trainer.strategy fully_sharded; leave the callback out,"
                 " and run `python -m vr1 export --ckpt ... --out ...` with a checkpoint"
             )
         if not isinstance(pl_module, DetectionModule):
-            raise ValueError(
+            raise UserError(
                 f"Export writes the policy of a module of vr1, and {type(pl_module).__name__} is none: leave the"
                 " callback out"
             )

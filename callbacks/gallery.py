@@ -14,6 +14,7 @@ from typing_extensions import override
 from callbacks.outputs import predictions_of, run_folder, write_picture
 from callbacks.rule_refinement import stage_name
 from vr1.drawing import draw_grid, draw_tile
+from vr1.errors import UserError
 from vr1.types import Prediction
 
 
@@ -34,7 +35,7 @@ class Gallery(Callback):
         processes the images are the first ones of rank zero's share.
 
     Raises:
-        ValueError: if a size or count is not positive.
+        UserError: if a size or count is not positive.
         TypeError: if a step returns something else.
 
     Example::
@@ -48,9 +49,9 @@ class Gallery(Callback):
     def __init__(self, num_images: int = 8, tile_size: int = 360, columns: int | None = None) -> None:
         for name, value, least in (("num_images", num_images, 1), ("tile_size", tile_size, 64)):
             if value < least:
-                raise ValueError(f"Gallery: {name} is {value}: give at least {least}")
+                raise UserError(f"Gallery: {name} is {value}: give at least {least}")
         if columns is not None and columns < 1:
-            raise ValueError(f"Gallery: columns is {columns}: give at least 1, or None to let the gallery choose")
+            raise UserError(f"Gallery: columns is {columns}: give at least 1, or None to let the gallery choose")
         self.num_images = num_images
         self.tile_size = tile_size
         self.columns = columns

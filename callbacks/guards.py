@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from callbacks.outputs import run_folder
-from vr1.errors import is_out_of_memory, memory_advice
+from vr1.errors import UserError, is_out_of_memory, memory_advice
 
 
 def save_batch(folder: Path, batch: Any, rollout_batch: Any, tokenizer: Any, **told: Any) -> Path:
@@ -67,7 +67,7 @@ class NonFiniteGuard(Callback):
         All processes skip a step together, whichever of them it went wrong on; each writes its own part of the batch.
 
     Raises:
-        ValueError: ``max_consecutive`` is less than 1; and in training, to stop it.
+        UserError: ``max_consecutive`` is less than 1; and in training, to stop it.
 
     Example::
 
@@ -79,7 +79,7 @@ class NonFiniteGuard(Callback):
 
     def __init__(self, max_consecutive: int = 5) -> None:
         if max_consecutive < 1:
-            raise ValueError(f"NonFiniteGuard: max_consecutive is {max_consecutive}: give at least 1")
+            raise UserError(f"NonFiniteGuard: max_consecutive is {max_consecutive}: give at least 1")
         self.max_consecutive = max_consecutive
         self.skipped = 0
         self.consecutive = 0
@@ -137,7 +137,7 @@ class NonFiniteGuard(Callback):
                 folder, batch, rollout_batch, module.processor.tokenizer, step=trainer.global_step, bad=self._bad
             )
             saved = f"; the last batch is in {folder}"
-        raise ValueError(
+        raise UserError(
             f"the {self._bad} was not finite in {self.consecutive} steps in a row, up to step"
             f" {trainer.global_step}{saved}: lower the learning rate, set trainer.gradient_clip_val, or train in"
             " bfloat16 or float32 rather than float16 (NonFiniteGuard.max_consecutive says how many are borne)"
@@ -177,7 +177,7 @@ class KLCeiling(Callback):
         monitor: the metric that is watched.
 
     Raises:
-        ValueError: ``ceiling`` is not positive, ``patience`` is negative, or the metric is not logged.
+        UserError: ``ceiling`` is not positive, ``patience`` is negative, or the metric is not logged.
 
     Example::
 
@@ -189,9 +189,9 @@ class KLCeiling(Callback):
 
     def __init__(self, ceiling: float = 1.0, patience: int = 10, monitor: str = "grpo/kl") -> None:
         if not ceiling > 0:
-            raise ValueError(f"KLCeiling: ceiling is {ceiling}: give a KL above 0, such as 1.0")
+            raise UserError(f"KLCeiling: ceiling is {ceiling}: give a KL above 0, such as 1.0")
         if patience < 0:
-            raise ValueError(f"KLCeiling: patience is {patience}: give 0 (only warn) or more optimizer steps")
+            raise UserError(f"KLCeiling: patience is {patience}: give 0 (only warn) or more optimizer steps")
         self.ceiling, self.patience, self.monitor = ceiling, patience, monitor
         self.above = 0
         self._step = 0
@@ -208,7 +208,7 @@ class KLCeiling(Callback):
             return
         self._step = trainer.global_step
         if (logged := trainer.callback_metrics.get(self.monitor)) is None:
-            raise ValueError(
+            raise UserError(
                 f"KLCeiling watches {self.monitor!r}, which is not logged: set model.loss.kl_coef above 0, so that"
                 " there is a reference, or leave the callback out"
             )

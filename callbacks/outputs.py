@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
+from vr1.errors import UserError
 from vr1.types import Prediction
 
 
@@ -97,7 +98,7 @@ class RankedJsonlWriter:
         rank: number of this process.
 
     Raises:
-        ValueError: if the folder cannot be written to.
+        UserError: if the folder cannot be written to.
 
     Example:
         >>> import tempfile
@@ -119,7 +120,7 @@ class RankedJsonlWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._part.open("a").close()
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"{type(callback).__name__}: output_dir is {str(path.parent)!r}, which cannot be written to"
                 f" ({error.strerror}): give a folder of your own"
             ) from error

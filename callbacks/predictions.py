@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from callbacks.outputs import RankedJsonlWriter, predictions_of, run_folder
 from vr1.drawing import draw_grid, draw_prediction, draw_tile
+from vr1.errors import UserError
 from vr1.types import Prediction
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -39,7 +40,7 @@ class PredictionWriter(Callback):
         Wants ``predict_step`` to return lists of :class:`~vr1.types.Prediction`.
 
     Raises:
-        ValueError: if a setting is out of range, or the folder cannot be written to.
+        UserError: if a setting is out of range, or the folder cannot be written to.
         TypeError: if ``predict_step`` returns something else.
 
     Example::
@@ -52,9 +53,9 @@ class PredictionWriter(Callback):
 
     def __init__(self, output_dir: str | Path | None = None, sheet_images: int = 24, tile_size: int = 320) -> None:
         if sheet_images < 0:
-            raise ValueError(f"PredictionWriter: sheet_images is {sheet_images}: give 0 (no sheet) or more")
+            raise UserError(f"PredictionWriter: sheet_images is {sheet_images}: give 0 (no sheet) or more")
         if tile_size < 64:
-            raise ValueError(f"PredictionWriter: tile_size is {tile_size}: give at least 64")
+            raise UserError(f"PredictionWriter: tile_size is {tile_size}: give at least 64")
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.sheet_images = sheet_images
         self.tile_size = tile_size

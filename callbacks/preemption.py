@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from typing_extensions import override
 
 from callbacks.outputs import run_folder
+from vr1.errors import UserError
 
 
 class Preemption(Callback):
@@ -39,7 +40,7 @@ class Preemption(Callback):
         is a state from which training goes on as if it had never stopped.
 
     Raises:
-        ValueError: a signal that does not exist, or cannot be caught.
+        UserError: a signal that does not exist, or cannot be caught.
 
     Example::
 
@@ -52,7 +53,7 @@ class Preemption(Callback):
     def __init__(self, filename: str = "preempted.ckpt", signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1")) -> None:
         for name in signals:
             if not hasattr(signal, name) or name in ("SIGKILL", "SIGSTOP"):
-                raise ValueError(
+                raise UserError(
                     f"Preemption: signals has {name!r}, which cannot be caught: give names such as 'SIGTERM'"
                 )
         self.filename = filename

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from callbacks.rule_refinement import stage_name
 from callbacks.schedule import total_steps
+from vr1.errors import UserError
 
 SHOWN = {
     "reward/total": "reward",
@@ -43,7 +44,7 @@ class Progress(TQDMProgressBar):
         validation included. It is not shown where nothing bounds the training.
 
     Raises:
-        ValueError: if ``refresh_rate`` or ``line_interval`` is negative.
+        UserError: if ``refresh_rate`` or ``line_interval`` is negative.
 
     Example::
 
@@ -55,9 +56,9 @@ class Progress(TQDMProgressBar):
 
     def __init__(self, refresh_rate: int = 1, line_interval: float = 30.0, leave: bool = False) -> None:
         if refresh_rate < 0:
-            raise ValueError(f"Progress: refresh_rate is {refresh_rate}: give 0 (off) or more batches")
+            raise UserError(f"Progress: refresh_rate is {refresh_rate}: give 0 (off) or more batches")
         if line_interval < 0:
-            raise ValueError(f"Progress: line_interval is {line_interval}: give 0 or more seconds")
+            raise UserError(f"Progress: line_interval is {line_interval}: give 0 or more seconds")
         super().__init__(refresh_rate=refresh_rate, leave=leave)
         self.line_interval = line_interval
         self._lines = False

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from callbacks.outputs import run_folder
+from vr1.errors import UserError
 from vr1.runs.facts import run_facts
 from vr1.runs.report import write_report
 from vr1.types import DetectionRecord
@@ -83,7 +84,7 @@ class Report(Callback):
         ``python -m vr1 report RUN`` writes the page of any run folder, one made without this callback too.
 
     Raises:
-        ValueError: if ``data_sample`` is negative.
+        UserError: if ``data_sample`` is negative.
 
     Example::
 
@@ -95,7 +96,7 @@ class Report(Callback):
 
     def __init__(self, data_sample: int = 64) -> None:
         if data_sample < 0:
-            raise ValueError(f"Report: data_sample is {data_sample}: give 0 (no summary of the data) or more images")
+            raise UserError(f"Report: data_sample is {data_sample}: give 0 (no summary of the data) or more images")
         self.data_sample = data_sample
         self._folder = Path()
         self._facts: dict[str, Any] = {}

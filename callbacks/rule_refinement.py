@@ -22,6 +22,7 @@ from callbacks.schedule import (
     paper_stages,
     total_steps,
 )
+from vr1.errors import UserError
 
 
 class RuleRefinement(Callback):
@@ -48,7 +49,7 @@ class RuleRefinement(Callback):
         checkpoints of different stages are measured alike.
 
     Raises:
-        ValueError: if the stages are not a schedule (:class:`~callbacks.schedule.Stage`), if a fraction is asked for
+        UserError: if the stages are not a schedule (:class:`~callbacks.schedule.Stage`), if a fraction is asked for
             and nothing bounds the training, if the module has no reward to set, or if a monitored metric is not logged.
 
     Example::
@@ -102,7 +103,7 @@ class RuleRefinement(Callback):
         if stage != "fit" or not self.stages:
             return
         if not hasattr(getattr(pl_module, "reward", None), "criterion"):
-            raise ValueError(
+            raise UserError(
                 f"RuleRefinement sets `reward.criterion`, which {type(pl_module).__name__} does not have: leave the"
                 " callback out, or give it `stages: []`"
             )
@@ -122,7 +123,7 @@ class RuleRefinement(Callback):
             return
         for stage in self.stages:
             if stage.on_plateau and _from_validation(stage.on_plateau) and not trainer.enable_validation:
-                raise ValueError(
+                raise UserError(
                     f"stage {stage.name!r} monitors {stage.on_plateau.monitor!r}, but the trainer does not validate:"
                     " give it validation data, or monitor a training metric such as 'reward/total'"
                 )
@@ -242,8 +243,8 @@ def _from_validation(plateau: Plateau) -> bool:
     return plateau.monitor.startswith("val/")
 
 
-def _missing(plateau: Plateau, trainer: "pl.Trainer") -> ValueError:
-    return ValueError(
+def _missing(plateau: Plateau, trainer: "pl.Trainer") -> UserError:
+    return UserError(
         f"RuleRefinement monitors {plateau.monitor!r}, which was not logged by step {trainer.global_step}: choose one"
         f" of {sorted(trainer.callback_metrics)}"
     )

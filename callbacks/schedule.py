@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
+from vr1.errors import UserError
 from vr1.rewards.base import STAGES, Criterion
 
 
@@ -45,7 +46,7 @@ class Plateau:
         mode: whether larger (``max``) or smaller (``min``) is better.
 
     Raises:
-        ValueError: if a setting is out of its range.
+        UserError: if a setting is out of its range.
 
     Example:
         >>> Plateau(monitor="reward/total", patience=50).window
@@ -60,15 +61,15 @@ class Plateau:
 
     def __post_init__(self) -> None:
         if not self.monitor:
-            raise ValueError("on_plateau: monitor is empty: name a logged metric such as 'reward/total'")
+            raise UserError("on_plateau: monitor is empty: name a logged metric such as 'reward/total'")
         if self.patience < 1:
-            raise ValueError(f"on_plateau: patience is {self.patience}: give at least 1 optimizer step")
+            raise UserError(f"on_plateau: patience is {self.patience}: give at least 1 optimizer step")
         if self.window < 1:
-            raise ValueError(f"on_plateau: window is {self.window}: give at least 1 step to average over")
+            raise UserError(f"on_plateau: window is {self.window}: give at least 1 step to average over")
         if not self.min_delta >= 0:
-            raise ValueError(f"on_plateau: min_delta is {self.min_delta}: give 0 or more")
+            raise UserError(f"on_plateau: min_delta is {self.min_delta}: give 0 or more")
         if self.mode not in ("max", "min"):
-            raise ValueError(f"on_plateau: mode is {self.mode!r}: choose 'max' or 'min'")
+            raise UserError(f"on_plateau: mode is {self.mode!r}: choose 'max' or 'min'")
 
 
 class PlateauWatch:
@@ -131,7 +132,7 @@ class Stage:
         The first stage begins with training and needs none of the three; every later stage needs exactly one.
 
     Raises:
-        ValueError: if the name is empty, several moments are given, or one is out of its range.
+        UserError: if the name is empty, several moments are given, or one is out of its range.
 
     Example:
         >>> Stage(name="advanced", criterion=Criterion(0.75, 0.75, 0.9), at_fraction=0.5).at_fraction
@@ -146,15 +147,15 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise ValueError("stage name is empty: give each stage a name")
+            raise UserError("stage name is empty: give each stage a name")
         moments = {"at_fraction": self.at_fraction, "at_step": self.at_step, "on_plateau": self.on_plateau}
         given = [name for name, value in moments.items() if value is not None]
         if len(given) > 1:
-            raise ValueError(f"stage {self.name!r} sets {' and '.join(given)}: keep one of them")
+            raise UserError(f"stage {self.name!r} sets {' and '.join(given)}: keep one of them")
         if self.at_fraction is not None and not 0 <= self.at_fraction <= 1:
-            raise ValueError(f"stage {self.name!r}: at_fraction is {self.at_fraction}: give a share from 0 to 1")
+            raise UserError(f"stage {self.name!r}: at_fraction is {self.at_fraction}: give a share from 0 to 1")
         if self.at_step is not None and self.at_step < 0:
-            raise ValueError(f"stage {self.name!r}: at_step is {self.at_step}: give an optimizer step from 0 on")
+            raise UserError(f"stage {self.name!r}: at_step is {self.at_step}: give an optimizer step from 0 on")
 
 
 def paper_stages() -> list[Stage]:
@@ -176,16 +177,16 @@ def last_begins_at(stages: Sequence[Stage], share: float) -> list[Stage]:
     """The stages, of which the last begins at another share of training than it says itself.
 
     Raises:
-        ValueError: if there is no stage to switch to, or the share is out of its range.
+        UserError: if there is no stage to switch to, or the share is out of its range.
 
     Example:
         >>> [stage.at_fraction for stage in last_begins_at(paper_stages(), 0.25)]
         [None, 0.25]
     """
     if len(stages) < 2:
-        raise ValueError(f"switch_at is {share}, but there is no second stage: give two stages, or no switch_at")
+        raise UserError(f"switch_at is {share}, but there is no second stage: give two stages, or no switch_at")
     if not 0 <= share <= 1:
-        raise ValueError(f"switch_at is {share}: give a share of training from 0 to 1")
+        raise UserError(f"switch_at is {share}: give a share of training from 0 to 1")
     return [*stages[:-1], replace(stages[-1], at_fraction=share, at_step=None, on_plateau=None)]
 
 
@@ -193,20 +194,20 @@ def check_stages(stages: Sequence[Stage]) -> None:
     """Refuse a schedule that has no beginning, repeats a name or runs backwards.
 
     Raises:
-        ValueError: naming the stage and the mend.
+        UserError: naming the stage and the mend.
     """
     for index, stage in enumerate(stages):
         if stage.name in [earlier.name for earlier in stages[:index]]:
-            raise ValueError(f"two stages are named {stage.name!r}: give each its own name")
+            raise UserError(f"two stages are named {stage.name!r}: give each its own name")
         fixed = stage.at_fraction if stage.at_fraction is not None else stage.at_step
         if index == 0 and (stage.on_plateau is not None or fixed):
-            raise ValueError(f"the first stage, {stage.name!r}, begins late: let it begin at 0 (set no moment)")
+            raise UserError(f"the first stage, {stage.name!r}, begins late: let it begin at 0 (set no moment)")
         if index > 0 and fixed is None and stage.on_plateau is None:
-            raise ValueError(f"stage {stage.name!r} never begins: set at_fraction, at_step or on_plateau")
+            raise UserError(f"stage {stage.name!r} never begins: set at_fraction, at_step or on_plateau")
     for kind in ("at_fraction", "at_step"):
         moments = [getattr(stage, kind) for stage in stages if getattr(stage, kind) is not None]
         if any(later <= earlier for earlier, later in pairwise(moments)):
-            raise ValueError(f"{kind} of the stages is {moments}: order the stages so that it increases")
+            raise UserError(f"{kind} of the stages is {moments}: order the stages so that it increases")
 
 
 def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
@@ -217,7 +218,7 @@ def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
         total: optimizer steps of the whole training, None where nothing bounds them.
 
     Raises:
-        ValueError: if a fraction has no total to refer to, or fractions and steps together run backwards.
+        UserError: if a fraction has no total to refer to, or fractions and steps together run backwards.
 
     Example:
         >>> first_steps(paper_stages(), 101)
@@ -229,7 +230,7 @@ def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
             steps.append(0)
         elif stage.at_fraction is not None:
             if total is None:
-                raise ValueError(
+                raise UserError(
                     f"stage {stage.name!r} begins at a fraction of training, but nothing bounds the training: set the"
                     " trainer's max_steps (or max_epochs, with data of known length), or give the stage at_step"
                 )
@@ -239,7 +240,7 @@ def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
             steps.append(stage.at_step)
     known = [step for step in steps if step is not None]
     if known != sorted(known):
-        raise ValueError(
+        raise UserError(
             f"the stages {[stage.name for stage in stages]} begin at steps {steps} of {total}: they must be in order;"
             " move a stage, or give all of them in the same unit"
         )

@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
+from vr1.errors import UserError
+
 _PARTS = ("rollout", "reference")
 
 
@@ -29,7 +31,7 @@ class Throughput(Callback):
         earlier rollout the rollout's share is 0.
 
     Raises:
-        ValueError: the module measures nothing (it is none of vr1).
+        UserError: the module measures nothing (it is none of vr1).
 
     Example::
 
@@ -48,7 +50,7 @@ class Throughput(Callback):
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if not hasattr(pl_module, "timer"):
-            raise ValueError(
+            raise UserError(
                 f"Throughput reads `timer`, which {type(pl_module).__name__} does not have: leave the callback out"
             )
 

@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up: a module imports from its own room and from rooms of the layers below, never from above.
 LAYERS = [
-    {"types", "distributed", "seeding", "timing", "errors", "advantage", "losses", "runs"},
+    {"errors"},
+    {"types", "distributed", "seeding", "timing", "advantage", "losses", "runs"},
     {"boxes", "drawing"},
     {"data", "families", "matching"},
     {"prompts", "detections", "metrics", "rewards"},

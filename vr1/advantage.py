@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vr1.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Advantage:
@@ -23,7 +25,7 @@ class Advantage:
         epsilon: added to the standard deviation.
 
     Raises:
-        ValueError: negative ``epsilon``.
+        UserError: negative ``epsilon``.
 
     Example:
         >>> Advantage()(torch.tensor([[1.0, 3.0], [2.0, 2.0]]))
@@ -41,7 +43,7 @@ class Advantage:
 
     def __post_init__(self) -> None:
         if self.epsilon < 0:
-            raise ValueError(f"advantage: epsilon={self.epsilon} must not be negative")
+            raise UserError(f"advantage: epsilon={self.epsilon} must not be negative")
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Advantages ``[B, G]`` of rewards ``[B, G]``."""

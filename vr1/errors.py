@@ -1,12 +1,7 @@
 """Errors that a user can fix, and the messages that say how."""
 
 import re
-import traceback
-from pathlib import Path
 
-_PACKAGE = Path(__file__).parent
-# Installed beside it; Lightning has a folder of the same name.
-_CALLBACKS = _PACKAGE.with_name("callbacks")
 _IN_WORKER = re.compile(r"\ACaught \w+ in (?:DataLoader worker process|pin memory thread)")
 _FILE = re.compile(r'^  File "(?P<name>.+?)", line \d+', re.MULTILINE)
 _RAISED = re.compile(r"^[\w.]+: ", re.MULTILINE)
@@ -18,21 +13,33 @@ _PROBLEM = re.compile(
 _KEY = re.compile(r'Parser key "(.+?)":')
 
 
-def told_by_us(error: BaseException) -> str | None:
-    """What our own checks say of an error, or of the one that it arose from: all that a user needs.
+class UserError(ValueError):
+    """A mistake that the user can fix: a command prints its message in one line, without a traceback.
 
-    None where none of our checks raised it: then only the traceback helps.
+    The message says what is wrong, where (file, record or setting), and how to fix it.
+    """
+
+
+def user_message(error: BaseException) -> str | None:
+    """The message for the user where an error is one that the user can fix; None where only a traceback helps.
+
+    The user can fix a `UserError`, and what the operating system refuses about a named file (missing, write-protected,
+    disk full); either may be the cause of the error at hand.
+
+    Example:
+        >>> user_message(UserError("data.root=x: no such folder"))
+        'data.root=x: no such folder'
+        >>> user_message(ValueError("zip() argument 2 is shorter than argument 1")) is None
+        True
     """
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
-        if isinstance(cause, ValueError | OSError):
-            if _IN_WORKER.match(str(cause)):
-                return _told_in_worker(str(cause))
-            frames = traceback.extract_tb(cause.__traceback__)
-            if frames and _ours(frames[-1].filename):
-                return str(cause)
+        if isinstance(cause, UserError):
+            return _without_worker_traceback(str(cause))
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return str(cause)
         cause = cause.__cause__ or cause.__context__
     return None
 
@@ -60,16 +67,13 @@ def innermost(message: str) -> str:
     return f"{keys} ({deepest['name']}): {' '.join(_KEY.sub('', deepest['said']).split())}"
 
 
-def _told_in_worker(text: str) -> str | None:
-    """The message inside the traceback that torch passes on as text from a data loader's process."""
+def _without_worker_traceback(text: str) -> str:
+    """The message alone, where torch passes on an error of a data loader's process as its traceback in text."""
+    if not _IN_WORKER.match(text):
+        return text
     *_, last = _FILE.finditer(text)
     raised = _RAISED.search(text, last.end())
-    return text[raised.end() :].strip() if raised and _ours(last["name"]) else None
-
-
-def _ours(filename: str) -> bool:
-    path = Path(filename)
-    return path.is_relative_to(_PACKAGE) or path.is_relative_to(_CALLBACKS)
+    return text[raised.end() :].strip() if raised else text
 
 
 _ADVICE = {

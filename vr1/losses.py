@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vr1.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PolicyTerms:
@@ -57,16 +59,16 @@ class PolicyLoss(ABC):
         mask_truncated: completions that were cut at the token limit do not count.
 
     Raises:
-        ValueError: a negative coefficient, or ``clip_low`` of 1 or more.
+        UserError: a negative coefficient, or ``clip_low`` of 1 or more.
     """
 
     def __init__(
         self, kl_coef: float = 0.2, clip_low: float = 0.2, clip_high: float = 0.2, mask_truncated: bool = False
     ) -> None:
         if kl_coef < 0:
-            raise ValueError(f"loss: kl_coef={kl_coef} must not be negative; 0 leaves the reference out")
+            raise UserError(f"loss: kl_coef={kl_coef} must not be negative; 0 leaves the reference out")
         if not 0 <= clip_low < 1 or clip_high < 0:
-            raise ValueError(
+            raise UserError(
                 f"loss: clip_low={clip_low} must lie in 0..1 and clip_high={clip_high} must not be negative"
             )
         self.kl_coef, self.clip_low, self.clip_high = kl_coef, clip_low, clip_high
@@ -164,7 +166,7 @@ class DrGRPO(PolicyLoss):
     ) -> None:
         super().__init__(kl_coef, clip_low, clip_high, mask_truncated)
         if max_tokens < 1:
-            raise ValueError(f"loss: max_tokens={max_tokens} must be at least 1; give the rollout's max_new_tokens")
+            raise UserError(f"loss: max_tokens={max_tokens} must be at least 1; give the rollout's max_new_tokens")
         self.max_tokens = max_tokens
 
     def total(self, per_token: Tensor, mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from vr1.boxes import pairwise_giou, pairwise_iou
+from vr1.errors import UserError
 from vr1.types import Boxes, Detections, Match, Targets
 
 # Decides between assignments whose boxes are equally good, and is too small to decide anything else.
@@ -33,7 +34,7 @@ class BoxMatcher:
         label_rule: ``zero``: a matched pair whose labels disagree has overlap 0; ``ignore``: labels do not matter.
 
     Raises:
-        ValueError: if a weight is negative or not finite, or all are 0, or a choice is unknown.
+        UserError: if a weight is negative or not finite, or all are 0, or a choice is unknown.
 
     Source: Vision-R1, arXiv 2503.18013, section 3.2, Eq. 3 and Table 3 (box only against box and label). The released
         code is ``BoxMatcher(l1=1, iou=0, giou=1, label=1, overlap="giou", label_rule="ignore")``.
@@ -61,13 +62,13 @@ class BoxMatcher:
         weights = {"l1": l1, "iou": iou, "giou": giou, "label": label}
         for name, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"BoxMatcher({name}={weight}): a weight of the cost must be a finite number >= 0")
+                raise UserError(f"BoxMatcher({name}={weight}): a weight of the cost must be a finite number >= 0")
         if not any(weights.values()):
-            raise ValueError("BoxMatcher: every weight of the cost is 0; set at least one of l1, iou, giou, label")
+            raise UserError("BoxMatcher: every weight of the cost is 0; set at least one of l1, iou, giou, label")
         if overlap not in ("iou", "giou"):
-            raise ValueError(f"BoxMatcher(overlap={overlap!r}): must be 'iou' or 'giou'")
+            raise UserError(f"BoxMatcher(overlap={overlap!r}): must be 'iou' or 'giou'")
         if label_rule not in ("zero", "ignore"):
-            raise ValueError(f"BoxMatcher(label_rule={label_rule!r}): must be 'zero' or 'ignore'")
+            raise UserError(f"BoxMatcher(label_rule={label_rule!r}): must be 'zero' or 'ignore'")
         self.l1, self.iou, self.giou, self.label = l1, iou, giou, label
         self.overlap, self.label_rule = overlap, label_rule
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
 
+from vr1.errors import UserError
+
 # Rows of these are looked up or scored one token at a time: they are no maps from one space to another.
 _TOKEN_TABLES = ("embed_tokens", "lm_head")
 
@@ -25,7 +27,7 @@ class MuonAdamW(Optimizer):
         weight_decay: of both.
 
     Raises:
-        ValueError: parameters come without names, which tell a weight matrix from a table of tokens.
+        UserError: parameters come without names, which tell a weight matrix from a table of tokens.
 
     Example:
         >>> layer = torch.nn.Linear(3, 2)
@@ -47,7 +49,7 @@ class MuonAdamW(Optimizer):
     ) -> None:
         named = list(params)
         if not all(isinstance(entry, tuple) for entry in named):
-            raise ValueError("MuonAdamW: give (name, parameter) pairs, as `module.named_parameters()` does")
+            raise UserError("MuonAdamW: give (name, parameter) pairs, as `module.named_parameters()` does")
         matrices = [entry for entry in named if _is_matrix(*entry)]
         rest = [entry for entry in named if not _is_matrix(*entry)]
         self._muon = Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
+from vr1.errors import UserError
 from vr1.families import Family
 from vr1.types import DetectionRecord
 
@@ -95,7 +96,7 @@ class PromptBatch:
         Processors lay out a batch in one of two ways: one entry an image, or as many as it has tokens, in proportion.
 
         Raises:
-            ValueError: a tensor that is laid out otherwise.
+            UserError: a tensor that is laid out otherwise.
         """
         parts = {}
         for name, value in self.vision.items():
@@ -103,7 +104,7 @@ class PromptBatch:
             if len(value) != len(self):
                 counts = [len(value) * tokens // sum(self.image_tokens) for tokens in self.image_tokens]
             if sum(counts) != len(value):
-                raise ValueError(f"{name} has {len(value)} entries, which {len(self)} prompts cannot share out")
+                raise UserError(f"{name} has {len(value)} entries, which {len(self)} prompts cannot share out")
             parts[name] = value.split(counts)[row]
         return parts
 
@@ -126,7 +127,7 @@ class PromptEncoder:
         """Encode a batch.
 
         Raises:
-            ValueError: the processor refuses an image, or a prompt is longer than ``max_prompt_tokens``. It is never
+            UserError: the processor refuses an image, or a prompt is longer than ``max_prompt_tokens``. It is never
                 cut: that would cut image tokens.
         """
         instructions = [
@@ -207,7 +208,7 @@ class PromptEncoder:
                     self._process([record], [instruction])
                 raise
             width, height = records[0].image_size
-            raise ValueError(
+            raise UserError(
                 f"{records[0].origin}: the model's processor refuses the image of {width} x {height} pixels ({error});"
                 " leave it out, or cut or pad it"
             ) from error
@@ -218,7 +219,7 @@ class PromptEncoder:
         if lengths[worst] <= self.max_prompt_tokens:
             return
         image_tokens = int((tokens[worst] == self.processor.image_token_id).sum())
-        raise ValueError(
+        raise UserError(
             f"{records[worst].origin}: the prompt has {int(lengths[worst])} tokens, {image_tokens} for the image"
             f", and max_prompt_tokens is {self.max_prompt_tokens}. A prompt is never cut, since that would cut image"
             " tokens: raise max_prompt_tokens, or lower max_pixels so that the image takes fewer"

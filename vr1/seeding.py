@@ -32,7 +32,7 @@ def random_states() -> dict[str, Any]:
         >>> bool((torch.rand(2) == drawn).all())
         True
     """
-    name, keys, *rest = np.random.get_state(legacy=True)  # type: ignore[misc]
+    name, keys, *rest = np.random.get_state(legacy=True)
     version, numbers, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vr1.checkpoints.files import AtomicCheckpointIO, read_checkpoint
+from vr1.errors import UserError
 
 OLD = {"state_dict": {"weight": torch.arange(50_000.0)}, "global_step": 1}
 NEW = {"state_dict": {"weight": torch.ones(50_000)}, "global_step": 2}
@@ -82,7 +83,7 @@ def test_a_full_disk_is_named_and_the_last_one_kept(last, name, count, monkeypat
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda checkpoint, file: save(checkpoint, FullAfter(file, count)))
     with pytest.raises(
-        OSError, match=rf"{name}: the disk is full, .* the last good one is .*last\.ckpt; free some space"
+        UserError, match=rf"{name}: the disk is full, .* the last good one is .*last\.ckpt; free some space"
     ):
         AtomicCheckpointIO().save_checkpoint(NEW, last.with_name(name))
     monkeypatch.undo()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vr1.cli import main
-from vr1.commands.doctor import machine, trials
+from vr1.commands.doctor import checks
 from vr1.commands.doctor.checks import observe_packages, observe_requirement
 
 GIB = 2**30
@@ -51,16 +51,16 @@ def test_faulty_packages_end_the_visit(monkeypatch, capsys):
 
 
 def test_little_shared_memory_is_noted(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))
-    [seen] = machine._shared_memory(tmp_path)
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))
+    [seen] = checks._shared_memory(tmp_path)
     assert (seen.state, "num_workers 0" in seen.mend) == ("note", True)
-    assert list(machine._shared_memory(tmp_path / "gone")) == []
-    assert machine._disk(tmp_path).state == "note"
+    assert list(checks._shared_memory(tmp_path / "gone")) == []
+    assert checks._disk(tmp_path).state == "note"
 
 
 def test_more_threads_than_cores_are_a_fault(monkeypatch):
-    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: 4096)
-    assert machine._cores().state == "fault"
+    monkeypatch.setattr(checks.torch, "get_num_threads", lambda: 4096)
+    assert checks._cores().state == "fault"
 
 
 def gpu(monkeypatch, capability, free):
@@ -70,7 +70,7 @@ def gpu(monkeypatch, capability, free):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free * GIB, 40 * GIB))
-    [seen] = machine._gpus()
+    [seen] = checks._gpus()
     return seen
 
 
@@ -89,10 +89,10 @@ def test_a_gpu(monkeypatch, capability, free, state, mend):
 def test_a_driver_that_torch_cannot_use(monkeypatch, tmp_path, built, mend):
     driver = tmp_path / "version"
     driver.write_text("NVRM version: 580")
-    monkeypatch.setattr(machine, "_DRIVER", driver)
+    monkeypatch.setattr(checks, "_DRIVER", driver)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", built)
-    [seen] = machine._gpus()
+    [seen] = checks._gpus()
     assert seen.state == "fault"
     assert mend in seen.mend
 
@@ -101,7 +101,7 @@ def test_a_failed_trial_is_told_in_its_last_line(monkeypatch, capsys):
     def fails():
         raise ImportError("a long story\nlibcudart.so.13: cannot open shared object file")
 
-    monkeypatch.setitem(trials.TRIALS, "bitsandbytes", (fails, "reinstall it"))
+    monkeypatch.setitem(checks.TRIALS, "bitsandbytes", (fails, "reinstall it"))
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "fault  bitsandbytes: ImportError: libcudart.so.13: cannot open shared object file; reinstall it" in out
@@ -112,9 +112,9 @@ def test_a_failed_trial_is_told_in_its_last_line(monkeypatch, capsys):
 def test_a_trial_compares_with_what_must_come_out(monkeypatch, wrong):
     if wrong == "kept":
         monkeypatch.setattr("torchvision.ops.nms", lambda *_: torch.tensor([0]))
-        trial = trials.try_operators
+        trial = checks.try_operators
     else:
         monkeypatch.setattr("bitsandbytes.nn.Linear4bit.forward", lambda self, rows: rows * 0)
-        trial = trials.try_four_bits
+        trial = checks.try_four_bits
     with pytest.raises(RuntimeError):
         trial()

@@ -9,7 +9,7 @@ import torch
 from tests.policy.tiny_models import write_tiny
 from vr1.policy import Lora, PolicySource
 from vr1.prompts import PromptEncoder
-from vr1.rollout import products
+from vr1.rollout import decoder as decoder_module
 from vr1.rollout.cache import GroupCache
 from vr1.rollout.decoder import LayerDecoder, ModelDecoder, decoder, product, rms_norm
 
@@ -83,7 +83,7 @@ def test_products_are_those_of_the_layers(rows, bias):
 
 def test_weights_are_copied_only_where_their_gradients_will_want_the_room(monkeypatch):
     made = []
-    monkeypatch.setattr(products, "_rearranged", lambda layers, rows: made.append(len(layers)))
+    monkeypatch.setattr(decoder_module, "_rearranged", lambda layers, rows: made.append(len(layers)))
     trained, frozen = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8).requires_grad_(False)
     narrow, hooked = torch.nn.Linear(8, 8, dtype=torch.bfloat16), torch.nn.Linear(8, 8)
     hooked.register_forward_hook(lambda *_: None)
@@ -94,7 +94,7 @@ def test_weights_are_copied_only_where_their_gradients_will_want_the_room(monkey
     assert made == []
     product([trained, trained], rows=4)
     assert made == ([2] if torch.backends.mkl.is_available() else [])
-    monkeypatch.setattr(products, "_has_mkl", lambda: False)
+    monkeypatch.setattr(decoder_module, "_has_mkl", lambda: False)
     product([trained], rows=4)
     assert len(made) < 2, "rearranged without MKL"
 

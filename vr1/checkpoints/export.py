@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vr1.checkpoints.state import source_of
+from vr1.errors import UserError
 from vr1.policy.loading import PolicySource
 from vr1.runs.facts import versions
 from vr1.runs.tables import markdown_table
@@ -55,7 +56,7 @@ def trained_network(checkpoint: dict[str, Any], merge: bool = False, dtype: str 
         A transformers model; for a run with adapters that are not merged a peft model, whose base has no weights.
 
     Raises:
-        ValueError: the checkpoint is not of vr1, or its weights do not belong to the base that it names.
+        UserError: the checkpoint is not of vr1, or its weights do not belong to the base that it names.
     """
     source = source_of(checkpoint)
     prefix = len(_PREFIX)
@@ -104,10 +105,10 @@ def _put(network: Any, weights: dict[str, Tensor], source: PolicySource, assign:
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False, assign=assign)
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint does not belong to its base {source.path}: {error}") from error
+        raise UserError(f"the checkpoint does not belong to its base {source.path}: {error}") from error
     missing = [name for name in missing if source.lora is None or "lora_" in name]
     if lost := [*unexpected, *missing]:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint does not belong to its base {source.path}: {len(lost)} tensors, such as {lost[0]}, are in"
             " one and not in the other; give the base that it was trained from as --base"
         )

@@ -12,6 +12,8 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
+from vr1.errors import UserError
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the file and renames when all of it is on the disk, so that a kill at any moment does no harm.
@@ -52,8 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 part.unlink()
             if not _is_full(error, target.parent):
                 raise
-            raise OSError(
-                errno.ENOSPC,
+            raise UserError(
                 f"{target}: the disk is full, so this checkpoint was not written; {_others(target)}; free some space,"
                 " or give another folder as trainer.default_root_dir",
             ) from error
@@ -65,7 +66,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint, without running code from it unless ``weights_only`` is False.
 
         Raises:
-            ValueError: it is damaged, or holds more than tensors and plain values.
+            UserError: it is damaged, or holds more than tensors and plain values.
         """
         if "://" not in str(path):
             return read_checkpoint(path, weights_only=weights_only is not False)
@@ -82,26 +83,26 @@ def read_checkpoint(path: _PATH, weights_only: bool = True, mmap: bool = False) 
         mmap: leave tensors in the file until they are used, which processes of one machine then share.
 
     Raises:
-        ValueError: there is no such file, it is damaged, or it holds more than tensors and plain values.
+        UserError: there is no such file, it is damaged, or it holds more than tensors and plain values.
     """
     if Path(path).is_dir():
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} is a folder of shards: train on from it with the sharded strategy of its run, or make a"
             f" model of it by `python -m vr1 export --ckpt {path} --out FOLDER`"
         )
     if not Path(path).is_file():
-        raise ValueError(f"checkpoint {path} does not exist; give the path of a .ckpt file")
+        raise UserError(f"checkpoint {path} does not exist; give the path of a .ckpt file")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UserError(
             f"checkpoint {path} holds more than tensors and plain values, or is damaged; it is not read, since that"
             " could run code from it: give one that vr1 wrote"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"checkpoint {path} is damaged or cut short ({error}); give an earlier one") from error
+        raise UserError(f"checkpoint {path} is damaged or cut short ({error}); give an earlier one") from error
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
-        raise ValueError(f"checkpoint {path} holds no Lightning checkpoint (no state_dict); give one that vr1 wrote")
+        raise UserError(f"checkpoint {path} holds no Lightning checkpoint (no state_dict); give one that vr1 wrote")
     return loaded
 
 

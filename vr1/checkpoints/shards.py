@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from typing_extensions import override
 
 from vr1.checkpoints.files import AtomicCheckpointIO, read_checkpoint
+from vr1.errors import UserError
 
 # The file in the folder that has all of a checkpoint but the tensors of weights and optimizer.
 REST = "rest.ckpt"
@@ -63,10 +64,10 @@ def read_shards(path: Path, laid_out: Mapping[str, Tensor] | None = None) -> dic
         The checkpoint as one file would hold it.
 
     Raises:
-        ValueError: it is no such folder, it is damaged, or it holds more than tensors and plain values.
+        UserError: it is no such folder, it is damaged, or it holds more than tensors and plain values.
     """
     if not (path / REST).is_file():
-        raise ValueError(f"checkpoint {path} is a folder without {REST}: no checkpoint of vr1, or one cut short")
+        raise UserError(f"checkpoint {path} is a folder without {REST}: no checkpoint of vr1, or one cut short")
     checkpoint, reader = read_checkpoint(path / REST), _Reader(path)
     tensors: dict[str, Any] = {}
     try:
@@ -77,7 +78,7 @@ def read_shards(path: Path, laid_out: Mapping[str, Tensor] | None = None) -> dic
         load(tensors, storage_reader=reader, planner=_Planner(), no_dist=not torch.distributed.is_initialized())
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError, KeyError, CheckpointException) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"checkpoint {path} is damaged, or holds more than tensors ({why})") from error
+        raise UserError(f"checkpoint {path} is damaged, or holds more than tensors ({why})") from error
     for key, value in tensors.items():
         part, _, name = key.partition(".")
         if part == "state_dict":

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vr1.errors import UserError
 from vr1.policy.loading import Lora, PolicySource
 from vr1.policy.policy import Policy
 
@@ -28,10 +29,10 @@ def run_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What `add_run` stored.
 
     Raises:
-        ValueError: the checkpoint was not made by vr1, or by a version that did not store it.
+        UserError: the checkpoint was not made by vr1, or by a version that did not store it.
     """
     if _KEY not in checkpoint:
-        raise ValueError(
+        raise UserError(
             "the checkpoint does not say which model it was trained from: it is not of vr1, or of an earlier version;"
             " resume it for one step with the configuration of its run, and take the checkpoint of that"
         )
@@ -66,19 +67,19 @@ def check_weights(checkpoint: dict[str, Any], policy: Policy, source: PolicySour
     """Refuse weights that do not belong to the policy of these settings.
 
     Raises:
-        ValueError: adapters where none are set, none where some are, or others than are set.
+        UserError: adapters where none are set, none where some are, or others than are set.
     """
     state = checkpoint["state_dict"]
     stored = checkpoint.get(_KEY, {}).get("policy", {})
     lora = None if source.lora is None else asdict(source.lora)
     if stored and (stored["lora"], stored["quantize"]) != (lora, source.quantize):
-        raise ValueError(
+        raise UserError(
             f"the checkpoint was made with policy.lora={stored['lora']}, policy.quantize={stored['quantize']}, and now"
             f" they are {lora} and {source.quantize}; set them as they were"
         )
     trained = {prefix + name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     if missing := sorted(trained - state.keys()):
-        raise ValueError(
+        raise UserError(
             f"the checkpoint has no weights for {len(missing)} of {len(trained)} trained tensors, such as {missing[0]};"
             " set policy.path and policy.lora as in the run that it comes from"
         )
@@ -114,7 +115,7 @@ def reshard_rollouts(pieces: Sequence[Sequence[dict[str, Any]]], window: int, wo
         ``window`` lists of ``world`` states, in the same order of prompts.
 
     Raises:
-        ValueError: the prompts cannot be divided evenly.
+        UserError: the prompts cannot be divided evenly.
 
     Example:
         >>> from vr1.types import RolloutBatch
@@ -133,7 +134,7 @@ def reshard_rollouts(pieces: Sequence[Sequence[dict[str, Any]]], window: int, wo
     flat = [piece for row in pieces for piece in row]
     prompts = sum(len(piece["tokens"]) for piece in flat)
     if prompts % (window * world):
-        raise ValueError(
+        raise UserError(
             f"the checkpoint holds rollouts of {prompts} prompts, which {window} batches on {world} processes cannot"
             " share evenly: resume with the batch_size, accumulate_grad_batches and processes that it was made with"
         )

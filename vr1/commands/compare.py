@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from vr1.errors import UserError
 from vr1.runs.folder import Run, differing, flat_settings, read_run
 from vr1.runs.tables import markdown_table
 
@@ -42,16 +43,16 @@ def compare(runs: list[str], out: str = "runs/compare", prefix: str = "val/") ->
         The table as Markdown.
 
     Raises:
-        ValueError: if there are fewer than two runs, one is none, or none of them has a metric of the prefix.
+        UserError: if there are fewer than two runs, one is none, or none of them has a metric of the prefix.
     """
     # Here, so that --help does not wait for matplotlib.
     from vr1.runs.figures import draw_runs
 
     if len(runs) < 2:
-        raise ValueError(f"{runs[0]} is the only run; give at least two")
+        raise UserError(f"{runs[0]} is the only run; give at least two")
     read = [read_run(Path(run)) for run in runs]
     if doubled := [run for index, run in enumerate(read) if run.folder in [other.folder for other in read[:index]]]:
-        raise ValueError(f"{doubled[0].folder} is given twice; give each run once")
+        raise UserError(f"{doubled[0].folder} is given twice; give each run once")
     names = names_of([run.folder for run in read])
     text = markdown(names, read, prefix)
     folder = Path(out)
@@ -82,12 +83,12 @@ def markdown(names: Sequence[str], runs: Sequence[Run], prefix: str) -> str:
     """First, best and last value of each metric, and the settings in which the runs differ.
 
     Raises:
-        ValueError: if no run has a metric of the prefix.
+        UserError: if no run has a metric of the prefix.
     """
     metrics = list(dict.fromkeys(name for run in runs for name in sorted(run.series) if name.startswith(prefix)))
     if not metrics:
         there = sorted({name.split("/")[0] + "/" for run in runs for name in run.series})
-        raise ValueError(f"no metric begins with {prefix}; give another --prefix, of {', '.join(there)}")
+        raise UserError(f"no metric begins with {prefix}; give another --prefix, of {', '.join(there)}")
     rows = [["optimizer steps", *(str(_steps(run)) for run in runs)]]
     rows += [[f"{name}: first → last (highest)", *(_course(run, name) for run in runs)] for name in metrics]
     text = markdown_table(["metric", *names], rows) + "\n"

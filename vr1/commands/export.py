@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from vr1.errors import UserError
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -44,7 +46,7 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
         One line that says what was written.
 
     Raises:
-        ValueError: the checkpoint, its base or the folder cannot be used.
+        UserError: the checkpoint, its base or the folder cannot be used.
     """
     # Here, so that --help does not wait for torch.
     from vr1.checkpoints.export import model_card, trained_network, write_model
@@ -53,7 +55,7 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
     from vr1.checkpoints.state import run_of, source_of
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} exists and is not an empty folder; name another one")
+        raise UserError(f"--out {out} exists and is not an empty folder; name another one")
     ckpt = _newest(ckpt)
     checkpoint = read_shards(ckpt) if ckpt.is_dir() else read_checkpoint(ckpt)
     source = source_of(checkpoint)
@@ -62,7 +64,7 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
         run_of(checkpoint)["policy"] = asdict(source)
     source.check()
     if merge and source.lora is None:
-        raise ValueError("--merge: this run trained all weights, so there are no adapters to merge; leave --merge out")
+        raise UserError("--merge: this run trained all weights, so there are no adapters to merge; leave --merge out")
     adapters = source.lora is not None and not merge
     card = model_card(run_of(checkpoint), checkpoint["global_step"], adapters, command)
     network = trained_network(checkpoint, merge, dtype)
@@ -77,12 +79,12 @@ def _newest(path: Path) -> Path:
     if there:
         return there[-1]
     if (path / "run.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"--ckpt {path} is the folder of a run that kept no checkpoint; its model may be in {path}/model"
         )
     beside = sorted(file.name for file in path.parent.glob("*.ckpt"))
     if not path.exists() and beside:
-        raise ValueError(f"--ckpt {path} does not exist; beside it there is {', '.join(beside)}")
+        raise UserError(f"--ckpt {path} does not exist; beside it there is {', '.join(beside)}")
     return path
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vr1.checkpoints.files import read_checkpoint
 from vr1.checkpoints.state import source_of
+from vr1.errors import UserError
 
 
 def with_model(words: Sequence[str]) -> list[str]:
@@ -17,7 +18,7 @@ def with_model(words: Sequence[str]) -> list[str]:
     names a class (``GRPOModule``) or a file of settings stays as it is.
 
     Raises:
-        ValueError: a checkpoint that cannot be read, or one to train from anew.
+        UserError: a checkpoint that cannot be read, or one to train from anew.
 
     Example:
         >>> with_model(["test", "--model", "Qwen/Qwen2.5-VL-3B-Instruct"])
@@ -52,7 +53,7 @@ def _is_model(value: str) -> bool:
 
 def _checkpoint(path: str, words: Sequence[str]) -> list[str]:
     if "fit" in words[:1]:
-        raise ValueError(
+        raise UserError(
             f"--model {path}: training goes on from a checkpoint by --ckpt_path with the configuration of its run; to"
             " train anew from its weights, make a model of it by `python -m vr1 export`"
         )

@@ -21,7 +21,7 @@ import vr1.modules.sft  # noqa: F401 - what is imported can be named without its
 from vr1.checkpoints.shards import REST
 from vr1.commands.model_argument import with_model
 from vr1.data.datamodule import RecordDataModule
-from vr1.errors import innermost, is_out_of_memory, told_by_us
+from vr1.errors import UserError, innermost, is_out_of_memory, user_message
 from vr1.modules.base import DetectionModule
 from vr1.runs.folder import flat_settings
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     try:
         _run(_CLI, words, None if argv is None else words)
     except (ValueError, OSError) as error:
-        if (ours := told_by_us(error)) is None:
+        if (ours := user_message(error)) is None:
             raise
         print(f"vr1: error: {ours}", file=sys.stderr)
         return 2
@@ -104,7 +104,7 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        if ex is not None and (ours := told_by_us(ex)) is not None:
+        if ex is not None and (ours := user_message(ex)) is not None:
             sys.stderr.write(f"vr1: error: {ours}\n")
             self.exit(2)
         prog = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
@@ -141,7 +141,7 @@ class _CLI(LightningCLI):
         checkpoint = str(self.config[self.subcommand].get("ckpt_path") or "")
         known = checkpoint.split(":")[0] in _KEYWORDS or "://" in checkpoint
         if checkpoint and not known and not Path(checkpoint).exists():
-            raise ValueError(f"ckpt_path={checkpoint}: no such checkpoint; check the path")
+            raise UserError(f"ckpt_path={checkpoint}: no such checkpoint; check the path")
         if checkpoint and not known and self.subcommand == "fit":
             continue_run(self.config[self.subcommand].trainer.logger, checkpoint)
 
@@ -212,7 +212,7 @@ def _refuse_unwritable(folder: str) -> None:
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK):
         fault = "no folder" if not there.is_dir() else "write-protected"
-        raise ValueError(
+        raise UserError(
             f"{folder}: results cannot be written there, since {there} is {fault}; give another folder, as"
             " trainer.default_root_dir or the save_dir of trainer.logger"
         )

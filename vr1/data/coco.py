@@ -7,6 +7,7 @@ from vr1.data.coco_layout import FOLDER_SPLITS
 from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
 from vr1.data.dataset import CocoSource, split_files
 from vr1.data.selection import Selection, select
+from vr1.errors import UserError
 
 
 class CocoDataModule(RecordDataModule):
@@ -38,7 +39,7 @@ class CocoDataModule(RecordDataModule):
     ) -> None:
         super().__init__(**loading)
         if report not in ("val", "test"):
-            raise ValueError(f"data: report={report!r} must be val or test")
+            raise UserError(f"data: report={report!r} must be val or test")
         self.report, self.selection = report, selection
         self.shuffle = self.shuffle and not selection.curriculum
         self.root = Path(root)
@@ -55,7 +56,7 @@ class CocoDataModule(RecordDataModule):
 
         Raises:
             MissingSplitError: the folder has no such split.
-            ValueError: its annotations or images are faulty.
+            UserError: its annotations or images are faulty.
         """
         found = split_files(self.root)
         name = "valid" if split in ("test", "predict") and self.report == "val" else FOLDER_SPLITS[split]

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from vr1.errors import UserError
+
 ROBOFLOW = "_annotations.coco.json"
 SHARES = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}
 FOLDER_SPLITS = {"train": "train", "val": "valid", "test": "test", "predict": "test"}
@@ -64,7 +66,7 @@ def split_files(root: Path | str, seed: int = 0) -> dict[str, CocoSplit]:
         What was found, by split: some of ``train``, ``valid`` and ``test``, in this order.
 
     Raises:
-        ValueError: if there is no such folder, nothing in it is recognised, or two files claim the same split.
+        UserError: if there is no such folder, nothing in it is recognised, or two files claim the same split.
 
     Example:
         >>> import tempfile
@@ -78,14 +80,14 @@ def split_files(root: Path | str, seed: int = 0) -> dict[str, CocoSplit]:
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder of a data set; check the path")
+        raise UserError(f"{root}: no such folder of a data set; check the path")
     found: dict[str, list[CocoSplit]] = {}
     for split, files in [*_roboflow(root), *_named(root)]:
         found.setdefault(split, []).append(files)
     for split, claims in found.items():
         if len(claims) > 1:
             names = " and ".join(str(claim.annotations.relative_to(root)) for claim in claims)
-            raise ValueError(f"{root}: {names} are all {split} annotations; keep one of them in this folder")
+            raise UserError(f"{root}: {names} are all {split} annotations; keep one of them in this folder")
     if found:
         return {split: found[split][0] for split in SHARES if split in found}
     annotations = _single(root)
@@ -120,7 +122,7 @@ def _single(root: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     names = ", ".join(str(path.relative_to(root)) for path in candidates[:5]) or "no json file"
-    raise ValueError(f"{root}: cannot tell the annotations; found {names}. Looked for\n{_LOOKED_FOR}")
+    raise UserError(f"{root}: cannot tell the annotations; found {names}. Looked for\n{_LOOKED_FOR}")
 
 
 def _json_files(root: Path) -> list[Path]:

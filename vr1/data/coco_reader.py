@@ -14,6 +14,7 @@ import numpy as np
 
 from vr1.data.annotations import BoxCutter, CocoTable, Corners, box_fault
 from vr1.data.validation import SHOWN, Problems, field_fault, has_id, is_area, is_box, is_int, is_side, is_text
+from vr1.errors import UserError
 from vr1.types import as_boxes
 
 _IDS = {"id": is_int, "image_id": is_int, "category_id": is_int}
@@ -154,7 +155,7 @@ def read_coco(
         The table of the sound records, the problems of the others, and notes on what was put right.
 
     Raises:
-        ValueError: if the file is missing, not COCO JSON, or its list of categories cannot be used.
+        UserError: if the file is missing, not COCO JSON, or its list of categories cannot be used.
 
     Source: https://cocodataset.org/#format-data
     """
@@ -177,19 +178,19 @@ def read_coco(
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"annotations={path}: no such file; check the path")
+        raise UserError(f"annotations={path}: no such file; check the path")
     try:
         document = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"annotations={path}: not JSON ({error}); export or download the file again") from error
+        raise UserError(f"annotations={path}: not JSON ({error}); export or download the file again") from error
     if not isinstance(document, dict):
-        raise ValueError(
+        raise UserError(
             f"annotations={path}: holds a {type(document).__name__} at the top, not an object with images, annotations "
             "and categories; a list is usually a file of detection results: give the file of the ground truth"
         )
     for key in ("images", "annotations", "categories"):
         if not isinstance(document.get(key), list):
-            raise ValueError(
+            raise UserError(
                 f"annotations={path}: has no list {key!r}, only {sorted(document)}; a COCO annotation file needs the "
                 "lists images, annotations and categories"
             )
@@ -220,7 +221,7 @@ def _read_categories(path: Path, items: list[Any]) -> tuple[dict[int, int], tupl
         if fault is None and item["id"] in rows:
             fault = f"category id {item['id']} used twice"
         if fault is not None:
-            raise ValueError(f"annotations={path}: categories[{position}] = {item}: {fault}; mend the list")
+            raise UserError(f"annotations={path}: categories[{position}] = {item}: {fault}; mend the list")
         name = " ".join(item["name"].split())
         folded = name.casefold()
         if folded in spellings:

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vr1.data.sampler import RepeatedBatches, TrainingLoader
 from vr1.distributed import data_share, die_with_parent
+from vr1.errors import UserError
 from vr1.seeding import run_seed
 from vr1.types import DetectionRecord
 
@@ -61,7 +62,7 @@ _SPLITS_OF: dict[str, tuple[Split, ...]] = {
 }
 
 
-class MissingSplitError(ValueError):
+class MissingSplitError(UserError):
     """A data set has no such split, which is no fault of those that it has."""
 
 
@@ -98,7 +99,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
             ("keep", keep, 0),
         ):
             if value < least:
-                raise ValueError(f"data: {name}={value} must be at least {least}")
+                raise UserError(f"data: {name}={value} must be at least {least}")
         self.keep = keep
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.shuffle, self.seed = num_workers, shuffle, run_seed(seed)
@@ -110,7 +111,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
 
         Raises:
             MissingSplitError: there is no such split.
-            ValueError: its data are faulty.
+            UserError: its data are faulty.
         """
 
     def setup(self, stage: str) -> None:

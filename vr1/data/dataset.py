@@ -19,6 +19,7 @@ from vr1.data.images import ImageError, open_image, read_header, turn_boxes
 from vr1.data.questions import grounding_questions
 from vr1.data.selection import choose_categories, take_portion, without_empty
 from vr1.data.validation import FaultyRecordsError, Problems
+from vr1.errors import UserError
 from vr1.types import Boxes, DetectionRecord
 
 
@@ -92,7 +93,7 @@ class CocoSource(Dataset[DetectionRecord]):
         report: what was left out and what was put right.
 
     Raises:
-        ValueError: if a setting, the file or (with ``bad_records="error"``) a record in it is faulty, or no record is
+        UserError: if a setting, the file or (with ``bad_records="error"``) a record in it is faulty, or no record is
             left.
 
     Example:
@@ -157,7 +158,7 @@ class CocoSource(Dataset[DetectionRecord]):
             records=len(self), images=used, objects=len(self._table.areas), problems=problems, notes=tuple(notes)
         )
         if not len(self):
-            raise ValueError(f"annotations={self._annotations}: no record is left to read.\n{report}")
+            raise UserError(f"annotations={self._annotations}: no record is left to read.\n{report}")
         if len(problems) or notes:
             _log.warning("%s", report)
         return report
@@ -227,15 +228,15 @@ def _check_settings(task: str, bad_records: str, empty_images: str, negatives: f
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
-            raise ValueError(f"{name}={value!r}: choose {' or '.join(allowed)}")
+            raise UserError(f"{name}={value!r}: choose {' or '.join(allowed)}")
     if not 0 <= negatives < 1:
-        raise ValueError(f"negatives={negatives}: give the share of negative questions, from 0 to below 1")
+        raise UserError(f"negatives={negatives}: give the share of negative questions, from 0 to below 1")
     if negatives and task == "detection":
-        raise ValueError(
+        raise UserError(
             f"negatives={negatives}: only task: grounding asks for what is absent; in detection, images without "
             "objects are the negatives (empty_images: keep)"
         )
     if negatives and empty_images == "skip":
         _log.info("negatives=%s are drawn from images with objects only (empty_images: skip)", negatives)
     if header_checks < 0:
-        raise ValueError(f"header_checks={header_checks}: give a number of images, 0 for none")
+        raise UserError(f"header_checks={header_checks}: give a number of images, 0 for none")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from vr1.data.annotations import CocoTable
 from vr1.data.images import ImageError, ImageHeader, read_header
 from vr1.data.validation import Problems
+from vr1.errors import UserError
 from vr1.types import DetectionRecord
 
 WRONG_SIZE = "image whose size in the annotations is not that of the file"
@@ -33,10 +34,10 @@ def check_images(table: CocoTable, folder: Path, header_checks: int, problems: P
         ``[I]`` true where no fault was found.
 
     Raises:
-        ValueError: if the folder is missing.
+        UserError: if the folder is missing.
     """
     if not folder.is_dir():
-        raise ValueError(f"images={folder}: no such folder; check the path")
+        raise UserError(f"images={folder}: no such folder; check the path")
     present = _files_present(folder, table.file_names)
     for row in np.flatnonzero(~present):
         problems.add("image file missing", f"{table.file_names[row]} (id {table.image_ids[row]})")

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
 from vr1.data.images import list_images, open_image
+from vr1.errors import UserError
 from vr1.types import DetectionRecord, as_boxes
 
 
@@ -19,12 +20,12 @@ class FolderSource(Dataset[DetectionRecord]):
         categories: what to look for in each of them.
 
     Raises:
-        ValueError: no such folder, no image in it, or nothing to look for.
+        UserError: no such folder, no image in it, or nothing to look for.
     """
 
     def __init__(self, images: Path, categories: Sequence[str]) -> None:
         if not categories:
-            raise ValueError("data.categories is empty: name what to look for, such as [raccoon]")
+            raise UserError("data.categories is empty: name what to look for, such as [raccoon]")
         self.paths, self.categories = list_images(images), tuple(categories)
 
     def __len__(self) -> int:

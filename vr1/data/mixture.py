@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from vr1.data.datamodule import RecordDataModule, Source, Split
 from vr1.data.selection import Counted, SelectedSource, Selection, select
+from vr1.errors import UserError
 from vr1.types import DetectionRecord
 
 
@@ -25,7 +26,7 @@ class SetsSource(Dataset[DetectionRecord]):
         largest: index of a record with the most pixels; 0 where that is not known.
 
     Raises:
-        ValueError: if there is no source.
+        UserError: if there is no source.
     """
 
     object_counts: NDArray[np.int64]
@@ -33,7 +34,7 @@ class SetsSource(Dataset[DetectionRecord]):
 
     def __init__(self, sources: dict[str, Any]) -> None:
         if not sources:
-            raise ValueError("data: no set is named; give at least one")
+            raise UserError("data: no set is named; give at least one")
         self.names, self.sources = list(sources), list(sources.values())
         self.starts = np.cumsum([0, *map(len, self.sources)])
         self.largest = 0
@@ -87,17 +88,17 @@ class MixtureDataModule(RecordDataModule):
         super().__init__(**loading)
         for setting, names in (("weights", list(weights or {})), ("evaluate", evaluate or [])):
             if unknown := sorted(set(names) - set(parts)):
-                raise ValueError(f"data.{setting}: {', '.join(unknown)} is no part; the parts are {', '.join(parts)}")
+                raise UserError(f"data.{setting}: {', '.join(unknown)} is no part; the parts are {', '.join(parts)}")
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in parts}
         if not parts or not all(0 < weight < math.inf for weight in self.weights.values()):
-            raise ValueError(f"data.weights={self.weights}: needs at least one part, and weights above 0")
+            raise UserError(f"data.weights={self.weights}: needs at least one part, and weights above 0")
         if streams := [name for name, part in parts.items() if getattr(part, "streaming", False)]:
-            raise ValueError(
+            raise UserError(
                 f"data.parts.{streams[0]}.streaming=true: a stream is read from front to back and cannot be mixed; set"
                 " it to false"
             )
         if records is not None and records < 1:
-            raise ValueError(f"data.records={records} must be at least 1")
+            raise UserError(f"data.records={records} must be at least 1")
         self.parts, self.records, self.evaluate = parts, records, evaluate or list(parts)
         self.selection = selection
         self.shuffle = self.shuffle and not selection.curriculum
@@ -106,7 +107,7 @@ class MixtureDataModule(RecordDataModule):
         """The mixed training records, or the records of the parts to evaluate one after the other.
 
         Raises:
-            ValueError: a part has no such split, or its data are faulty.
+            UserError: a part has no such split, or its data are faulty.
         """
         names = list(self.parts) if split == "train" else self.evaluate
         source = SetsSource({name: self.parts[name].build(split) for name in names})

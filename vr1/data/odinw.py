@@ -10,6 +10,7 @@ from vr1.data.datamodule import RecordDataModule, Source, Split
 from vr1.data.dataset import CocoSource
 from vr1.data.mixture import SetsSource
 from vr1.data.selection import Selection, select
+from vr1.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class OdinwDataModule(RecordDataModule):
         super().__init__(**loading)
         for name, value, allowed in (("report", report, ("val", "test")), ("missing", missing, ("error", "skip"))):
             if value not in allowed:
-                raise ValueError(f"data: {name}={value!r} must be {' or '.join(allowed)}")
+                raise UserError(f"data: {name}={value!r} must be {' or '.join(allowed)}")
         self.root, self.sets, self.report, self.missing = Path(root), sets, report, missing
         self.asking: dict[str, Any] = {
             "task": task,
@@ -83,14 +84,14 @@ class OdinwDataModule(RecordDataModule):
         """All sets of one split, one after the other.
 
         Raises:
-            ValueError: a set is missing, its annotations or images are faulty, or no set is left.
+            UserError: a set is missing, its annotations or images are faulty, or no set is left.
         """
         found = {name: place for name, place in self.sets.items() if (self.root / place.folder).is_dir()}
         gone = [name for name in self.sets if name not in found]
         if not found:
-            raise ValueError(f"data.root={self.root}: none of the sets {', '.join(self.sets)} is there; check the path")
+            raise UserError(f"data.root={self.root}: none of the sets {', '.join(self.sets)} is there; check the path")
         if gone and self.missing == "error":
-            raise ValueError(
+            raise UserError(
                 f"data.root={self.root}: {', '.join(gone)} not there, such as {self.sets[gone[0]].folder}; fetch what"
                 " is missing, or set missing: skip to go without"
             )

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vr1.data.annotations import CocoTable
+from vr1.errors import UserError
 
 
 def grounding_questions(table: CocoTable, negatives: float, seed: int) -> tuple[NDArray[np.int64], list[str]]:
@@ -24,7 +25,7 @@ def grounding_questions(table: CocoTable, negatives: float, seed: int) -> tuple[
         ``[Q, 2]`` rows of the image and of the category, in the order of the table, and notes on what was left out.
 
     Raises:
-        ValueError: if negatives are asked for and every category is on every image.
+        UserError: if negatives are asked for and every category is on every image.
     """
     width = max(len(table.categories), 1)
     pairs = table.image_rows * width + table.category_rows
@@ -40,7 +41,7 @@ def grounding_questions(table: CocoTable, negatives: float, seed: int) -> tuple[
         candidates = np.flatnonzero(absent)
         wanted = max(1, round(len(asked) * negatives / (1 - negatives)))
         if not len(candidates):
-            raise ValueError(
+            raise UserError(
                 f"negatives={negatives}: every category is on every image, so nothing absent can be asked for; set "
                 "negatives: 0 or add images without objects"
             )

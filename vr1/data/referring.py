@@ -17,6 +17,7 @@ from vr1.data.mixture import SetsSource
 from vr1.data.questions import asked_for
 from vr1.data.selection import Selection, select
 from vr1.data.validation import Problems, is_number, is_side, is_text
+from vr1.errors import UserError
 
 BoxFormat = Literal["xyxy", "xywh"]
 
@@ -36,13 +37,13 @@ def read_rec(path: Path, images: Path, box_format: BoxFormat | None = None) -> t
         The table of the sound lines, the problems of the others, and notes on what was put right.
 
     Raises:
-        ValueError: if the file is missing or not JSON, or holds no list.
+        UserError: if the file is missing or not JSON, or holds no list.
     """
     problems, rows = Problems(str(path)), TableRows()
     sizes: dict[str, tuple[int, int]] = {}
     for where, item in _items(path, problems):
         if box_format is None and isinstance(item, dict) and _says_no_format(item):
-            raise ValueError(
+            raise UserError(
                 f"annotations={path}: {where} has a 'bbox', which may be two corners or a corner and a size; set "
                 "box_format to xyxy or xywh"
             )
@@ -54,13 +55,13 @@ def read_rec(path: Path, images: Path, box_format: BoxFormat | None = None) -> t
 
 def _items(path: Path, problems: Problems) -> list[tuple[str, Any]]:
     if not path.is_file():
-        raise ValueError(f"annotations={path}: no such file; check the path")
+        raise UserError(f"annotations={path}: no such file; check the path")
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix != ".jsonl" and text.lstrip().startswith("["):
             return [(f"[{number}]", item) for number, item in enumerate(json.loads(text))]
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"annotations={path}: not JSON ({error}); download the file again") from error
+        raise UserError(f"annotations={path}: not JSON ({error}); download the file again") from error
     items = []
     # Not splitlines: JSON may hold the line separators of Unicode as they are.
     for number, line in enumerate(text.split("\n"), start=1):
@@ -174,7 +175,7 @@ class RecDataModule(RecordDataModule):
     ) -> None:
         super().__init__(**loading)
         if box_format not in (None, "xyxy", "xywh"):
-            raise ValueError(f"data: box_format={box_format!r} must be xyxy or xywh")
+            raise UserError(f"data: box_format={box_format!r} must be xyxy or xywh")
         self.images, self.box_format, self.bad_records = Path(images), box_format, bad_records
         self.files: dict[Split, dict[str, Path]] = {
             "train": train or {},
@@ -190,7 +191,7 @@ class RecDataModule(RecordDataModule):
 
         Raises:
             MissingSplitError: there is no file for the split.
-            ValueError: it or an image is faulty.
+            UserError: it or an image is faulty.
         """
         if not self.files[split]:
             name = "test" if split == "predict" else split

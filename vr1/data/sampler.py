@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vr1.errors import UserError
+
 
 class RepeatedBatches(Sampler[list[int]]):
     """Full batches of the records, in windows, every window repeated.
@@ -31,7 +33,7 @@ class RepeatedBatches(Sampler[list[int]]):
         Records that do not fill a window are left out of the epoch, so that every step has the same size.
 
     Raises:
-        ValueError: there are fewer records than one optimizer step takes.
+        UserError: there are fewer records than one optimizer step takes.
 
     Example:
         >>> list(RepeatedBatches(5, batch_size=2, repeats=2))
@@ -60,7 +62,7 @@ class RepeatedBatches(Sampler[list[int]]):
             parts += f" x accumulate_grad_batches={window}" if window > 1 else ""
             parts += f" x {world} processes" if world > 1 else ""
             what = "batch" if self.records_per_step == batch_size else "optimizer step"
-            raise ValueError(f"data: {length} training records do not fill one {what} of {parts}; lower batch_size")
+            raise UserError(f"data: {length} training records do not fill one {what} of {parts}; lower batch_size")
 
     @property
     def records_per_step(self) -> int:
@@ -160,17 +162,17 @@ class TrainingLoader:
         """Take up a position.
 
         Raises:
-            ValueError: the position lies within an epoch that would go on with other records.
+            UserError: the position lies within an epoch that would go on with other records.
         """
         handed_out, window = state["batches"], self.batches.window
         for name, meaning in _ORDER.items():
             if handed_out and (now := getattr(self.batches, name)) != (then := state["order"][name]):
-                raise ValueError(
+                raise UserError(
                     f"the checkpoint lies in the middle of an epoch with {then} as {meaning}, and now it is {now}:"
                     f" set it to {then} again to go on with the records that come next"
                 )
         if handed_out % state["window"]:
-            raise ValueError("the checkpoint lies in the middle of an optimizer step; resume from an earlier one")
+            raise UserError("the checkpoint lies in the middle of an optimizer step; resume from an earlier one")
         self.batches.set_epoch(state["epoch"])
         self.batches.start = self._handed_out = handed_out // state["window"] * window
         self._told_epoch, self._ended = state["told_epoch"], False

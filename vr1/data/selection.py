@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from vr1.data.annotations import CocoTable
 from vr1.data.coco_layout import Portion
 from vr1.data.validation import SHOWN
+from vr1.errors import UserError
 from vr1.types import DetectionRecord
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Selection:
             order. The data module then does not shuffle, which would undo it; every epoch starts anew.
 
     Raises:
-        ValueError: if a number is out of range.
+        UserError: if a number is out of range.
 
     Source: Vision-R1, arXiv 2503.18013: 1 to 30 instances (released code), about half of the records above 10.
     """
@@ -58,13 +59,13 @@ class Selection:
     def __post_init__(self) -> None:
         least, most = self.min_objects, self.max_objects
         if least < 0 or (most is not None and most < least):
-            raise ValueError(
+            raise UserError(
                 f"selection: min_objects={least}, max_objects={most}: needs 0 <= min_objects <= max_objects"
             )
         if self.hard_share is not None and not 0 <= self.hard_share <= 1:
-            raise ValueError(f"selection: hard_share={self.hard_share}: give a share between 0 and 1, or leave it out")
+            raise UserError(f"selection: hard_share={self.hard_share}: give a share between 0 and 1, or leave it out")
         if self.hard_above < 0:
-            raise ValueError(f"selection: hard_above={self.hard_above}: give a number of objects from 0")
+            raise UserError(f"selection: hard_above={self.hard_above}: give a number of objects from 0")
 
     def rows(self, object_counts: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
         """The chosen rows of a source, in its own order or in that of the curriculum.
@@ -74,7 +75,7 @@ class Selection:
             seed: draws what is left out, and the order of records with equally many objects.
 
         Raises:
-            ValueError: if no record is left.
+            UserError: if no record is left.
 
         Example:
             >>> Selection(max_objects=30, curriculum=True).rows(np.array([9, 40, 2, 5]), seed=0).tolist()
@@ -90,7 +91,7 @@ class Selection:
         if self.hard_share is not None:
             rows = self._balanced(rows, object_counts[rows] > self.hard_above, self.hard_share, rng)
         if not len(rows):
-            raise ValueError(f"{self}: none of {len(object_counts)} records is left; widen the selection")
+            raise UserError(f"{self}: none of {len(object_counts)} records is left; widen the selection")
         if self.curriculum:
             rows = rows[np.lexsort((rng.random(len(rows)), object_counts[rows]))]
         return rows
@@ -146,12 +147,12 @@ def select(source: Any, selection: Selection, split: str, seed: int) -> Any:
     """The source of a split after selection: the records of training are chosen from, all others stay as they are.
 
     Raises:
-        ValueError: if no record is left, or the source does not know its numbers of objects.
+        UserError: if no record is left, or the source does not know its numbers of objects.
     """
     if split != "train" or selection == Selection():
         return source
     if not isinstance(source, Counted):
-        raise ValueError(
+        raise UserError(
             f"{selection}: {type(source).__name__} does not know how many objects its records have; leave the "
             "selection out, or use a source with annotations"
         )
@@ -170,12 +171,12 @@ def choose_categories(table: CocoTable, wanted: Sequence[str] | None, annotation
         notes: takes what is left out.
 
     Raises:
-        ValueError: if a wanted name is not in the file or given twice, or the file has no object to name a category.
+        UserError: if a wanted name is not in the file or given twice, or the file has no object to name a category.
     """
     used = np.unique(table.category_rows).tolist()
     if wanted is None:
         if len(table) and not used:
-            raise ValueError(
+            raise UserError(
                 f"annotations={annotations}: none of its {len(table)} images has an object, so there is no category to "
                 "ask for; give the right file, or name the categories in the setting categories"
             )
@@ -190,7 +191,7 @@ def choose_categories(table: CocoTable, wanted: Sequence[str] | None, annotation
     unknown = [name for name, key in zip(wanted, folded, strict=True) if key not in rows]
     if unknown or len(set(folded)) < len(folded) or not folded:
         state = f"{', '.join(unknown)} not in the file" if unknown else "empty, or a name twice"
-        raise ValueError(f"categories={list(wanted)}: {state}; {annotations} has {', '.join(table.categories)}")
+        raise UserError(f"categories={list(wanted)}: {state}; {annotations} has {', '.join(table.categories)}")
     chosen = table.keep_categories([rows[key] for key in folded])
     if left_out := len(table.areas) - len(chosen.areas):
         notes.append(f"{left_out} objects are of categories that are not asked for")
@@ -209,12 +210,12 @@ def take_portion(table: CocoTable, portion: Portion, annotations: Path) -> CocoT
     """The table of the images of a portion.
 
     Raises:
-        ValueError: if the file has too few images for the portion to hold one.
+        UserError: if the file has too few images for the portion to hold one.
     """
     names = table.file_names
     chosen = portion.of(names)
     if names and not chosen:
-        raise ValueError(
+        raise UserError(
             f"annotations={annotations}: none of its {len(names)} images falls into the part {portion.start:g} to "
             f"{portion.stop:g} of them; a data set this small needs a file of its own for each split"
         )

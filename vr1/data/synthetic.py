@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from vr1.boxes import pairwise_iou
 from vr1.data.datamodule import RecordDataModule, Source, Split
+from vr1.errors import UserError
 from vr1.types import Boxes, DetectionRecord, as_boxes
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -44,7 +45,7 @@ class SceneStyle:
         outline: share of objects drawn as outlines instead of filled.
 
     Raises:
-        ValueError: a range is empty, a share is outside 0..1, or no object fits on a canvas.
+        UserError: a range is empty, a share is outside 0..1, or no object fits on a canvas.
     """
 
     canvas_sizes: Sequence[tuple[int, int]] = ((112, 112), (140, 84), (84, 140))
@@ -65,27 +66,27 @@ class SceneStyle:
         for name in ("num_objects", "object_size", "num_categories"):
             low, high = getattr(self, name)
             if not 0 <= low <= high or (name != "num_objects" and low <= 0):
-                raise ValueError(f"scene style: {name}={low, high} is no range; give the smaller number first, above 0")
+                raise UserError(f"scene style: {name}={low, high} is no range; give the smaller number first, above 0")
         for name in ("absent", "named", "tint", "outline", "max_overlap"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"scene style: {name}={getattr(self, name)} must lie between 0 and 1")
+                raise UserError(f"scene style: {name}={getattr(self, name)} must lie between 0 and 1")
         for name in ("noise", "blur"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"scene style: {name}={getattr(self, name)} must not be negative")
+                raise UserError(f"scene style: {name}={getattr(self, name)} must not be negative")
         if self.background not in ("plain", "gradient", "clutter"):
-            raise ValueError(f"scene style: background={self.background!r} must be plain, gradient or clutter")
+            raise UserError(f"scene style: background={self.background!r} must be plain, gradient or clutter")
         unknown = sorted(set(self.shapes) - set(SHAPES))
         if unknown or not self.shapes:
-            raise ValueError(f"scene style: unknown shapes {unknown}; choose among {', '.join(SHAPES)}")
+            raise UserError(f"scene style: unknown shapes {unknown}; choose among {', '.join(SHAPES)}")
         self._check_canvases()
 
     def _check_canvases(self) -> None:
         if not self.canvas_sizes or min(min(size) for size in self.canvas_sizes) < 8:
-            raise ValueError(
+            raise UserError(
                 f"scene style: canvas_sizes={self.canvas_sizes} needs at least one size of 8 pixels or more"
             )
         if self.object_size[0] > max(min(size) for size in self.canvas_sizes) - 2:
-            raise ValueError(
+            raise UserError(
                 f"scene style: object_size={self.object_size} fits on none of canvas_sizes={self.canvas_sizes}; make"
                 " objects smaller"
             )
@@ -101,7 +102,7 @@ class SceneSource(Dataset[DetectionRecord]):
         style: what the scenes look like.
 
     Raises:
-        ValueError: ``length`` is not positive or the split is unknown.
+        UserError: ``length`` is not positive or the split is unknown.
 
     Example:
         >>> source = SceneSource(length=4, split="val")
@@ -120,9 +121,9 @@ class SceneSource(Dataset[DetectionRecord]):
         style: SceneStyle | None = None,
     ) -> None:
         if length < 1:
-            raise ValueError(f"scenes: length={length} leaves nothing to read; give at least 1")
+            raise UserError(f"scenes: length={length} leaves nothing to read; give at least 1")
         if split not in SPLITS:
-            raise ValueError(f"scenes: split={split!r} is unknown; choose among {', '.join(SPLITS)}")
+            raise UserError(f"scenes: split={split!r} is unknown; choose among {', '.join(SPLITS)}")
         self.length, self.split, self.seed, self.style = length, split, seed, style or SceneStyle()
 
     def __len__(self) -> int:

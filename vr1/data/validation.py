@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from vr1.errors import UserError
+
 SHOWN = 5
 
 
@@ -47,7 +49,7 @@ class Problems:
         return "\n".join(lines)
 
 
-class FaultyRecordsError(ValueError):
+class FaultyRecordsError(UserError):
     """Records of a data set cannot be used: the message names the first few of each kind, ``problems`` all of them."""
 
     def __init__(self, problems: Problems) -> None:

@@ -14,6 +14,7 @@ from vr1.data.selection import SelectedSource, Selection, select
 from vr1.data.validation import FaultyRecordsError, Problems
 from vr1.data.vision_r1_rows import COLUMNS, RowError, check_columns, decode_image, load_table, parse_row
 from vr1.data.vision_r1_stream import VisionR1Stream
+from vr1.errors import UserError
 from vr1.types import DetectionRecord
 
 _log = logging.getLogger(__name__)
@@ -39,14 +40,14 @@ class VisionR1Source(Dataset[DetectionRecord]):
         report: what was left out and what was put right.
 
     Raises:
-        ValueError: if a column is missing, a record is faulty (with ``bad_records="error"``), or none is left.
+        UserError: if a column is missing, a record is faulty (with ``bad_records="error"``), or none is left.
 
     Source: Vision-R1, arXiv 2503.18013, section 4.1; hub: JefferyZhan/Vision-R1-Data.
     """
 
     def __init__(self, table: Any, name: str, bad_records: Literal["error", "skip"] = "error") -> None:
         if bad_records not in ("error", "skip"):
-            raise ValueError(f"bad_records={bad_records!r}: choose error or skip")
+            raise UserError(f"bad_records={bad_records!r}: choose error or skip")
         check_columns(table.column_names, name)
         self._table, self._name, self._skip = table, name, bad_records == "skip"
         self._numbers: list[int] = []
@@ -61,7 +62,7 @@ class VisionR1Source(Dataset[DetectionRecord]):
             records=len(self), images=len(self), objects=len(self._objects.areas), problems=problems, notes=notes
         )
         if not len(self):
-            raise ValueError(f"{name}: no record is left to read.\n{self.report}")
+            raise UserError(f"{name}: no record is left to read.\n{self.report}")
         self.largest = int(self.pixel_counts.argmax())
         if len(problems) or notes:
             _log.warning("%s", self.report)
@@ -153,19 +154,19 @@ class VisionR1DataModule(RecordDataModule):
     ) -> None:
         super().__init__(**loading)
         if val_records < 0:
-            raise ValueError(f"data: val_records={val_records} must not be negative")
+            raise UserError(f"data: val_records={val_records} must not be negative")
         self.path, self.split, self.val_records = path, split, val_records
         self.bad_records, self.selection = bad_records, selection
         self.shuffle = self.shuffle and not selection.curriculum
         self.streaming, self.records, self._mixed = streaming, records, self.shuffle
         if streaming:
             if selection.curriculum or selection.hard_share is not None:
-                raise ValueError(
+                raise UserError(
                     f"data.selection={selection}: a stream does not know how many objects later records have; leave"
                     " curriculum and hard_share out, or set streaming: false"
                 )
             if self.keep:
-                raise ValueError(
+                raise UserError(
                     f"data.keep={self.keep}: a stream is read from front to back every time; set it to 0, or streaming:"
                     " false"
                 )
@@ -178,7 +179,7 @@ class VisionR1DataModule(RecordDataModule):
 
         Raises:
             MissingSplitError: nothing is kept back, or all of it.
-            ValueError: the data set cannot be read or is faulty.
+            UserError: the data set cannot be read or is faulty.
         """
         if self.streaming:
             return self._stream(split)
@@ -201,7 +202,7 @@ class VisionR1DataModule(RecordDataModule):
         known = (table.info.splits or {}).get(self.split)
         records = self.records or (known.num_examples - self.val_records if known is not None else 0)
         if records < 1:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: the data set does not say how many records it has; set data.records to the number of"
                 " training records an epoch"
             )

@@ -10,6 +10,7 @@ from vr1.data.annotations import box_fault
 from vr1.data.images import ImageError, open_image
 from vr1.data.questions import asked_for, is_referring
 from vr1.data.validation import is_box, is_side, is_text
+from vr1.errors import UserError
 
 _SPLITS = ("train", "validation", "test")
 
@@ -28,12 +29,12 @@ def load_table(path: str, split: str = "train", streaming: bool = False) -> Any:
         ``datasets.IterableDataset``.
 
     Raises:
-        ValueError: if the library is missing, there is no such data set or split, or its files cannot be read.
+        UserError: if the library is missing, there is no such data set or split, or its files cannot be read.
     """
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"{path}: needs the library `datasets` to be read; pip install 'vr1[datasets]'") from error
+        raise UserError(f"{path}: needs the library `datasets` to be read; pip install 'vr1[datasets]'") from error
     place = Path(path).expanduser()
     try:
         if place.exists():
@@ -43,7 +44,7 @@ def load_table(path: str, split: str = "train", streaming: bool = False) -> Any:
     except Exception as error:  # the library raises whatever its many backends raise
         state = "cannot be read" if place.exists() else "is no local path, and cannot be loaded from the hub"
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path}: {state} ({type(error).__name__}: {reason}); check the path or the name") from error
+        raise UserError(f"{path}: {state} ({type(error).__name__}: {reason}); check the path or the name") from error
     if isinstance((table.features or {}).get("image"), datasets.Image):
         table = table.cast_column("image", datasets.Image(decode=False))
     return table
@@ -54,7 +55,7 @@ def _local(datasets: Any, place: Path, split: str, streaming: bool) -> Any:
         table = datasets.load_from_disk(str(place))
         if isinstance(table, datasets.DatasetDict):
             if split not in table:
-                raise ValueError(f"there is no split {split}, only {', '.join(table)}")
+                raise UserError(f"there is no split {split}, only {', '.join(table)}")
             table = table[split]
         return table.to_iterable_dataset() if streaming else table
     for kind in ("parquet", "arrow"):
@@ -62,7 +63,7 @@ def _local(datasets: Any, place: Path, split: str, streaming: bool) -> Any:
         if files:
             names = [str(file) for file in files]
             return datasets.load_dataset(kind, data_files=names, split="train", streaming=streaming)
-    raise ValueError("no parquet or arrow file is there, nor what save_to_disk writes")
+    raise UserError("no parquet or arrow file is there, nor what save_to_disk writes")
 
 
 def _of_split(place: Path, kind: str, split: str) -> list[Path]:
@@ -76,7 +77,7 @@ def _of_split(place: Path, kind: str, split: str) -> list[Path]:
     if found := of(split):
         return found
     if others := [name for name in _SPLITS if of(name)]:
-        raise ValueError(f"there is no split {split}, only {', '.join(others)}")
+        raise UserError(f"there is no split {split}, only {', '.join(others)}")
     return files
 
 
@@ -103,10 +104,10 @@ def check_columns(names: Any, name: str) -> None:
     """Refuse a data set of other columns.
 
     Raises:
-        ValueError: if one is missing.
+        UserError: if one is missing.
     """
     if missing := [column for column in ("image", *COLUMNS) if column not in names]:
-        raise ValueError(
+        raise UserError(
             f"{name}: has no column {', '.join(missing)}, only {', '.join(names)}; give a data set "
             f"with the columns image, {', '.join(COLUMNS)}"
         )

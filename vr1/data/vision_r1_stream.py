@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from vr1.data.annotations import TableRows
 from vr1.data.image_checks import decode_or_next
 from vr1.data.vision_r1_rows import COLUMNS, ParsedRow, RowError, check_columns, decode_image, parse_row
+from vr1.errors import UserError
 from vr1.types import DetectionRecord
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class VisionR1Stream(Dataset[DetectionRecord]):
         kept: rows to hold, undecoded, for batches that come again.
 
     Raises:
-        ValueError: if a column is missing, or (while reading) at a faulty record, or when none is left.
+        UserError: if a column is missing, or (while reading) at a faulty record, or when none is left.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class VisionR1Stream(Dataset[DetectionRecord]):
 
         Raises:
             IndexError: if there is no such record.
-            ValueError: at a faulty record, or if none is left.
+            UserError: at a faulty record, or if none is left.
             ImageError: if the image cannot be decoded or has another size than its row says, unless bad records are
                 skipped and there is a good one.
         """
@@ -79,9 +80,9 @@ class VisionR1Stream(Dataset[DetectionRecord]):
     def _begin(self) -> None:
         # A process that was forked shares open files, and their positions, with its parent.
         self._process, self._reached, self._rows = os.getpid(), 0, self._usable()
-        self._kept: OrderedDict[int, tuple[int, Any, ParsedRow | ValueError]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[int, Any, ParsedRow | UserError]] = OrderedDict()
 
-    def _row(self, index: int) -> tuple[int, Any, ParsedRow | ValueError]:
+    def _row(self, index: int) -> tuple[int, Any, ParsedRow | UserError]:
         if self._process != os.getpid() or (index < self._reached and index not in self._kept):
             self._begin()
         while self._reached <= index:
@@ -91,7 +92,7 @@ class VisionR1Stream(Dataset[DetectionRecord]):
                 self._kept.popitem(last=False)
         return self._kept[index]
 
-    def _usable(self) -> Iterator[tuple[int, Any, ParsedRow | ValueError]]:
+    def _usable(self) -> Iterator[tuple[int, Any, ParsedRow | UserError]]:
         """Number, stored image and content of each row that can be used, over and over.
 
         What is wrong with a row stands in its place, where none may be passed over: raised here, it would end the
@@ -108,14 +109,14 @@ class VisionR1Stream(Dataset[DetectionRecord]):
                         _log.warning("%s; passed over (bad_records: skip)", where)
                         continue
                     used = True
-                    error = ValueError(f"{where}; mend the data, or set bad_records: skip to pass over it")
+                    error = UserError(f"{where}; mend the data, or set bad_records: skip to pass over it")
                     yield number, None, error
                     continue
                 if self._least <= len(parsed.objects) <= self._most:
                     used = True
                     yield number, row["image"], parsed
             if not used:
-                raise ValueError(f"{self._name}: no record of the stream can be used; widen the selection")
+                raise UserError(f"{self._name}: no record of the stream can be used; widen the selection")
 
     def _raw(self) -> Iterator[dict[str, Any]]:
         # In batches, since single rows are shared out among the workers of a loader, which share out places already.

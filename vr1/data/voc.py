@@ -13,11 +13,12 @@ from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Spl
 from vr1.data.dataset import CocoSource
 from vr1.data.selection import Selection, select
 from vr1.data.validation import Problems
+from vr1.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-class XmlError(ValueError):
+class XmlError(UserError):
     """An xml file that cannot be used; the message says why."""
 
 
@@ -142,10 +143,10 @@ def voc_splits(root: Path) -> dict[str, VocSplit]:
         What was found, by ``train``, ``valid`` and ``test``.
 
     Raises:
-        ValueError: if there is no such folder, or no xml file in it.
+        UserError: if there is no such folder, or no xml file in it.
     """
     if not root.is_dir():
-        raise ValueError(f"{root}: no such folder of a data set; check the path")
+        raise UserError(f"{root}: no such folder of a data set; check the path")
     lists = root / "ImageSets" / "Main"
     if lists.is_dir() and (root / "Annotations").is_dir():
         found = {}
@@ -163,7 +164,7 @@ def voc_splits(root: Path) -> dict[str, VocSplit]:
     for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images"), ("", "")):
         if files := sorted((root / annotations).glob("*.xml")):
             return _divide(files, root / images)
-    raise ValueError(f"{root}: no xml file is where one could be. Looked for\n{_LOOKED_FOR}")
+    raise UserError(f"{root}: no xml file is where one could be. Looked for\n{_LOOKED_FOR}")
 
 
 def _divide(files: list[Path], images: Path) -> dict[str, VocSplit]:
@@ -202,9 +203,9 @@ class VocDataModule(RecordDataModule):
     ) -> None:
         super().__init__(**loading)
         if first_pixel not in (0, 1):
-            raise ValueError(f"data: first_pixel={first_pixel} must be 0 or 1")
+            raise UserError(f"data: first_pixel={first_pixel} must be 0 or 1")
         if difficult not in ("ignore", "count"):
-            raise ValueError(f"data: difficult={difficult!r} must be 'ignore' or 'count'")
+            raise UserError(f"data: difficult={difficult!r} must be 'ignore' or 'count'")
         self.root, self.selection = Path(root), selection
         self.first_pixel, self.difficult = first_pixel, difficult
         self.asking: dict[str, Any] = {
@@ -221,7 +222,7 @@ class VocDataModule(RecordDataModule):
 
         Raises:
             MissingSplitError: the folder has no such split.
-            ValueError: its annotations or images are faulty.
+            UserError: its annotations or images are faulty.
         """
         found = voc_splits(self.root)
         name = FOLDER_SPLITS[split]

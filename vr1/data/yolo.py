@@ -14,29 +14,30 @@ from vr1.data.dataset import CocoSource
 from vr1.data.images import SUFFIXES, ImageError, image_size
 from vr1.data.selection import Selection, select
 from vr1.data.validation import Problems
+from vr1.errors import UserError
 
 
 def yolo_names(document: Any, path: Path) -> dict[int, str]:
     """Category names by class number, from the ``names`` of a ``data.yaml``.
 
     Raises:
-        ValueError: if there is no usable list or mapping of names, or one of them is no text.
+        UserError: if there is no usable list or mapping of names, or one of them is no text.
     """
     names = document.get("names") if isinstance(document, dict) else None
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names:
-        raise ValueError(f"{path}: has no 'names'; give the category names as a list, or by class number")
+        raise UserError(f"{path}: has no 'names'; give the category names as a list, or by class number")
     for number, name in names.items():
         if name is None or isinstance(name, bool) or not str(name).strip():
-            raise ValueError(
+            raise UserError(
                 f"{path}: the name of class {number} is {name!r}; give a text, in quotes where it is a word like no or"
                 " null, which YAML takes for something else"
             )
     try:
         return {int(number): str(name) for number, name in names.items()}
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: 'names' has a class number that is none ({error}); mend the mapping") from error
+        raise UserError(f"{path}: 'names' has a class number that is none ({error}); mend the mapping") from error
 
 
 def yolo_splits(root: Path) -> tuple[dict[int, str], dict[str, Path]]:
@@ -49,18 +50,18 @@ def yolo_splits(root: Path) -> tuple[dict[int, str], dict[str, Path]]:
         Names by class number, and the place of the images by ``train``, ``valid`` and ``test``.
 
     Raises:
-        ValueError: if there is no yaml file, it is faulty, or it names no images that are there.
+        UserError: if there is no yaml file, it is faulty, or it names no images that are there.
     """
     path = root
     if not root.is_file():
         files = [file for file in sorted(root.glob("*")) if file.suffix in (".yaml", ".yml")]
         path = next((file for file in files if file.stem == "data"), files[0] if files else root)
     if not path.is_file():
-        raise ValueError(f"{root}: no yaml file is there; YOLO data need a data.yaml with names and splits")
+        raise UserError(f"{root}: no yaml file is there; YOLO data need a data.yaml with names and splits")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from error
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from error
     names = yolo_names(document, path)
     base = path.parent / str(document.get("path", ""))
     base = base if base.is_dir() else path.parent
@@ -68,14 +69,14 @@ def yolo_splits(root: Path) -> tuple[dict[int, str], dict[str, Path]]:
     for key, split in (("train", "train"), ("val", "valid"), ("valid", "valid"), ("test", "test")):
         value = document.get(key)
         if isinstance(value, list):
-            raise ValueError(f"{path}: {key} is a list; name one folder of images, or one txt file that lists them")
+            raise UserError(f"{path}: {key} is a list; name one folder of images, or one txt file that lists them")
         if isinstance(value, str):
             # Roboflow writes ../train/images where train/images is meant.
             places = [base / value, base / value.removeprefix("../")]
             if place := next((place for place in places if place.exists()), None):
                 found[split] = place
     if not found:
-        raise ValueError(f"{path}: names no folder of images (train, val, test) that is there; mend its paths")
+        raise UserError(f"{path}: names no folder of images (train, val, test) that is there; mend its paths")
     return names, found
 
 
@@ -95,7 +96,7 @@ def read_yolo(path: Path, names: dict[int, str]) -> tuple[CocoTable, Problems, l
         relative to the folder of ``path``, or absolute where a list gives them so.
 
     Raises:
-        ValueError: if there is no image.
+        UserError: if there is no image.
     """
     problems, rows, polygons = Problems(str(path)), TableRows(), 0
     for number in sorted(names):
@@ -103,7 +104,7 @@ def read_yolo(path: Path, names: dict[int, str]) -> tuple[CocoTable, Problems, l
     folder = path if path.is_dir() else path.parent
     images = _images(path)
     if not images:
-        raise ValueError(f"images={path}: no image is there; give the folder of the images, or a list of them")
+        raise UserError(f"images={path}: no image is there; give the folder of the images, or a list of them")
     for image in images:
         try:
             size = image_size(image)
@@ -230,7 +231,7 @@ class YoloDataModule(RecordDataModule):
 
         Raises:
             MissingSplitError: the yaml file names no such split, or one whose images are not there.
-            ValueError: its labels or images are faulty.
+            UserError: its labels or images are faulty.
         """
         names, places = yolo_splits(self.root)
         if (name := FOLDER_SPLITS[split]) not in places:

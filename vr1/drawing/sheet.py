@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from vr1.drawing.boxes import FAIR, GOOD, POOR, TRUTH, Colour, draw_prediction
 from vr1.drawing.fonts import font_for, shorten
+from vr1.errors import UserError
 from vr1.types import Prediction
 
 INK: Colour = (33, 37, 41)
@@ -72,14 +73,14 @@ def draw_grid(
         The sheet.
 
     Raises:
-        ValueError: if there is no tile.
+        UserError: if there is no tile.
 
     Example:
         >>> draw_grid([Image.new("RGB", (100, 100))] * 3, columns=2, legend=False).size
         (248, 248)
     """
     if not tiles:
-        raise ValueError("tiles is empty: a sheet needs at least one tile")
+        raise UserError("tiles is empty: a sheet needs at least one tile")
     columns = min(columns or max(1, math.ceil(math.sqrt(len(tiles) * 1.6))), len(tiles))
     wide, tall = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     rows = math.ceil(len(tiles) / columns)

@@ -1,5 +1,6 @@
 """Model families: how each asks for boxes and writes them."""
 
+from vr1.errors import UserError
 from vr1.families.base import Family, Wording
 from vr1.families.custom import CustomFamily
 from vr1.families.florence2 import Florence2
@@ -31,7 +32,7 @@ def family_of(model_type: str) -> Family:
     """The family whose models have this ``model_type``.
 
     Raises:
-        ValueError: no family has it. None is taken by default: coordinates would be read in a frame that is a guess.
+        UserError: no family has it. None is taken by default: coordinates would be read in a frame that is a guess.
 
     Example:
         >>> family_of("qwen3_vl").frame
@@ -41,7 +42,7 @@ def family_of(model_type: str) -> Family:
         if model_type in family.model_types:
             return family()
     known = ", ".join(name for family in _CHOSEN_BY_CONFIG for name in family.model_types)
-    raise ValueError(
+    raise UserError(
         f"no family is known for a {model_type} model (known: {known}); say how it is asked and how it writes boxes:"
         " family.class_path=vr1.families.CustomFamily with its frame, wording and grammar, or a family that it was"
         " trained to imitate"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vr1.boxes import Frame, frame_size, rescale
+from vr1.errors import UserError
 from vr1.families.item_grammar import ItemGrammar
 from vr1.families.item_reader import read_items
 from vr1.families.json_answer import read_json_answer, write_json_answer
@@ -23,7 +24,7 @@ class Wording:
         between: what stands between two categories.
 
     Raises:
-        ValueError: a text without ``{categories}``.
+        UserError: a text without ``{categories}``.
 
     Example:
         >>> Wording(one="Find every {categories}.", between=" and ").question(["cat", "dog"])
@@ -38,7 +39,7 @@ class Wording:
     def __post_init__(self) -> None:
         for name, text in (("one", self.one), ("several", self.several), ("referring", self.referring)):
             if text is not None and "{categories}" not in text:
-                raise ValueError(f"wording.{name}={text!r}: needs {{categories}} where the categories go")
+                raise UserError(f"wording.{name}={text!r}: needs {{categories}} where the categories go")
 
     def question(self, categories: Sequence[str]) -> str:
         """The question for these categories."""

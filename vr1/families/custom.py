@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from vr1.boxes import Frame
+from vr1.errors import UserError
 from vr1.families.base import Family, Wording
 from vr1.families.item_grammar import ItemGrammar
 
@@ -28,7 +29,7 @@ class CustomFamily(Family):
         markers: special tokens that belong to an answer.
 
     Raises:
-        ValueError: a frame that is not above 0.
+        UserError: a frame that is not above 0.
 
     Example:
         >>> from vr1.types import as_boxes
@@ -45,7 +46,7 @@ class CustomFamily(Family):
         markers: Sequence[str] = (),
     ) -> None:
         if not isinstance(frame, str) and not frame > 0:
-            raise ValueError(f"family.frame={frame} must lie above 0; 1000 is usual, or input, or image")
+            raise UserError(f"family.frame={frame} must lie above 0; 1000 is usual, or input, or image")
         self._wording = wording
         self.frame, self.grammar, self.markers = frame, grammar, tuple(markers)
 

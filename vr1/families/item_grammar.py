@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from vr1.errors import UserError
 from vr1.types import Boxes
 
 COORDINATES = ("x1", "y1", "x2", "y2")
@@ -32,7 +33,7 @@ class ItemGrammar:
         largest: the largest number that can be written, for models that have a token for each; None for no limit.
 
     Raises:
-        ValueError: a template that lacks a field, has one too many, or a format that writes no number.
+        UserError: a template that lacks a field, has one too many, or a format that writes no number.
 
     Example:
         >>> from vr1.types import as_boxes
@@ -55,13 +56,13 @@ class ItemGrammar:
                 for _, _, spec in _parts(template):
                     _write_number(0.0, spec)
             except ValueError as error:
-                raise ValueError(f"grammar.{name}={template!r}: {error}") from error
+                raise UserError(f"grammar.{name}={template!r}: {error}") from error
         fields = [name for _, name, _ in self._box_parts if name]
         if sorted(fields) != sorted(COORDINATES):
-            raise ValueError(f"grammar.box={self.box!r}: needs each of {{x1}}, {{y1}}, {{x2}} and {{y2}} once")
+            raise UserError(f"grammar.box={self.box!r}: needs each of {{x1}}, {{y1}}, {{x2}} and {{y2}} once")
         item = sorted(name for _, name, _ in _parts(self.item) if name)
         if item not in (["box", "label"], ["boxes", "label"]):
-            raise ValueError(f"grammar.item={self.item!r}: needs {{label}} once, and {{box}} or {{boxes}} once")
+            raise UserError(f"grammar.item={self.item!r}: needs {{label}} once, and {{box}} or {{boxes}} once")
 
     @cached_property
     def _box_parts(self) -> list[tuple[str, str, str]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vr1.errors import UserError
 from vr1.metrics.evaluation import Evaluated
 from vr1.types import Boxes, DetectionRecord, Detections, Targets, as_boxes
 
@@ -88,7 +89,7 @@ KEYS = ("completion", "boxes_xyxy", "labels", "image_size", "input_size")
 _LARGEST = 1e7
 
 
-class InputError(ValueError):
+class InputError(UserError):
     """A file or a line that is not what it should be. The message names it and the mend."""
 
 
@@ -298,25 +299,25 @@ def evaluated_row(
         image_size: width and height of its image in pixels.
 
     Raises:
-        ValueError: if a field is not what it should be.
+        UserError: if a field is not what it should be.
     """
     crowd = _list(fields, "crowd", [])
     if not all(isinstance(item, dict) and {"box_xyxy", "label"} <= item.keys() for item in crowd):
-        raise ValueError('"crowd" is no list of {"box_xyxy", "label"}; write one object for each crowd region')
+        raise UserError('"crowd" is no list of {"box_xyxy", "label"}; write one object for each crowd region')
     boxes = np.concatenate([targets.boxes_xyxy, box_array([item["box_xyxy"] for item in crowd], "crowd")])
     sizes = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).tolist()
     areas = _numbers(_list(fields, "areas", sizes[: len(targets)]), "areas", least=0.0)
     crowd_sizes = zip(crowd, sizes[len(targets) :], strict=True)
     crowd_areas = _numbers([item.get("area", size) for item, size in crowd_sizes], "crowd", least=0.0)
     if len(areas) != len(targets):
-        raise ValueError(f'{len(areas)} in "areas" but {len(targets)} in "boxes_xyxy"; write one area for each box')
+        raise UserError(f'{len(areas)} in "areas" but {len(targets)} in "boxes_xyxy"; write one area for each box')
     scores = _numbers(_list(fields, "scores", []), "scores")
     categories = _list(fields, "categories", [])
     if not all(isinstance(name, str) for name in categories):
-        raise ValueError('"categories" has something that is no text; write the names that were asked for')
+        raise UserError('"categories" has something that is no text; write the names that were asked for')
     image_id = fields.get("image_id", number)
     if type(image_id) is not int:
-        raise ValueError('"image_id" is no whole number; write one, or leave it out')
+        raise UserError('"image_id" is no whole number; write one, or leave it out')
     return Evaluated(
         set_name=str(fields.get("set", "")),
         image_id=image_id,
@@ -337,12 +338,12 @@ def evaluated_row(
 def _list(fields: dict[str, Any], name: str, default: list[Any]) -> list[Any]:
     value = fields.get(name, default)
     if not isinstance(value, list):
-        raise ValueError(f'"{name}" is no list; write one, or leave it out')
+        raise UserError(f'"{name}" is no list; write one, or leave it out')
     return value
 
 
 def _numbers(values: list[Any], name: str, least: float = -math.inf) -> list[float]:
     if not all(type(value) in (int, float) and least <= value < math.inf for value in values):
         above = "" if least == -math.inf else f" from {least:g}"
-        raise ValueError(f'"{name}" has something that is no finite number{above}; write one for each box')
+        raise UserError(f'"{name}" has something that is no finite number{above}; write one for each box')
     return values

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
+from vr1.errors import UserError
 from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate, evaluate_classes, label_key, text_key
 from vr1.metrics.evaluation import asked_rows
 from vr1.metrics.referring import expression_hit
@@ -92,10 +93,10 @@ class CocoMetrics(Metric):
             records: what was asked and its ground truth.
 
         Raises:
-            ValueError: if there are not as many answers as records.
+            UserError: if there are not as many answers as records.
         """
         if len(detections) != len(records):
-            raise ValueError(f"CocoMetrics: {len(detections)} answers to {len(records)} records; give one a record")
+            raise UserError(f"CocoMetrics: {len(detections)} answers to {len(records)} records; give one a record")
         for answer, record in zip(detections, records, strict=True):
             assert np.isfinite(answer.boxes_xyxy).all(), "pycocotools takes NaN for a perfect overlap"
             kept = asked_rows(answer.labels, record.categories)

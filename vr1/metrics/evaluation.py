@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vr1.errors import UserError
 from vr1.matching import fold_label
 from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate_classes, label_key
 from vr1.metrics.referring import expression_hit
@@ -99,7 +100,7 @@ def evaluate_sets(rows: Iterable[Evaluated]) -> Evaluation:
     """The figures of all rows, set by set.
 
     Raises:
-        ValueError: if there is no row.
+        UserError: if there is no row.
 
     Example:
         >>> from vr1.types import as_boxes
@@ -115,7 +116,7 @@ def evaluate_sets(rows: Iterable[Evaluated]) -> Evaluation:
     """
     grouped = by_set(rows)
     if not grouped:
-        raise ValueError("evaluation: there is no answer to evaluate; give at least one")
+        raise UserError("evaluation: there is no answer to evaluate; give at least one")
     sets, classes = {}, {}
     for name, found in grouped.items():
         measured, classes[name] = evaluate_classes(_coco_input(found))
@@ -166,7 +167,7 @@ def write_evaluation(folder: Path, rows: Sequence[Evaluated], category_ids: dict
         The figures.
 
     Raises:
-        ValueError: if there is no row, or a category has no id.
+        UserError: if there is no row, or a category has no id.
         OSError: if a file cannot be written.
     """
     evaluation = evaluate_sets(rows)
@@ -195,13 +196,13 @@ def coco_documents(
     """COCO's ground truth and results of the rows of one set; several questions about one image are one image there.
 
     Raises:
-        ValueError: if a category has no id.
+        UserError: if a category has no id.
     """
     names = sorted({fold_label(name): name for row in rows for name in row.categories}.values())
     given = {fold_label(name): number for name, number in (category_ids or {}).items()}
     ids = given if category_ids else {fold_label(name): number for number, name in enumerate(names, start=1)}
     if missing := [name for name in names if fold_label(name) not in ids]:
-        raise ValueError(f"category {missing[0]} is not among the {len(ids)} of the given annotations; give others")
+        raise UserError(f"category {missing[0]} is not among the {len(ids)} of the given annotations; give others")
     numbers = _image_numbers(rows)
     images: dict[int, dict[str, Any]] = {}
     annotations: list[dict[str, Any]] = []

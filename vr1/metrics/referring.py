@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from vr1.boxes import pairwise_iou
+from vr1.errors import UserError
 from vr1.types import Boxes, DetectionRecord, Detections
 
 
@@ -25,7 +26,7 @@ class ReferringAccuracy(Metric):
         kwargs: settings of every torchmetrics metric.
 
     Raises:
-        ValueError: if the threshold is not above 0 and at most 1, or a record has not one true box.
+        UserError: if the threshold is not above 0 and at most 1, or a record has not one true box.
 
     Source: Mao et al., Generation and Comprehension of Unambiguous Object Descriptions, arXiv 1511.02283; Yu et al.,
         Modeling Context in Referring Expressions, arXiv 1608.00272.
@@ -49,7 +50,7 @@ class ReferringAccuracy(Metric):
     def __init__(self, threshold: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 < threshold <= 1:
-            raise ValueError(f"ReferringAccuracy(threshold={threshold}): give an IoU above 0 and at most 1")
+            raise UserError(f"ReferringAccuracy(threshold={threshold}): give an IoU above 0 and at most 1")
         self.threshold = threshold
         for name in ("hits", "answers"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -58,16 +59,16 @@ class ReferringAccuracy(Metric):
         """Count the answers to some records, boxes in image pixels.
 
         Raises:
-            ValueError: if there are not as many answers as records, or a record has not one true box.
+            UserError: if there are not as many answers as records, or a record has not one true box.
         """
         if len(detections) != len(records):
-            raise ValueError(
+            raise UserError(
                 f"ReferringAccuracy: {len(detections)} answers to {len(records)} records; give one a record"
             )
         for answer, record in zip(detections, records, strict=True):
             true = record.boxes_xyxy[~record.crowd]
             if len(true) != 1:
-                raise ValueError(
+                raise UserError(
                     f"ReferringAccuracy: {record.origin} has {len(true)} true boxes; an expression refers to one, so "
                     "measure other data by CocoMetrics"
                 )

@@ -14,6 +14,7 @@ from torch import Tensor
 from vr1.advantage import Advantage, equal_groups
 from vr1.checkpoints.state import reshard_rollouts
 from vr1.distributed import data_share, gather
+from vr1.errors import UserError
 from vr1.families import Family
 from vr1.losses import GRPO, PolicyLoss, PolicyTerms
 from vr1.modules.base import DetectionModule, mean_where, targets
@@ -48,7 +49,7 @@ class GRPOModule(DetectionModule):
             or ``log_probs``, the probability of the tokens that the box is written in; see `vr1.detections`.
 
     Raises:
-        ValueError: a group of one completion (nothing to compare), or a sampling temperature of 0.
+        UserError: a group of one completion (nothing to compare), or a sampling temperature of 0.
 
     Source: Vision-R1, arXiv 2503.18013.
     """
@@ -72,14 +73,14 @@ class GRPOModule(DetectionModule):
     ) -> None:
         super().__init__(policy, family, reward, evaluation, max_prompt_tokens, optimizer, lr_scheduler, box_scores)
         if sampling.group_size < 2:
-            raise ValueError(
+            raise UserError(
                 f"sampling.group_size={sampling.group_size}: GRPO compares the completions of a group, so it needs at"
                 " least 2; 8 is usual"
             )
         if sampling.temperature == 0:
-            raise ValueError("sampling.temperature=0 makes all completions of a group alike; 1 is usual")
+            raise UserError("sampling.temperature=0 makes all completions of a group alike; 1 is usual")
         if updates_per_rollout < 1 or resample_equal < 0:
-            raise ValueError(
+            raise UserError(
                 f"updates_per_rollout={updates_per_rollout} must be at least 1 and resample_equal={resample_equal} not"
                 " negative"
             )

@@ -10,6 +10,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
+from vr1.errors import UserError
 from vr1.families import Family, family_of
 from vr1.policy.policy import Policy
 
@@ -26,7 +27,7 @@ def set_resolution(image_processor: Any, min_pixels: int | None, max_pixels: int
         max_pixels: largest input in pixels; None keeps the processor's own.
 
     Raises:
-        ValueError: the smallest is above the largest, or the processor has one size for all images.
+        UserError: the smallest is above the largest, or the processor has one size for all images.
     """
     size = dict(image_processor.size)
     if hasattr(image_processor, "merge_size"):
@@ -43,7 +44,7 @@ def set_resolution(image_processor: Any, min_pixels: int | None, max_pixels: int
         image_processor.min_patches, image_processor.max_patches = max(least, 1), max(most, 1)
         image_processor.crop_to_patches = image_processor.max_patches > 1
     else:
-        raise ValueError(
+        raise UserError(
             f"policy: min_pixels={min_pixels} and max_pixels={max_pixels}: the {type(image_processor).__name__} of this"
             f" model makes every image {size}; leave both out"
         )
@@ -51,7 +52,7 @@ def set_resolution(image_processor: Any, min_pixels: int | None, max_pixels: int
 
 def _refuse_crossed(least: int, most: int) -> None:
     if least > most:
-        raise ValueError(f"policy: min_pixels={least} is more than max_pixels={most}; lower it")
+        raise UserError(f"policy: min_pixels={least} is more than max_pixels={most}; lower it")
 
 
 EMBEDDED_MODEL = str(files("vr1") / "embedded")
@@ -97,7 +98,7 @@ class PolicySource:
             None shares them where the model can.
 
     Raises:
-        ValueError: ``quantize`` without ``lora``.
+        UserError: ``quantize`` without ``lora``.
     """
 
     path: str = EMBEDDED_MODEL
@@ -112,7 +113,7 @@ class PolicySource:
 
     def __post_init__(self) -> None:
         if self.quantize and self.lora is None:
-            raise ValueError(
+            raise UserError(
                 "policy: quantize='nf4' needs adapters, since 4-bit weights cannot be trained: set lora too"
             )
 
@@ -120,32 +121,32 @@ class PolicySource:
         """Refuse a path that holds no vision-language model, before anything heavy is loaded.
 
         Raises:
-            ValueError: nothing there, no model there, or a model without a vision tower.
+            UserError: nothing there, no model there, or a model without a vision tower.
         """
         path = Path(self.path)
         hub_name = self.path.count("/") == 1 and not self.path.startswith((".", "~", "/")) and not path.exists()
         if not hub_name and not (path / "config.json").is_file():
-            raise ValueError(
+            raise UserError(
                 f"policy.path={self.path}: no config.json there; give a folder written by save_pretrained, or the name"
                 " of a model on the hub"
             )
         try:
             config = AutoConfig.from_pretrained(self.path)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"policy.path={self.path}: no model could be found there ({error})") from error
+            raise UserError(f"policy.path={self.path}: no model could be found there ({error})") from error
         if not hasattr(config, "vision_config"):
-            raise ValueError(
+            raise UserError(
                 f"policy.path={self.path}: a {config.model_type} model does not see images; give a vision-language"
                 " model such as Qwen/Qwen2.5-VL-3B-Instruct"
             )
         if config.is_encoder_decoder:
-            raise ValueError(
+            raise UserError(
                 f"policy.path={self.path}: a {config.model_type} model is an encoder with a decoder; give a model that"
                 " goes on from its prompt, such as Qwen/Qwen2.5-VL-3B-Instruct"
             )
         if path.is_dir() and not any(path.glob("*.safetensors")):
             others = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights at all"
-            raise ValueError(
+            raise UserError(
                 f"policy.path={self.path}: found {others}, and only weights in safetensors are read (pickled ones can"
                 " run code); load such a model with transformers once and write it anew by save_pretrained"
             )
@@ -154,7 +155,7 @@ class PolicySource:
         """The family of the model, by its config.
 
         Raises:
-            ValueError: none is known for such a model; the message says how to set one.
+            UserError: none is known for such a model; the message says how to set one.
         """
         return family_of(AutoConfig.from_pretrained(self.path).model_type)
 
@@ -163,7 +164,7 @@ class PolicySource:
         try:
             processor = AutoProcessor.from_pretrained(self.path)
         except (OSError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"policy.path={self.path}: its tokenizer or image processor cannot be read ({error}); copy those files"
                 " of the original model into the folder"
             ) from error
@@ -209,7 +210,7 @@ class PolicySource:
                 # In 4 bits too: peft's own preparation would widen all that is not quantised, for nothing.
                 network = get_peft_model(network, self.lora_config())
             except ValueError as error:
-                raise ValueError(f"policy.lora.targets={self.lora.targets}: {error}") from error
+                raise UserError(f"policy.lora.targets={self.lora.targets}: {error}") from error
             _leave_inputs_alone(network.get_base_model())
         return network.train()
 

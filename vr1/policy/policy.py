@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from vr1.errors import UserError
 from vr1.policy.architectures import architecture_of
 from vr1.policy.attention import NAME, CompletionAttention, PromptAttention, Sharing
 from vr1.policy.logprobs import plain_log_probs, token_log_probs
@@ -56,7 +57,7 @@ class Policy(nn.Module):
             where this model can.
 
     Raises:
-        ValueError: ``share_prompt`` for a model that cannot.
+        UserError: ``share_prompt`` for a model that cannot.
     """
 
     def __init__(self, network: nn.Module, share_prompt: bool | None = None) -> None:
@@ -72,7 +73,7 @@ class Policy(nn.Module):
         if self.architecture is None and share_prompt is not False:
             kind = self.base.config.model_type
             if share_prompt:
-                raise ValueError(f"policy.share_prompt=true: the rows of a {kind} model cannot be shared; leave it out")
+                raise UserError(f"policy.share_prompt=true: the rows of a {kind} model cannot be shared; leave it out")
             rank_zero_warn(
                 f"policy: the completions of a {kind} model take a row each, image and prompt included, which is"
                 " slower than rows that share them; share_prompt=false chooses the same without this line"

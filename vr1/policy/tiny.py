@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from vr1.data.synthetic import SHAPES
+from vr1.errors import UserError
 from vr1.families import Qwen25VL
 from vr1.types import as_boxes
 
@@ -123,7 +124,7 @@ class Sizes:
         vision_rope_theta: base of the rotary positions of the vision tower, small for the same reason.
 
     Raises:
-        ValueError: the head size does not split into the three parts of Qwen's rotary positions.
+        UserError: the head size does not split into the three parts of Qwen's rotary positions.
     """
 
     hidden: int = 192
@@ -140,7 +141,7 @@ class Sizes:
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads or self.head % 16:
-            raise ValueError(
+            raise UserError(
                 f"hidden={self.hidden} and heads={self.heads}: the head size must be a multiple of 16; try hidden=192,"
                 " heads=6"
             )

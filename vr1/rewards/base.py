@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from vr1.errors import UserError
 from vr1.types import Match
 
 
@@ -35,7 +36,7 @@ class Criterion:
             threshold then counts as itself.
 
     Raises:
-        ValueError: if not ``0 <= xi1 <= xi2 <= 1`` or not ``0 <= xi0 <= 1``.
+        UserError: if not ``0 <= xi1 <= xi2 <= 1`` or not ``0 <= xi0 <= 1``.
 
     Source: Vision-R1, arXiv 2503.18013, section 3.3, Eq. 8.
 
@@ -54,9 +55,9 @@ class Criterion:
 
     def __post_init__(self) -> None:
         if not 0 <= self.xi0 <= 1:
-            raise ValueError(f"Criterion(xi0={self.xi0}): the overlap for recall must lie in 0..1")
+            raise UserError(f"Criterion(xi0={self.xi0}): the overlap for recall must lie in 0..1")
         if not 0 <= self.xi1 <= self.xi2 <= 1:
-            raise ValueError(f"Criterion(xi1={self.xi1}, xi2={self.xi2}): needs 0 <= xi1 <= xi2 <= 1")
+            raise UserError(f"Criterion(xi1={self.xi1}, xi2={self.xi2}): needs 0 <= xi1 <= xi2 <= 1")
 
     def f(self, value: float) -> float:
         """Differentiate a value: all, nothing, or the value itself (Eq. 8)."""
@@ -94,7 +95,7 @@ class RewardTerm(Metric):
     ``self.log(name, term)`` in a LightningModule thus logs the mean of the epoch.
 
     Raises:
-        ValueError: on calling it, if a score is not a finite number.
+        UserError: on calling it, if a score is not a finite number.
 
     Example:
         A term of your own, used from YAML by ``class_path: my_package.FewBoxes``:
@@ -133,7 +134,7 @@ class RewardTerm(Metric):
         """Scores ``[n]`` of n completions, which are also added to the running mean."""
         scores = [float(self.score(match, criterion)) for match in matches]
         if not all(map(math.isfinite, scores)):
-            raise ValueError(f"{type(self).__name__}.score returned {scores}: a reward must be a finite number")
+            raise UserError(f"{type(self).__name__}.score returned {scores}: a reward must be a finite number")
         self.update(scores)
         return torch.tensor(scores, dtype=torch.float32)
 

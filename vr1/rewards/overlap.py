@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from vr1.boxes import pairwise_iou
+from vr1.errors import UserError
 from vr1.matching import fold_label
 from vr1.rewards.base import Criterion, RewardTerm, reward_without_targets
 from vr1.types import Boxes, Match
@@ -25,7 +26,7 @@ class Iou(RewardTerm):
             alike. ``matched``: the matched pairs only.
 
     Raises:
-        ValueError: if ``normalise_by`` is neither.
+        UserError: if ``normalise_by`` is neither.
 
     Source: VLM-R1, arXiv 2504.07615 (referring expressions: one box of each).
 
@@ -47,7 +48,7 @@ class Iou(RewardTerm):
     def __init__(self, normalise_by: Literal["larger", "matched"] = "larger") -> None:
         super().__init__()
         if normalise_by not in ("larger", "matched"):
-            raise ValueError(f"Iou(normalise_by={normalise_by!r}): must be 'larger' or 'matched'")
+            raise UserError(f"Iou(normalise_by={normalise_by!r}): must be 'larger' or 'matched'")
         self.normalise_by = normalise_by
 
     def score(self, match: Match, criterion: Criterion) -> float:
@@ -111,7 +112,7 @@ class AveragePrecision(RewardTerm):
             ``ignore``: COCO leaves it out.
 
     Raises:
-        ValueError: if a threshold is not in 0..1, there is none, or ``absent`` is neither.
+        UserError: if a threshold is not in 0..1, there is none, or ``absent`` is neither.
 
     Source: VLM-R1, github.com/om-ai-lab/VLM-R1, ``map_reward``; pycocotools.cocoeval.
 
@@ -137,9 +138,9 @@ class AveragePrecision(RewardTerm):
         # The very numbers of COCO: 0.5 + 0.05 * 3 would miss an overlap of 0.65.
         self.thresholds = np.linspace(0.5, 0.95, 10).tolist() if thresholds is None else list(thresholds)
         if not self.thresholds or not all(0 <= threshold <= 1 for threshold in self.thresholds):
-            raise ValueError(f"AveragePrecision(thresholds={thresholds}): give one or more overlaps between 0 and 1")
+            raise UserError(f"AveragePrecision(thresholds={thresholds}): give one or more overlaps between 0 and 1")
         if absent not in ("zero", "ignore"):
-            raise ValueError(f"AveragePrecision(absent={absent!r}): must be 'zero' or 'ignore'")
+            raise UserError(f"AveragePrecision(absent={absent!r}): must be 'zero' or 'ignore'")
         self.absent = absent
 
     def score(self, match: Match, criterion: Criterion) -> float:

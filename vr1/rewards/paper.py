@@ -5,6 +5,7 @@ Source: Vision-R1, arXiv 2503.18013, section 3.2.
 
 from typing import Literal
 
+from vr1.errors import UserError
 from vr1.rewards.base import Criterion, RewardTerm, differentiate, reward_without_targets
 from vr1.types import Match
 
@@ -18,7 +19,7 @@ class DualFormat(RewardTerm):
             passes too; here it has to be a list of objects.
 
     Raises:
-        ValueError: if ``check`` is neither.
+        UserError: if ``check`` is neither.
 
     Source: Vision-R1, arXiv 2503.18013, Eq. 4.
 
@@ -40,7 +41,7 @@ class DualFormat(RewardTerm):
     def __init__(self, check: Literal["template_and_content", "template"] = "template_and_content") -> None:
         super().__init__()
         if check not in ("template_and_content", "template"):
-            raise ValueError(f"DualFormat(check={check!r}): must be 'template_and_content' or 'template'")
+            raise UserError(f"DualFormat(check={check!r}): must be 'template_and_content' or 'template'")
         self.check = check
 
     def score(self, match: Match, criterion: Criterion) -> float:
@@ -60,7 +61,7 @@ class Recall(RewardTerm):
         xi2: keeps f's upper threshold likewise. The released code keeps 0.5 and 0.75 once it differentiates at all.
 
     Raises:
-        ValueError: if only one of them is given, or not ``0 <= xi1 <= xi2 <= 1``.
+        UserError: if only one of them is given, or not ``0 <= xi1 <= xi2 <= 1``.
 
     Source: Vision-R1, arXiv 2503.18013, Eq. 5.
 
@@ -82,7 +83,7 @@ class Recall(RewardTerm):
     def __init__(self, xi1: float | None = None, xi2: float | None = None) -> None:
         super().__init__()
         if (xi1 is None) != (xi2 is None):
-            raise ValueError(f"Recall(xi1={xi1}, xi2={xi2}): give both thresholds or neither")
+            raise UserError(f"Recall(xi1={xi1}, xi2={xi2}): give both thresholds or neither")
         self.kept = None if xi1 is None or xi2 is None else Criterion(xi1=xi1, xi2=xi2)
 
     def score(self, match: Match, criterion: Criterion) -> float:
@@ -104,7 +105,7 @@ class Precision(RewardTerm):
             ones do, as in the released code.
 
     Raises:
-        ValueError: if ``normalise_by`` is neither.
+        UserError: if ``normalise_by`` is neither.
 
     Source: Vision-R1, arXiv 2503.18013, Eq. 6.
 
@@ -126,7 +127,7 @@ class Precision(RewardTerm):
     def __init__(self, normalise_by: Literal["predicted", "matched"] = "predicted") -> None:
         super().__init__()
         if normalise_by not in ("predicted", "matched"):
-            raise ValueError(f"Precision(normalise_by={normalise_by!r}): must be 'predicted' or 'matched'")
+            raise UserError(f"Precision(normalise_by={normalise_by!r}): must be 'predicted' or 'matched'")
         self.normalise_by = normalise_by
 
     def score(self, match: Match, criterion: Criterion) -> float:

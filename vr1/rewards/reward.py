@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vr1.errors import UserError
 from vr1.matching import BoxMatcher
 from vr1.rewards.base import Criterion, RewardTerm
 from vr1.rewards.paper import DualFormat, Precision, Recall
@@ -43,7 +44,7 @@ class Reward(nn.Module):
             anew at any time: ``reward.criterion = reward.criterion.at_stage("advanced")``.
 
     Raises:
-        ValueError: if two terms have one name, a name cannot be used (``total``), or a weight names no term.
+        UserError: if two terms have one name, a name cannot be used (``total``), or a weight names no term.
 
     Source: Vision-R1, arXiv 2503.18013, Eq. 7.
 
@@ -69,11 +70,11 @@ class Reward(nn.Module):
         named = _by_name([DualFormat(), Recall(), Precision()] if terms is None else terms)
         unknown = sorted(set(weights or {}) - set(named))
         if unknown:
-            raise ValueError(f"Reward(weights=...): {', '.join(unknown)} is no term; the terms are {', '.join(named)}")
+            raise UserError(f"Reward(weights=...): {', '.join(unknown)} is no term; the terms are {', '.join(named)}")
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in named}
         wrong = [f"{name}: {weight}" for name, weight in self.weights.items() if not abs(weight) < float("inf")]
         if wrong:
-            raise ValueError(f"Reward(weights=...): {', '.join(wrong)} is no finite number")
+            raise UserError(f"Reward(weights=...): {', '.join(wrong)} is no finite number")
         self.terms = nn.ModuleDict(named)
         self.matcher = matcher if matcher is not None else BoxMatcher()
         self.criterion = criterion if criterion is not None else Criterion()
@@ -95,11 +96,11 @@ def _by_name(terms: dict[str, RewardTerm] | list[RewardTerm]) -> dict[str, Rewar
         names = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(term).__name__).lower() for term in terms]
         double = sorted({name for name in names if names.count(name) > 1})
         if double:
-            raise ValueError(f"Reward(terms=[...]): {', '.join(double)} occurs twice; give a mapping of name to term")
+            raise UserError(f"Reward(terms=[...]): {', '.join(double)} occurs twice; give a mapping of name to term")
         terms = dict(zip(names, terms, strict=True))
     if not terms:
-        raise ValueError("Reward(terms=...): no term is given; leave the setting out for the paper's three")
+        raise UserError("Reward(terms=...): no term is given; leave the setting out for the paper's three")
     taken = [name for name in terms if name == "total" or not name.isidentifier() or hasattr(nn.ModuleDict, name)]
     if taken:
-        raise ValueError(f"Reward(terms=...): {', '.join(taken)} cannot name a term; choose another snake_case name")
+        raise UserError(f"Reward(terms=...): {', '.join(taken)} cannot name a term; choose another snake_case name")
     return terms

@@ -2,6 +2,7 @@
 
 import re
 
+from vr1.errors import UserError
 from vr1.rewards.base import Criterion, RewardTerm
 from vr1.types import Match
 
@@ -16,7 +17,7 @@ class Length(RewardTerm):
         none_from: number of characters from which nothing is left.
 
     Raises:
-        ValueError: if not ``0 <= full_until < none_from``.
+        UserError: if not ``0 <= full_until < none_from``.
 
     Source: DAPO, arXiv 2503.14476, Eq. 13 (soft overlong punishment; there -1..0 and in tokens).
 
@@ -38,7 +39,7 @@ class Length(RewardTerm):
     def __init__(self, full_until: int = 1000, none_from: int = 1500) -> None:
         super().__init__()
         if not 0 <= full_until < none_from:
-            raise ValueError(
+            raise UserError(
                 f"Length(full_until={full_until}, none_from={none_from}): needs 0 <= full_until < none_from"
             )
         self.full_until, self.none_from = full_until, none_from

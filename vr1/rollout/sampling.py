@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vr1.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -20,7 +22,7 @@ class Sampling:
         max_new_tokens: longest completion.
 
     Raises:
-        ValueError: a setting outside its range.
+        UserError: a setting outside its range.
     """
 
     group_size: int = 8
@@ -30,13 +32,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.group_size < 1:
-            raise ValueError(f"sampling: group_size={self.group_size} must be at least 1")
+            raise UserError(f"sampling: group_size={self.group_size} must be at least 1")
         if self.temperature < 0:
-            raise ValueError(f"sampling: temperature={self.temperature} must not be negative; 0 is greedy")
+            raise UserError(f"sampling: temperature={self.temperature} must not be negative; 0 is greedy")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"sampling: top_p={self.top_p} must lie above 0 and at most at 1; 1 keeps every token")
+            raise UserError(f"sampling: top_p={self.top_p} must lie above 0 and at most at 1; 1 keeps every token")
         if self.max_new_tokens < 1:
-            raise ValueError(f"sampling: max_new_tokens={self.max_new_tokens} must be at least 1")
+            raise UserError(f"sampling: max_new_tokens={self.max_new_tokens} must be at least 1")
 
 
 def choose(logits: Tensor, sampling: Sampling, chance: Tensor) -> Tensor:

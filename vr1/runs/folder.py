@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from vr1.errors import UserError
 from vr1.runs.tables import Comparison
 
 # Where a run writes says nothing of what it does.
@@ -102,7 +103,7 @@ class Run:
         """The resolved configuration.
 
         Raises:
-            ValueError: if it is damaged.
+            UserError: if it is damaged.
         """
         return _settings(self.config, self.folder)
 
@@ -111,17 +112,17 @@ def find_run(folder: Path) -> Path:
     """The run folder that is meant by a path: itself, or the newest ``version_N`` in it.
 
     Raises:
-        ValueError: if there is no run.
+        UserError: if there is no run.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such run folder; check the path")
+        raise UserError(f"{folder}: no such run folder; check the path")
     if _is_run(folder):
         return folder
     versions = [(int(found[1]), path) for path in folder.iterdir() if (found := _VERSION.fullmatch(path.name))]
     for _, path in sorted(versions, reverse=True):
         if _is_run(path):
             return path
-    raise ValueError(
+    raise UserError(
         f"{folder}: no run in it (neither {', '.join(_SIGNS[:-1])} nor {_SIGNS[-1]}); give the folder that a training"
         " has written, such as runs/demo/version_0"
     )
@@ -134,7 +135,7 @@ def read_run(folder: Path) -> Run:
         folder: a run folder, or one with ``version_N`` in it.
 
     Raises:
-        ValueError: if there is no run, or one of its files is damaged.
+        UserError: if there is no run, or one of its files is damaged.
     """
     folder = find_run(folder)
     config = folder / "config.yaml"
@@ -145,7 +146,7 @@ def read_run(folder: Path) -> Run:
             series = {name: _finite(points) for name, points in curves["series"].items()}
             switches = [(int(step), str(name)) for step, name in curves["switches"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{folder / 'curves.json'}: holds no curves ({error!r}); remove it to go on without"
             ) from None
         # Of what Curves leaves out (thresholds, the user's own) the log has at least the part since the last resume.
@@ -176,9 +177,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}); remove it to go on without") from None
+        raise UserError(f"{path}: damaged ({error}); remove it to go on without") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: holds no JSON object; remove it to go on without")
+        raise UserError(f"{path}: holds no JSON object; remove it to go on without")
     return found
 
 
@@ -186,7 +187,7 @@ def _compared(path: Path) -> Comparison:
     try:
         return Comparison.from_dict(_json(path))
     except TypeError as error:
-        raise ValueError(f"{path}: holds no comparison ({error}); remove it to go on without") from None
+        raise UserError(f"{path}: holds no comparison ({error}); remove it to go on without") from None
 
 
 def _logged(path: Path) -> dict[str, Points]:
@@ -222,7 +223,7 @@ def _settings(config: str, folder: Path) -> Any:
         return yaml.safe_load(config) or {}
     except yaml.YAMLError as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"{folder / 'config.yaml'}: no YAML ({said}); remove it to go on without") from None
+        raise UserError(f"{folder / 'config.yaml'}: no YAML ({said}); remove it to go on without") from None
 
 
 def _switches(stages: Points, settings: Any) -> list[tuple[int, str]]:

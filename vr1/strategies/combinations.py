@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
+from vr1.errors import UserError
 from vr1.policy.loading import PolicySource
 from vr1.strategies.fully_sharded import FullySharded
 
@@ -22,7 +23,7 @@ def check_combination(
         optimizer: the class that will train the policy; None in evaluation.
 
     Raises:
-        ValueError: it cannot; the message names the combination that does what was meant.
+        UserError: it cannot; the message names the combination that does what was meant.
 
     Example:
         >>> from vr1.policy.loading import Lora
@@ -30,24 +31,24 @@ def check_combination(
         >>> check_combination(FullySharded(), four_bits)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        ValueError: policy.quantize=nf4 with trainer.strategy fully_sharded: 4-bit weights cannot be divided ...
+        vr1.errors.UserError: policy.quantize=nf4 with trainer.strategy fully_sharded: 4-bit weights ...
     """
     if not isinstance(strategy, FullySharded):
         _check_known(strategy)
         return
     if source.quantize:
-        raise ValueError(
+        raise UserError(
             f"policy.quantize={source.quantize} with trainer.strategy fully_sharded: 4-bit weights cannot be divided"
             " among processes; set trainer.strategy ddp (a whole 4-bit model on each), or leave policy.quantize out"
             " (16-bit weights in shards)"
         )
     if precision is not None and precision not in _SHARDED_PRECISIONS:
-        raise ValueError(
+        raise UserError(
             f"trainer.precision={precision} with trainer.strategy fully_sharded: a loss in float16 has to be scaled"
             " across shards, which is not done here; set trainer.precision bf16-mixed"
         )
     if optimizer is not None and optimizer.__module__.partition(".")[0] == "bitsandbytes":
-        raise ValueError(
+        raise UserError(
             f"model.optimizer={optimizer.__name__} with trainer.strategy fully_sharded: optimizers of bitsandbytes do"
             " not know shards; set model.optimizer torch.optim.AdamW, whose states are divided among the processes"
         )
@@ -59,7 +60,7 @@ def _check_known(strategy: Any) -> None:
         return
     name = type(strategy).__name__
     if isinstance(strategy, ModelParallelStrategy) or "FSDP" in name or "DeepSpeed" in name:
-        raise ValueError(
+        raise UserError(
             f"trainer.strategy={name}: it would have every process take part in each token that any of them samples,"
             " and hang when one is done; set trainer.strategy fully_sharded, which divides the model and gathers it for"
             " rollouts, or ddp"

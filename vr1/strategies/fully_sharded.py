@@ -59,7 +59,7 @@ class FullySharded(ModelParallelStrategy):
         Each process reads the whole model into the host's memory before it keeps its share, one after another.
 
     Raises:
-        ValueError: what is trained with it cannot be divided (`vr1.strategies.combinations`).
+        UserError: what is trained with it cannot be divided (`vr1.strategies.combinations`).
 
     Example:
         >>> from lightning.pytorch import Trainer

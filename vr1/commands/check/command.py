@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vr1.errors import told_by_us
+from vr1.errors import user_message
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         module, data = objects_of(["fit", *words])
         return check(module.encoder, data, options.out)
     except (ValueError, OSError) as error:
-        if (ours := told_by_us(error)) is None:
+        if (ours := user_message(error)) is None:
             raise
         print(f"vr1 check: error: {ours}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ from vr1.commands.check.rows import read_rows
 from vr1.commands.check.summary import Summary, anomalies
 from vr1.data.datamodule import MissingSplitError
 from vr1.data.validation import FaultyRecordsError, Problems
+from vr1.errors import UserError
 from vr1.prompts import PromptEncoder
 
 _SPLITS = ("train", "val", "test")
@@ -27,7 +28,7 @@ def check(encoder: PromptEncoder, data: Any, out: Path) -> int:
         0, or 1 if there is an anomaly.
 
     Raises:
-        ValueError: no split can be opened; what is wrong with each was printed.
+        UserError: no split can be opened; what is wrong with each was printed.
     """
     limit, unlimited = encoder.max_prompt_tokens, PromptEncoder(encoder.processor, encoder.family, _NO_LIMIT)
     sources, faulty = _open(data)
@@ -51,11 +52,11 @@ def check(encoder: PromptEncoder, data: Any, out: Path) -> int:
 def _open(data: Any) -> tuple[dict[str, Any], bool]:
     """The sources of the splits that can be opened, and whether one of the others is faulty, not just missing."""
     sources: dict[str, Any] = {}
-    errors: list[ValueError] = []
+    errors: list[UserError] = []
     for name in _SPLITS:
         try:
             sources[name] = data.build(name)
-        except ValueError as error:
+        except UserError as error:
             errors.append(error)
             told = str(error)
             if isinstance(error, FaultyRecordsError):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from vr1.commands.plan.needs import Needs
+from vr1.errors import UserError
 from vr1.policy.loading import Lora
 
 _GIB = 2**30
@@ -33,14 +34,14 @@ def usable(gpu: str) -> float:
     """Bytes that tensors can take.
 
     Raises:
-        ValueError: an accelerator that is not known.
+        UserError: an accelerator that is not known.
 
     Example:
         >>> round(usable("a100-40gb") / 2**30, 1)
         36.7
     """
     if gpu not in GPUS:
-        raise ValueError(
+        raise UserError(
             f"--gpu {gpu} is not known; give one of {', '.join(GPUS)}, whichever has as much memory as yours"
         )
     return (GPUS[gpu] - CONTEXT_GIB) * (1 - FRAGMENTATION) * _GIB

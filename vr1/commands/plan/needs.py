@@ -67,7 +67,7 @@ def needs_of(words: Sequence[str]) -> Needs:
         words: those that ``vr1 fit`` would be given.
 
     Raises:
-        ValueError: settings that no training could be made of.
+        UserError: settings that no training could be made of.
     """
     settings = settings_of(["fit", *words])
     module, data, trainer = settings.model.init_args, settings.data.init_args, settings.trainer

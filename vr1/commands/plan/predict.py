@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vr1.commands.plan.live_bytes import FourBitLinear, LiveBytes
 from vr1.commands.plan.needs import Needs
 from vr1.commands.plan.shapes import empty_policy, largest_prompts
+from vr1.errors import UserError
 from vr1.policy.logprobs import token_log_probs
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
@@ -60,11 +61,11 @@ def predict(needs: Needs) -> MemoryPlan:
         needs: the settings.
 
     Raises:
-        ValueError: the model has no shared rows, which is what is counted here.
+        UserError: the model has no shared rows, which is what is counted here.
     """
     policy = empty_policy(needs)
     if not policy.shares_prompt:
-        raise ValueError(
+        raise UserError(
             "the plan knows models whose completions share their prompt (Qwen-VL, InternVL); leave policy.share_prompt"
             " out, or find the memory of this one out by a run of one step (callbacks.Throughput logs its peak)"
         )

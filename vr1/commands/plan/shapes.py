@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vr1.commands.plan.live_bytes import FourBitLinear
 from vr1.commands.plan.needs import Needs
+from vr1.errors import UserError
 from vr1.policy.loading import UNQUANTIZED
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch, PromptEncoder
@@ -25,7 +26,7 @@ def largest_prompts(needs: Needs) -> PromptBatch:
     """Prompts about images as large as the model is shown them, their tensors of numbers without content.
 
     Raises:
-        ValueError: no image is small enough for ``max_prompt_tokens``.
+        UserError: no image is small enough for ``max_prompt_tokens``.
     """
     processor = needs.policy.processor()
     encoder = PromptEncoder(processor, needs.policy.family(), max_prompt_tokens=2**31)
@@ -36,7 +37,7 @@ def largest_prompts(needs: Needs) -> PromptBatch:
         if tokens <= needs.max_prompt_tokens:
             return _without_content(encoder([_record(side, needs.categories)] * needs.prompts))
         side = int(side * math.sqrt(needs.max_prompt_tokens / tokens) * 0.97)
-    raise ValueError(
+    raise UserError(
         f"max_prompt_tokens={needs.max_prompt_tokens} is too small for an image and {needs.categories} categories;"
         " raise it"
     )

@@ -96,7 +96,7 @@ def rewards_and_family(words: Sequence[str], program: str) -> tuple[Reward, Fami
         program: the command, as a message about a mistake names it.
 
     Raises:
-        ValueError: if a setting is refused by the class that it is of; others end the process with status 2.
+        UserError: if a setting is refused by the class that it is of; others end the process with status 2.
     """
     parser = ArgumentParser(allow_abbrev=False, prog=program)
     for name, kind, default in (("rewards", Reward, "vr1.rewards.Reward"), ("family", Family, "vr1.families.Qwen25VL")):

@@ -15,6 +15,7 @@ from vr1.commands.sweep.draw import parameters_of
 from vr1.commands.sweep.plan import Plan, read_plan
 from vr1.commands.sweep.results import ranked, write_results
 from vr1.commands.sweep.trial import Trial, read_trial, run_trial, trial_folder
+from vr1.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def run_sweep(
         All trials.
 
     Raises:
-        ValueError: if the file is faulty, or the folder belongs to another sweep or is in use.
+        UserError: if the file is faulty, or the folder belongs to another sweep or is in use.
         KeyboardInterrupt: if it was interrupted.
     """
     plan = read_plan(path, method)
@@ -104,7 +105,7 @@ def _done(folder: Path, number: int, parameters: dict[str, Any], retry: bool) ->
     if trial is None or trial.state == "running" or (trial.state == "crashed" and retry):
         return None
     if trial.parameters != parameters:
-        raise ValueError(
+        raise UserError(
             f"{trial_folder(folder, number)} was run with {trial.parameters}, and now it would be {parameters}: give"
             " the same --seed and --method, or another folder by --out"
         )
@@ -118,7 +119,7 @@ def _same_sweep(folder: Path, path: Path, plan: Plan) -> None:
     if not kept.exists():
         kept.write_text(plan.text, encoding="utf-8")
     elif kept.read_text(encoding="utf-8") != plan.text:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds trials of another sweep than {path} now is: give another folder by --out, or remove it"
         )
 
@@ -139,7 +140,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise UserError(
                 f"{folder} is in use by another sweep; wait for it, or give another folder by --out"
             ) from None
         yield

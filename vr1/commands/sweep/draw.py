@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vr1.commands.sweep.plan import Plan
+from vr1.errors import UserError
 
 Draw = Callable[[random.Random, dict[str, Any]], Any]
 
@@ -20,7 +21,7 @@ def parameters_of(plan: Plan, count: int | None, seed: int = 0) -> list[dict[str
         seed: of the random draws.
 
     Raises:
-        ValueError: if the count is missing or senseless, or a distribution is not known or incomplete.
+        UserError: if the count is missing or senseless, or a distribution is not known or incomplete.
 
     Example:
         >>> from vr1.commands.sweep.plan import Plan
@@ -30,7 +31,7 @@ def parameters_of(plan: Plan, count: int | None, seed: int = 0) -> list[dict[str
         [{'lr': 0.1, 'kl': 0}, {'lr': 0.2, 'kl': 0}]
     """
     if count is not None and count < 1:
-        raise ValueError(f"--count {count}: give at least 1 trial")
+        raise UserError(f"--count {count}: give at least 1 trial")
     if plan.limit is not None:
         count = plan.limit if count is None else min(count, plan.limit)
     if plan.method == "grid":
@@ -38,7 +39,7 @@ def parameters_of(plan: Plan, count: int | None, seed: int = 0) -> list[dict[str
         rows = itertools.islice(itertools.product(*choices), count)
         return [dict(zip(plan.parameters, row, strict=True)) for row in rows]
     if count is None:
-        raise ValueError("a random sweep has no end of its own; say how many trials: --count 6")
+        raise UserError("a random sweep has no end of its own; say how many trials: --count 6")
     return [_drawn(plan, f"{seed}/{index}") for index in range(count)]
 
 
@@ -54,19 +55,19 @@ def _choices(name: str, description: dict[str, Any]) -> list[Any]:
         return [description["value"]]
     if "values" in description:
         return list(description["values"])
-    raise ValueError(f"parameters.{name}: a grid needs values; list them, or give --method random")
+    raise UserError(f"parameters.{name}: a grid needs values; list them, or give --method random")
 
 
 def _draw(name: str, description: dict[str, Any], chance: random.Random) -> Any:
     kind = description.get("distribution") or _kind(name, description)
     if kind not in _DRAWS:
-        raise ValueError(f"parameters.{name}: distribution={kind} is not known here; use {', '.join(_DRAWS)}")
+        raise UserError(f"parameters.{name}: distribution={kind} is not known here; use {', '.join(_DRAWS)}")
     try:
         return _DRAWS[kind](chance, description)
     except KeyError as error:
-        raise ValueError(f"parameters.{name}: distribution={kind} needs {error.args[0]}; add it") from None
+        raise UserError(f"parameters.{name}: distribution={kind} needs {error.args[0]}; add it") from None
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"parameters.{name}={description}: cannot be drawn from ({error}); mend its numbers") from None
+        raise UserError(f"parameters.{name}={description}: cannot be drawn from ({error}); mend its numbers") from None
 
 
 def _kind(name: str, description: dict[str, Any]) -> str:
@@ -78,7 +79,7 @@ def _kind(name: str, description: dict[str, Any]) -> str:
     if {"min", "max"} <= set(description):
         whole = all(isinstance(description[end], int) for end in ("min", "max"))
         return "int_uniform" if whole else "uniform"
-    raise ValueError(f"parameters.{name}={description}: give value, values, or min and max")
+    raise UserError(f"parameters.{name}={description}: give value, values, or min and max")
 
 
 def _categorical(chance: random.Random, found: dict[str, Any]) -> Any:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import yaml
 
+from vr1.errors import UserError
+
 MACROS = ("${env}", "${interpreter}", "${program}", "${args}", "${args_no_equals}")
 _KEYS = {
     "program", "method", "metric", "parameters", "command", "name", "description", "project", "entity",
@@ -51,25 +53,25 @@ def read_plan(path: Path, method: str | None = None) -> Plan:
         method: taken instead of the file's own.
 
     Raises:
-        ValueError: naming the key, the value and the mend.
+        UserError: naming the key, the value and the mend.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a sweep such as configs/sweeps/training.yaml")
+        raise UserError(f"{path}: no such file; give a sweep such as configs/sweeps/training.yaml")
     try:
         text = path.read_text(encoding="utf-8")
         found = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: no YAML ({' '.join(str(error).split())}); mend the file") from None
+        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: holds no settings; a sweep has method, metric, command and parameters")
+        raise UserError(f"{path}: holds no settings; a sweep has method, metric, command and parameters")
     if unknown := sorted(set(found) - _KEYS):
-        raise ValueError(f"{path}: {', '.join(map(str, unknown))} is no key of a sweep; the keys are {sorted(_KEYS)}")
+        raise UserError(f"{path}: {', '.join(map(str, unknown))} is no key of a sweep; the keys are {sorted(_KEYS)}")
     metric = found.get("metric")
     if not isinstance(metric, dict) or not metric.get("name"):
-        raise ValueError(f"{path}: metric={metric!r} names nothing; write metric: {{name: val/map, goal: maximize}}")
+        raise UserError(f"{path}: metric={metric!r} names nothing; write metric: {{name: val/map, goal: maximize}}")
     goal = metric.get("goal", "minimize")
     if goal not in ("maximize", "minimize"):
-        raise ValueError(f"{path}: metric.goal={goal!r}; give maximize or minimize")
+        raise UserError(f"{path}: metric.goal={goal!r}; give maximize or minimize")
     return Plan(
         name=str(found.get("name") or path.stem),
         method=_method(path, method or found.get("method")),
@@ -101,41 +103,39 @@ def _method(path: Path, method: Any) -> Literal["grid", "random"]:
     if method == "random":
         return "random"
     if method in ("bayes", "custom"):
-        raise ValueError(f"{path}: method={method} needs the server of Weights & Biases; here give --method random")
-    raise ValueError(f"{path}: method={method!r}; give grid or random")
+        raise UserError(f"{path}: method={method} needs the server of Weights & Biases; here give --method random")
+    raise UserError(f"{path}: method={method!r}; give grid or random")
 
 
 def _limit(path: Path, cap: Any) -> int | None:
     if cap is None or (isinstance(cap, int) and not isinstance(cap, bool) and cap > 0):
         return cap
-    raise ValueError(f"{path}: run_cap={cap!r}; give the number of trials, at least 1")
+    raise UserError(f"{path}: run_cap={cap!r}; give the number of trials, at least 1")
 
 
 def _command(path: Path, found: dict[str, Any]) -> tuple[str, ...]:
     command = found.get("command") or []
     if not isinstance(command, list):
-        raise ValueError(f"{path}: command={command!r}; write it as a list of words")
+        raise UserError(f"{path}: command={command!r}; write it as a list of words")
     words = tuple(str(word) for word in command)
     macros = [macro for word in words for macro in re.findall(r"\$\{\w+\}", word)]
     if not any(macro in ("${args}", "${args_no_equals}") for macro in macros):
-        raise ValueError(f"{path}: the command has no ${{args}}, so that no trial would differ; add it at its end")
+        raise UserError(f"{path}: the command has no ${{args}}, so that no trial would differ; add it at its end")
     if unknown := sorted(set(macros) - set(MACROS)):
-        raise ValueError(f"{path}: {', '.join(unknown)} in the command is not known here; use {', '.join(MACROS)}")
+        raise UserError(f"{path}: {', '.join(unknown)} in the command is not known here; use {', '.join(MACROS)}")
     if "${program}" in macros and not found.get("program"):
-        raise ValueError(f"{path}: the command has ${{program}}, but program is not set; set it")
+        raise UserError(f"{path}: the command has ${{program}}, but program is not set; set it")
     return words
 
 
 def _parameters(path: Path, found: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(found, dict) or not found:
-        raise ValueError(
-            f"{path}: parameters={found!r}; name at least one, as in model.optimizer.lr: {{values: [...]}}"
-        )
+        raise UserError(f"{path}: parameters={found!r}; name at least one, as in model.optimizer.lr: {{values: [...]}}")
     for name, description in found.items():
         if not isinstance(description, dict):
-            raise ValueError(f"{path}: parameters.{name}={description!r}; write {{value: {description!r}}}")
+            raise UserError(f"{path}: parameters.{name}={description!r}; write {{value: {description!r}}}")
         if "values" in description and not (isinstance(description["values"], list) and description["values"]):
-            raise ValueError(f"{path}: parameters.{name}.values={description['values']!r}; list one or more")
+            raise UserError(f"{path}: parameters.{name}.values={description['values']!r}; list one or more")
         if "parameters" in description:
-            raise ValueError(f"{path}: parameters.{name} is nested; write its path in one, as in {name}.inner: ...")
+            raise UserError(f"{path}: parameters.{name} is nested; write its path in one, as in {name}.inner: ...")
     return {str(name): description for name, description in found.items()}

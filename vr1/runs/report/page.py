@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from vr1.errors import UserError
 from vr1.runs.figures import panels_of
 from vr1.runs.folder import Points, Run, read_run
 from vr1.runs.tables import Comparison
@@ -34,7 +35,7 @@ def embedded(galleries: Sequence[Gallery], budget: int, most: int = 40) -> list[
         (optimizer step, address); fewer and smaller pictures where the budget asks for it.
 
     Raises:
-        ValueError: if a picture is damaged.
+        UserError: if a picture is damaged.
     """
     kept = _spread(galleries, most)
     while kept:
@@ -67,7 +68,7 @@ def _address(path: Path, width: int, quality: int) -> str:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error}); remove it to go on without") from None
+        raise UserError(f"{path}: cannot be read as a picture ({error}); remove it to go on without") from None
     if small.width > width:
         small = small.resize((width, round(small.height * width / small.width)), Image.Resampling.LANCZOS)
     small.save(buffer, "JPEG", quality=quality, optimize=True)
@@ -87,7 +88,7 @@ def write_report(folder: Path) -> Path:
         The path of the page.
 
     Raises:
-        ValueError: if there is no run, or one of its files is damaged.
+        UserError: if there is no run, or one of its files is damaged.
     """
     run = read_run(folder)
     path = run.folder / "report.html"
