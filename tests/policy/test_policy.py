@@ -54,7 +54,7 @@ def test_log_probs_and_gradients_equal_the_plain_ones(
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
     plain = copy.deepcopy(policy)
-    policy.length_spread = spread
+    policy.set_max_length_ratio(spread)
     tokens, mask = ragged_completions
     prefix = None
     if sampled:

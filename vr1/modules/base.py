@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from vr1.rewards import Reward
 from vr1.rollout.generate import generate, hidden_tokens
 from vr1.rollout.sampling import Sampling
 from vr1.seeding import random_states, restore_random_states
+from vr1.strategies import gathered_weights
 from vr1.strategies.combinations import check_combination
 from vr1.timing import StepTimer
 from vr1.types import Detections, Prediction, Rollout, Targets
@@ -110,9 +111,12 @@ class DetectionModule(L.LightningModule, ABC):
         return type(self.optimizer(layer.named_parameters()))
 
     def gathered_weights(self) -> AbstractContextManager[None]:
-        """All weights on this process for a while, where the strategy divides them: rollouts differ in their length."""
-        gathered = getattr(self.trainer.strategy, "gathered", nullcontext)
-        return gathered()  # type: ignore[no-any-return]
+        """All weights on this process for a while, where the strategy shards them: rollouts differ in length."""
+        return gathered_weights(self.trainer.strategy)
+
+    def policies(self) -> list[Policy]:
+        """The policies of this module with weights of their own, which a strategy may shard."""
+        return [self.policy]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what makes a resumed run exact, and what `vr1 export` needs; adapter runs leave the base out."""

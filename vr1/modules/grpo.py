@@ -19,12 +19,14 @@ from vr1.families import Family
 from vr1.losses import GRPO, PolicyLoss, PolicyTerms
 from vr1.modules.base import DetectionModule, mean_where, targets
 from vr1.policy.loading import PolicySource
+from vr1.policy.policy import Policy
 from vr1.policy.reference import Reference
 from vr1.prompts import PromptBatch
 from vr1.rewards import Reward
 from vr1.rollout.generate import generate
 from vr1.rollout.sampling import Sampling
 from vr1.seeding import run_seed
+from vr1.strategies import shards_weights
 from vr1.types import Prefix, Rollout, RolloutBatch, ScoredGroups
 
 
@@ -103,6 +105,10 @@ class GRPOModule(DetectionModule):
         if self.loss.kl_coef > 0 and self.reference is None and self._is_trained:
             self.reference = Reference(self.policy)
 
+    def policies(self) -> list[Policy]:
+        """The policy, and the reference where that is a copy."""
+        return [*super().policies(), *(self.reference.policies() if self.reference else [])]
+
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """One update: sample and reward where this batch is new, then the loss of its completions."""
         started = time.perf_counter()
@@ -169,12 +175,8 @@ class GRPOModule(DetectionModule):
         )
 
     def _keeps_graph(self) -> bool:
-        """Whether the prompts that a rollout reads are read for its first update too.
-
-        Dropout would have the two differ, and divided weights are whole during the rollout only.
-        """
-        divided = hasattr(self.trainer.strategy, "gathered")
-        return self.policy.shares_prompt and not divided and not self.policy.drops_out
+        """Whether the forward of the prompts that a rollout makes serves its first update too."""
+        return self.policy.can_reuse_prefix(sharded=shards_weights(self.trainer.strategy))
 
     def _sample(self, batch: PromptBatch) -> tuple[Rollout, Tensor, dict[str, Tensor]]:
         """Completions, their rewards ``[B, G]`` and the same by term; groups without any difference drawn again."""

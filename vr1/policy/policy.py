@@ -44,8 +44,8 @@ def joined(parts: Sequence[Prefix], rows: Sequence[Tensor]) -> Prefix:
     )
 
 
-# Rows go through the model together when the longest has at most this many times the tokens of the shortest.
-_LENGTH_SPREAD = 1.25
+# Prompts go through the model together when the longest has at most this many times the tokens of the shortest.
+_MAX_LENGTH_RATIO = 1.25
 
 
 class Policy(nn.Module):
@@ -65,7 +65,7 @@ class Policy(nn.Module):
         self.network: Any = network
         as_products(self.base)
         in_batches(self.base)
-        self.length_spread = _LENGTH_SPREAD
+        self._max_length_ratio = _MAX_LENGTH_RATIO
         self.architecture = None if share_prompt is False else architecture_of(self.base.config)
         if self.architecture is not None:
             self.base.config.get_text_config()._attn_implementation = NAME
@@ -93,6 +93,25 @@ class Policy(nn.Module):
     def has_adapters(self) -> bool:
         """Whether the network is a peft model."""
         return hasattr(self.network, "peft_config")
+
+    def set_max_length_ratio(self, ratio: float) -> None:
+        """Choose which prompts go through the model together in `read`.
+
+        Args:
+            ratio: the longest prompt of a forward has at most this many times the tokens of the shortest. ``math.inf``
+                makes one forward a batch, as processes require that exchange sharded weights in every forward.
+        """
+        self._max_length_ratio = ratio
+
+    def can_reuse_prefix(self, sharded: bool) -> bool:
+        """Whether the forward of the prompts that a rollout makes serves its first update too.
+
+        With dropout the two forwards differ, and sharded weights are gathered during the rollout only.
+
+        Args:
+            sharded: each process holds a part of every weight.
+        """
+        return self.shares_prompt and not sharded and not self.drops_out
 
     @property
     def drops_out(self) -> bool:
@@ -154,7 +173,7 @@ class Policy(nn.Module):
         positions, following = self.positions(prompts)
         parts = []
         lengths = prompts.mask.sum(1)
-        passes = _passes(lengths, self.length_spread)
+        passes = _passes(lengths, self._max_length_ratio)
         for rows in passes:
             longest = int(lengths[rows].max())
             mask = prompts.mask[rows, -longest:]
@@ -206,12 +225,12 @@ class Policy(nn.Module):
         return empty.masked_scatter(mask, values), empty.masked_scatter(mask, entropy)
 
 
-def _passes(lengths: Tensor, spread: float = _LENGTH_SPREAD) -> list[Tensor]:
+def _passes(lengths: Tensor, max_ratio: float = _MAX_LENGTH_RATIO) -> list[Tensor]:
     """Split prompts into forwards of rows of like length, so that little of each is padding.
 
     Args:
         lengths: ``[B]`` int64, tokens of each row.
-        spread: how many times the shortest of a forward its longest may be.
+        max_ratio: how many times the shortest of a forward its longest may be.
 
     Returns:
         Row numbers, int64 in ascending order, one tensor a forward; together they hold every row once.
@@ -224,7 +243,7 @@ def _passes(lengths: Tensor, spread: float = _LENGTH_SPREAD) -> list[Tensor]:
     groups: list[list[int]] = []
     shortest = 0
     for length, row in zip(ordered.values.tolist(), ordered.indices.tolist(), strict=True):
-        if not groups or length > spread * shortest:
+        if not groups or length > max_ratio * shortest:
             groups.append([])
             shortest = length
         groups[-1].append(row)

@@ -1,9 +1,9 @@
-"""The reference policy: where training began, to measure how far the policy has gone."""
+"""The reference policy: the policy as it was before training, to measure how far training has moved it."""
 
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from vr1.policy.policy import Policy
@@ -13,8 +13,8 @@ from vr1.prompts import PromptBatch
 class Reference:
     """The policy as it was before training.
 
-    With adapters it is the policy itself with the adapters off, which costs no memory; without, a frozen copy. The copy
-    is deliberately not part of the module's parameters: it is neither trained nor stored in checkpoints.
+    With adapters it is the policy itself with the adapters switched off, which costs no memory; without adapters it is
+    a frozen copy. The copy is not registered as a submodule: it is neither trained nor saved in checkpoints.
 
     Args:
         policy: the policy before its first update.
@@ -22,21 +22,31 @@ class Reference:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._copy: nn.Module | None = None
+        self._copy: Policy | None = None
         if not policy.has_adapters:
             self._copy = copy.deepcopy(policy).eval().requires_grad_(False)
 
-    @property
-    def copy(self) -> nn.Module | None:
-        """The frozen copy, for a strategy that divides it among processes; None where adapters are switched off."""
-        return self._copy
+    def policies(self) -> list[Policy]:
+        """The frozen copy, which a strategy may shard; nothing where the adapters are switched off instead."""
+        return [] if self._copy is None else [self._copy]
 
     @torch.no_grad()
     def log_probs(self, prompts: PromptBatch, tokens: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        """Log-probs ``[B, G, C]`` of the completions under the reference; shapes as in `Policy.log_probs`."""
-        if self._copy is not None:
-            if not isinstance(self._copy, FSDPModule):
-                self._copy.to(tokens.device)
-            return self._copy.log_probs(prompts, tokens, mask, temperature)[0]  # type: ignore[operator]
-        with self._policy.without_adapters():
-            return self._policy.log_probs(prompts, tokens, mask, temperature)[0]
+        """Log-probs of the completions under the reference.
+
+        Args:
+            prompts: B prompts.
+            tokens: ``[B, G, C]`` int64.
+            mask: ``[B, G, C]`` bool, true on the tokens that count.
+            temperature: the temperature that the tokens were sampled with.
+
+        Returns:
+            ``[B, G, C]`` float32, 0 outside the mask.
+        """
+        if self._copy is None:
+            with self._policy.without_adapters():
+                return self._policy.log_probs(prompts, tokens, mask, temperature)[0]
+        if not isinstance(self._copy, FSDPModule):
+            # The copy is no submodule, so Lightning does not move it; a sharded one is where its shards belong.
+            self._copy.to(tokens.device)
+        return self._copy.log_probs(prompts, tokens, mask, temperature)[0]

@@ -1,22 +1,22 @@
-"""FSDP2: weights, gradients, optimizer states and the frozen reference divided among the processes.
+"""FSDP2: weights, gradients, optimizer states and the frozen reference sharded among the processes.
 
-**Rollouts.** A forward of a sharded model is a sequence of all-gathers in which every process takes part, and
-completions end at different times on each. Two ways out: every process goes on decoding, for nothing, until the last
-one is done, and gathers all weights anew for every token; or all weights are gathered once, before the rollout, and
-decoding is the process's own affair. For a 7B in bfloat16 on eight A100 the first moves 15 GB a token, some 60 ms by
-NVLink where the token itself takes 10, and many times that between machines; the second moves them once a rollout,
-and holds 15 GB at a moment when there are no activations. `FullySharded.gathered` is the second. What it asks for is
-that a GPU can hold the weights alone, once, in the precision of the forward: up to some 30B parameters on 80 GB.
+**Rollouts.** A forward of a sharded model is a sequence of all-gathers in which every process takes part, but
+completions end at different times on each process. There are two solutions. Either every process keeps decoding until
+the last one is done, and gathers all weights again for every token. Or all weights are gathered once, before the
+rollout, and each process decodes by itself. For a 7B in bfloat16 on eight A100 the first moves 15 GB a token, about
+60 ms over NVLink where the token itself takes 10, and many times that between machines. The second moves 15 GB once a
+rollout, and holds them while there are no activations. `FullySharded.gathered_weights` does the second. It requires
+that a GPU can hold the weights alone, once, in the precision of the forward: up to about 30B parameters on 80 GB.
 
 **Forwards for the loss** stay sharded: each process makes one forward a batch, whatever the lengths, so that all of
-them gather in the same order. Whoever samples for longer is waited for there, and nowhere else.
+them gather in the same order. Processes wait for the one that samples longest there, and nowhere else.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -39,6 +39,22 @@ from typing_extensions import override
 
 from vr1.checkpoints.files import read_checkpoint
 from vr1.checkpoints.shards import read_shards, write_shards
+from vr1.policy.policy import Policy
+
+
+@runtime_checkable
+class HasPolicies(Protocol):
+    """What `FullySharded` requires of a LightningModule, once ``configure_model`` has run.
+
+    Attributes:
+        policy: the policy that is trained.
+    """
+
+    policy: Policy
+
+    def policies(self) -> Sequence[Policy]:
+        """All policies with weights of their own, ``policy`` among them: these are sharded."""
+        ...
 
 
 class FullySharded(ModelParallelStrategy):
@@ -81,13 +97,10 @@ class FullySharded(ModelParallelStrategy):
 
     @override
     def setup(self, trainer: "pl.Trainer") -> None:
-        module: Any = self.lightning_module
-        self._shard(module.policy)
-        # One forward a batch on every process, whatever the lengths of its rows.
-        module.policy.length_spread = math.inf
-        if (frozen := getattr(getattr(module, "reference", None), "copy", None)) is not None:
-            self._shard(frozen)
-            frozen.length_spread = math.inf
+        for policy in self._module.policies():
+            self._shard(policy)
+            # One forward a batch on every process, whatever the lengths of its rows.
+            policy.set_max_length_ratio(math.inf)
         for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
             # Weights gathered in inference mode could not be trained later.
             loop.inference_mode = False
@@ -116,14 +129,19 @@ class FullySharded(ModelParallelStrategy):
         policy.set_reshard_after_forward(True)
         register_fsdp_forward_method(policy, "log_probs")
 
+    @property
+    def _module(self) -> "HasPolicies":
+        module = self.lightning_module
+        assert isinstance(module, HasPolicies), f"{type(module).__name__} has no policies to shard"
+        return module
+
     @contextmanager
-    def gathered(self) -> Iterator[None]:
+    def gathered_weights(self) -> Iterator[None]:
         """All weights of the policy on every process; forwards within exchange nothing, however many they are."""
         if self._gathered:
             yield
             return
-        module: Any = self.lightning_module
-        policy = module.policy
+        policy: Any = self._module.policy
         parts = [part for part in policy.modules() if isinstance(part, FSDPModule)]
         # FSDP finds its root at the first forward, which must not be that of a block.
         policy._get_fsdp_state()._lazy_init()
