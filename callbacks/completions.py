@@ -17,6 +17,7 @@ from callbacks.outputs import predictions_of
 from vr1.detections import read_detections
 from vr1.errors import UserError
 from vr1.families import Family
+from vr1.modules.state import HasTrainingState
 from vr1.types import Boxes, DetectionRecord, Detections, Prediction, ScoredGroups
 
 
@@ -109,7 +110,7 @@ class Completions(Callback):
         if not self.every_n_steps or step == self._last_step or step % self.every_n_steps:
             return
         self._last_step = step
-        scored: ScoredGroups | None = getattr(pl_module, "scored_groups", None)
+        scored = pl_module.training_state.scored_groups if isinstance(pl_module, HasTrainingState) else None
         loggers = _loggers(trainer)
         if scored is None or not loggers:
             return

@@ -90,7 +90,7 @@ PANELS = (
     Panel("Loss", ("grpo/loss", "sft/loss")),
     Panel("Tokens per second", ("perf/tokens_per_second",)),
     Panel("Completion length in tokens", ("grpo/completion_tokens",)),
-    Panel("Groups without a signal", ("grpo/equal_groups",), bounded=True),
+    Panel("Groups without a signal", ("grpo/zero_variance_groups",), bounded=True),
 )
 
 

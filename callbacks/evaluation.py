@@ -23,6 +23,7 @@ from vr1.drawing import draw_grid, draw_tile
 from vr1.errors import UserError
 from vr1.metrics.answer_file import Answered, Question, answer_row, question_of, read_row, recorded_answers, whole_lines
 from vr1.metrics.evaluation import table_text, write_evaluation
+from vr1.modules.base import DetectionModule
 from vr1.prompts import PromptBatch
 from vr1.types import Prediction
 
@@ -179,9 +180,9 @@ class Evaluation(Callback):
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         self._close()
-        if self._known:
-            pl_module.recorded = {}  # type: ignore[assignment]
-            self._known = {}
+        if isinstance(pl_module, DetectionModule):
+            pl_module.reuse_answers({})
+        self._known = {}
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
@@ -199,8 +200,8 @@ class Evaluation(Callback):
         trainer.strategy.barrier("Evaluation, start")
         self._lines.open()
         self._extremes = BestWorst(self.num_images)
-        if self._known:
-            pl_module.recorded = self._known  # type: ignore[assignment]
+        if self._known and isinstance(pl_module, DetectionModule):
+            pl_module.reuse_answers(self._known)
             rank_zero_info(f"Evaluation: goes on with the {len(self._known)} answers in {answers}")
 
     def _keep(self, outputs: Any, batch: Any) -> None:
@@ -264,10 +265,9 @@ def _take_up(folder: Path, made_by: dict[str, Any], resume: bool) -> None:
 
 def _made_by(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:
     """What the answers come from: settings, and size and time of the files of weights; nothing where nobody knows."""
-    settings = getattr(pl_module, "evaluation_settings", None)
-    if settings is None:
+    if not isinstance(pl_module, DetectionModule):
         return {}
-    values = settings()
+    values = pl_module.evaluation_settings()
     places = [Path(values["policy"]["path"]), *([Path(trainer.ckpt_path)] if trainer.ckpt_path else [])]
     files = [file for place in places for file in (place.glob("*.safetensors") if place.is_dir() else [place])]
     weights = {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()}

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from callbacks.outputs import run_folder
 from vr1.errors import UserError, is_out_of_memory, memory_advice
+from vr1.modules.state import HasTrainingState, TrainingState
 
 
 def save_batch(folder: Path, batch: Any, rollout_batch: Any, tokenizer: Any, **told: Any) -> Path:
@@ -132,7 +133,9 @@ class NonFiniteGuard(Callback):
         saved = ""
         if hasattr(batch, "records"):
             module: Any = pl_module
-            rollout_batch = getattr(module, "rollout_batches", {}).get(batch_idx % trainer.accumulate_grad_batches)
+            position = batch_idx % trainer.accumulate_grad_batches
+            state = pl_module.training_state if isinstance(pl_module, HasTrainingState) else TrainingState()
+            rollout_batch = state.rollout_batches.get(position)
             save_batch(
                 folder, batch, rollout_batch, module.processor.tokenizer, step=trainer.global_step, bad=self._bad
             )
@@ -252,6 +255,7 @@ class OutOfMemoryAdvice(Callback):
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         if is_out_of_memory(exception):
-            timer = getattr(pl_module, "timer", None)
-            part = timer.part if trainer.training and timer is not None else "evaluation"
+            part = "evaluation"
+            if trainer.training and isinstance(pl_module, HasTrainingState):
+                part = pl_module.training_state.timer.part
             exception.add_note(memory_advice(part))

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from callbacks.outputs import run_folder
 from vr1.errors import UserError
+from vr1.modules.state import HasTrainingState
 
 
 class Preemption(Callback):
@@ -126,7 +127,7 @@ class Preemption(Callback):
 
 def _how_to_go_on(pl_module: Any, path: Path) -> str:
     """The run's own command with the checkpoint added; for a run of Python's, what to pass to the trainer."""
-    command = getattr(pl_module, "told", {}).get("command", "")
+    command = pl_module.training_state.run.command if isinstance(pl_module, HasTrainingState) else ""
     if not command:
         return f"trainer.fit(..., ckpt_path={str(path)!r})"
     words, kept = iter(shlex.split(command)), []

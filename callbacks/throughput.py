@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from vr1.errors import UserError
+from vr1.modules.state import HasTrainingState
 
 _PARTS = ("rollout", "reference")
 
@@ -49,9 +50,10 @@ class Throughput(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        if not hasattr(pl_module, "timer"):
+        if not isinstance(pl_module, HasTrainingState):
             raise UserError(
-                f"Throughput reads `timer`, which {type(pl_module).__name__} does not have: leave the callback out"
+                f"Throughput reads `training_state`, which {type(pl_module).__name__} does not have: leave the callback"
+                " out"
             )
 
     @override
@@ -85,7 +87,8 @@ class Throughput(Callback):
         self._spent, self._before = 0.0, now
 
     def _read(self, pl_module: "pl.LightningModule") -> dict[str, float]:
-        timer: Any = pl_module.timer
+        assert isinstance(pl_module, HasTrainingState)
+        timer = pl_module.training_state.timer
         parts = {part: timer.seconds.get(part, 0.0) for part in (*_PARTS, "reward")}
         return {**parts, "tokens": timer.tokens}
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vr1.advantage import Advantage, equal_groups
+from vr1.advantage import Advantage, zero_variance_groups
 
 REWARDS = torch.tensor([[1.0, 2.0, 3.0, 0.5], [2.0, 2.0, 2.0, 2.0], [0.1, 0.1, 0.1, 3.0]])
 
@@ -31,7 +31,7 @@ def test_equal_rewards_contribute_exactly_nothing(scale):
     # 0.1 has no exact mean in float32: rounding must not be blown up by a tiny deviation.
     rewards = torch.full((2, 7), 0.1)
     assert (Advantage(scale=scale, epsilon=0.0)(rewards) == 0).all()
-    assert equal_groups(rewards).all()
+    assert zero_variance_groups(rewards).all()
 
 
 def test_order_within_a_group_does_not_matter():

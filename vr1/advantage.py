@@ -49,18 +49,18 @@ class Advantage:
         """Advantages ``[B, G]`` of rewards ``[B, G]``."""
         centred = rewards - rewards.mean(dim=1, keepdim=True)
         # Rounding of the mean must not become an advantage when it is divided by a deviation of nearly nothing.
-        centred = centred.masked_fill(equal_groups(rewards)[:, None], 0.0)
+        centred = centred.masked_fill(zero_variance_groups(rewards)[:, None], 0.0)
         if self.scale == "none":
             return centred
         deviation = rewards.std(dim=1, keepdim=True) if self.scale == "group" else rewards.std()
         return centred / (deviation + self.epsilon).clamp(min=torch.finfo(rewards.dtype).tiny)
 
 
-def equal_groups(rewards: Tensor) -> Tensor:
+def zero_variance_groups(rewards: Tensor) -> Tensor:
     """Which groups ``[B]`` of the rewards ``[B, G]`` have nothing to compare: all G are equal.
 
     Example:
-        >>> equal_groups(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist()
+        >>> zero_variance_groups(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist()
         [False, True]
     """
     return rewards.amax(dim=1) == rewards.amin(dim=1)

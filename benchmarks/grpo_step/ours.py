@@ -45,11 +45,12 @@ class _Clock(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         self.moment = self.turns.now()
         self.turns.parts["prompt"] = self.moment - self.turns.started
-        self.before = dict(module.timer.seconds)
+        self.before = dict(module.training_state.timer.seconds)
 
     def on_before_backward(self, trainer: L.Trainer, module: Any, loss: torch.Tensor) -> None:
         within = self._lap()
-        measured = {part: seconds - self.before.get(part, 0.0) for part, seconds in module.timer.seconds.items()}
+        seconds = module.training_state.timer.seconds
+        measured = {part: seconds[part] - self.before.get(part, 0.0) for part in seconds}
         prefill = float(trainer.callback_metrics["perf/prefill_seconds"])
         parts = self.turns.parts
         parts["prefill"], parts["decode"] = prefill, measured["rollout"] - prefill

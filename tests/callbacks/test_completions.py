@@ -13,6 +13,7 @@ from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
 from vr1.drawing.boxes import example_prediction
 from vr1.families import Qwen25VL
+from vr1.modules.state import TrainingState
 from vr1.types import ScoredGroups
 
 ANSWER = '```json\n[{"bbox_2d": [10, 10, 40, 40], "label": "red circle"}]\n```'
@@ -25,7 +26,8 @@ class Judging(TinyDetector):
         super().__init__()
         self.family = Qwen25VL()
         record = example_prediction().record
-        self.scored_groups = ScoredGroups(
+        self.training_state = TrainingState()
+        self.training_state.scored_groups = ScoredGroups(
             records=[record] * 2,
             instructions=["find it"] * 2,
             input_sizes=[record.image_size] * 2,

@@ -7,18 +7,18 @@ from callbacks import OutOfMemoryAdvice
 from tests.callbacks.tiny import TinyDetector
 from tests.command import run, small, steps
 from tests.trainers import trainer
-from vr1.timing import StepTimer
+from vr1.modules.state import TrainingState
 
 
 class Hungry(TinyDetector):
     def __init__(self, part, error):
         super().__init__()
-        self.part, self.error, self.timer = part, error, StepTimer()
+        self.part, self.error, self.training_state = part, error, TrainingState()
 
     def training_step(self, batch, batch_idx):
         if self.part == "policy":
             raise self.error
-        with self.timer.measure(self.part):
+        with self.training_state.timer.measure(self.part):
             raise self.error
 
     def validation_step(self, batch, batch_idx):

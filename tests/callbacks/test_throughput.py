@@ -8,20 +8,20 @@ from lightning.pytorch.callbacks import Callback
 from callbacks import Throughput
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
-from vr1.timing import StepTimer
+from vr1.modules.state import TrainingState
 
 
 class Timed(TinyDetector):
     def __init__(self, seconds, tokens=600):
         super().__init__()
-        self.timer, self.parts, self.tokens = StepTimer(), seconds, tokens
+        self.training_state, self.parts, self.tokens = TrainingState(), seconds, tokens
 
     def training_step(self, batch, batch_idx):
         for part in ("rollout", "reward", "reference"):
             if part in self.parts:
-                with self.timer.measure(part):
+                with self.training_state.timer.measure(part):
                     time.sleep(self.parts[part])
-        self.timer.tokens += self.tokens
+        self.training_state.timer.tokens += self.tokens
         time.sleep(self.parts["policy"])
         return super().training_step(batch, batch_idx)
 
@@ -64,5 +64,5 @@ def test_an_accumulated_step_is_counted_as_a_whole(tmp_path):
 
 
 def test_a_module_that_measures_nothing_is_named(tmp_path):
-    with pytest.raises(ValueError, match="Throughput reads `timer`, which TinyDetector does not have"):
+    with pytest.raises(ValueError, match="Throughput reads `training_state`, which TinyDetector does not have"):
         fit(tmp_path, TinyDetector())

@@ -74,7 +74,7 @@ def test_a_step_updates_the_policy_and_logs_what_it_did(source, tmp_path):
         "grpo/loss",
         "grpo/kl",
         "grpo/clip_fraction",
-        "grpo/equal_groups",
+        "grpo/zero_variance_groups",
         "grpo/entropy",
         "grpo/completion_tokens",
         "perf/tokens_per_second",
@@ -91,7 +91,7 @@ def test_equal_rewards_leave_the_policy_alone(source, tmp_path):
     module.configure_model()
     before = weights(module)
     trainer = fit(module, tmp_path)
-    assert trainer.callback_metrics["grpo/equal_groups"] == 1
+    assert trainer.callback_metrics["grpo/zero_variance_groups"] == 1
     for name, value in weights(module).items():
         assert (before[name] == value).all(), name
 
@@ -161,7 +161,7 @@ def test_accumulation_with_several_updates_keeps_rollouts_apart(source, tmp_path
     monkeypatch.setattr(module, "_gather", lambda batch: gathered.append(batch) or original(batch))
     fit(module, tmp_path, steps=2, accumulate_grad_batches=2)
     assert len(gathered) == 2
-    assert len(module.rollout_batches) == 2
+    assert len(module.training_state.rollout_batches) == 2
 
 
 def test_truncated_completions_can_be_masked(source, tmp_path):
@@ -180,7 +180,7 @@ def test_stuck_groups_are_sampled_again(source, tmp_path, monkeypatch):
         def score(self, match, criterion) -> float:
             return 0.3
 
-    module = build(source, reward=Reward(terms={"same": Same()}), resample_equal=2)
+    module = build(source, reward=Reward(terms={"same": Same()}), resample_zero_variance=2)
     draws = []
     original = module._rollout
     prefixes = []

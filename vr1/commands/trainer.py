@@ -23,6 +23,7 @@ from vr1.commands.model_argument import with_model
 from vr1.data.datamodule import RecordDataModule
 from vr1.errors import UserError, innermost, is_out_of_memory, user_message
 from vr1.modules.base import DetectionModule
+from vr1.modules.state import RunInfo
 from vr1.runs.folder import flat_settings
 
 # What Lightning takes for --ckpt_path beside files.
@@ -134,7 +135,7 @@ class _CLI(LightningCLI):
     @override
     def after_instantiate_classes(self) -> None:
         parser, settings = self._parser(self.subcommand), self.config[self.subcommand]
-        self.model.told = {"command": self.command, "config": parser.dump(settings)}
+        self.model.set_run_info(RunInfo(command=self.command, config=parser.dump(settings)))
 
     @override
     def before_instantiate_classes(self) -> None:

@@ -1,7 +1,7 @@
 """What every module has in common: a policy, its prompts, and the evaluation of what it finds."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from vr1.distributed import gather
 from vr1.families import Family
 from vr1.metrics import AnswerStatistics, CocoMetrics
 from vr1.metrics.answer_file import Answered, Question, question_of
+from vr1.modules.state import RunInfo, TrainingState
 from vr1.policy.loading import PolicySource
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch, PromptEncoder
@@ -29,7 +30,6 @@ from vr1.rollout.sampling import Sampling
 from vr1.seeding import random_states, restore_random_states
 from vr1.strategies import gathered_weights
 from vr1.strategies.combinations import check_combination
-from vr1.timing import StepTimer
 from vr1.types import Detections, Prediction, Rollout, Targets
 
 _SHOWN = ("map", "map_50", "map_75", "ar_100", "accuracy_50")
@@ -73,11 +73,21 @@ class DetectionModule(L.LightningModule, ABC):
         self.policy: Policy
         self.answers = AnswerStatistics()
         self.coco = CocoMetrics()
-        self.timer = StepTimer()
-        self.told: dict[str, str] = {}
-        # Answers that an earlier run gave, by question; `callbacks.Evaluation` takes them up.
-        self.recorded: dict[Question, Answered] = {}
+        self.training_state = TrainingState()
+        self._recorded: Mapping[Question, Answered] = {}
         self._random_states: list[dict[str, Any]] = []
+
+    def set_run_info(self, info: RunInfo) -> None:
+        """Say how the run was started, for checkpoints and for the command that resumes it."""
+        self.training_state.run = info
+
+    def reuse_answers(self, answers: Mapping[Question, Answered]) -> None:
+        """Take these answers in evaluation instead of generating them again; an empty mapping takes none.
+
+        Args:
+            answers: answers of an interrupted evaluation of this module, by question.
+        """
+        self._recorded = answers
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work together, before weights are loaded, and have `AtomicCheckpointIO` write checkpoints.
@@ -130,7 +140,8 @@ class DetectionModule(L.LightningModule, ABC):
         Reading the figures may make the processes exchange results: call it on all of them.
         """
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        return {"policy": asdict(self.source), "module": type(self).__name__, "figures": figures, **self.told}
+        started = {name: value for name, value in asdict(self.training_state.run).items() if value}
+        return {"policy": asdict(self.source), "module": type(self).__name__, "figures": figures, **started}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the weights belong here, and take up what `on_save_checkpoint` stored."""
@@ -217,7 +228,7 @@ class DetectionModule(L.LightningModule, ABC):
     def _answers(self, batch: PromptBatch) -> list[Answered]:
         """Answers that are recorded, and new ones to the other questions."""
         asked = zip(batch.records, batch.instructions, batch.input_sizes, strict=True)
-        answers = [self.recorded.get(question_of(*question)) for question in asked]
+        answers = [self._recorded.get(question_of(*question)) for question in asked]
         missing = [row for row, answer in enumerate(answers) if answer is None]
         # Processes that hold parts of one model gather them together, also where one of them has nothing to ask.
         with self.gathered_weights():

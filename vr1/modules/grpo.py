@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from vr1.advantage import Advantage, equal_groups
+from vr1.advantage import Advantage, zero_variance_groups
 from vr1.checkpoints.state import reshard_rollouts
 from vr1.distributed import data_share, gather
 from vr1.errors import UserError
@@ -42,7 +42,7 @@ class GRPOModule(DetectionModule):
         advantage: how rewards become advantages.
         loss: which member of the GRPO family; holds ``kl_coef`` and the clip range.
         updates_per_rollout: optimizer steps made from each rollout.
-        resample_equal: groups whose rewards are all equal are sampled again, at most this often.
+        resample_zero_variance: groups whose rewards are all equal are sampled again, at most this often.
         max_prompt_tokens: longest prompt, image tokens included; longer ones are refused, never cut.
         seed: seed of the rollouts; None takes that of ``seed_everything``.
         optimizer: optimizer over the trainable parameters.
@@ -66,7 +66,7 @@ class GRPOModule(DetectionModule):
         advantage: Advantage = Advantage(),  # noqa: B008
         loss: PolicyLoss | None = None,
         updates_per_rollout: int = 1,
-        resample_equal: int = 0,
+        resample_zero_variance: int = 0,
         max_prompt_tokens: int = 1024,
         seed: int | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -81,18 +81,14 @@ class GRPOModule(DetectionModule):
             )
         if sampling.temperature == 0:
             raise UserError("sampling.temperature=0 makes all completions of a group alike; 1 is usual")
-        if updates_per_rollout < 1 or resample_equal < 0:
-            raise UserError(
-                f"updates_per_rollout={updates_per_rollout} must be at least 1 and resample_equal={resample_equal} not"
-                " negative"
-            )
+        if updates_per_rollout < 1:
+            raise UserError(f"updates_per_rollout={updates_per_rollout} must be at least 1")
+        if resample_zero_variance < 0:
+            raise UserError(f"resample_zero_variance={resample_zero_variance} must not be negative; 0 never resamples")
         self.sampling, self.advantage, self.loss, self.seed = sampling, advantage, loss or GRPO(), run_seed(seed)
-        self.updates_per_rollout, self.resample_equal = updates_per_rollout, resample_equal
+        self.updates_per_rollout, self.resample_zero_variance = updates_per_rollout, resample_zero_variance
         self.reference: Reference | None = None
         self._is_trained = True
-        self.scored_groups: ScoredGroups | None = None
-        # What the next updates learn from, by the batch's place in the optimizer step.
-        self.rollout_batches: dict[int, RolloutBatch] = {}
 
     def setup(self, stage: str) -> None:
         """Check the settings, and learn whether a reference will be wanted."""
@@ -114,9 +110,9 @@ class GRPOModule(DetectionModule):
         started = time.perf_counter()
         window = self.trainer.accumulate_grad_batches
         slot, update = batch_idx % window, batch_idx // window % self.updates_per_rollout
-        if update == 0 or slot not in self.rollout_batches:
-            self.rollout_batches[slot] = self._gather(batch)
-        rollout = self.rollout_batches[slot]
+        if update == 0 or slot not in self.training_state.rollout_batches:
+            self.training_state.rollout_batches[slot] = self._gather(batch)
+        rollout = self.training_state.rollout_batches[slot]
 
         before = time.perf_counter()
         log_probs, entropy = self.policy.log_probs(
@@ -134,7 +130,7 @@ class GRPOModule(DetectionModule):
             )
         )
         now = time.perf_counter()
-        self.timer.tokens += int(rollout.mask.sum())
+        self.training_state.timer.tokens += int(rollout.mask.sum())
         per_token = {**metrics, "entropy": mean_where(entropy, rollout.mask)}
         share = self.share_of(rollout.mask.sum())
         metrics = {name: value * share for name, value in per_token.items()}
@@ -153,11 +149,11 @@ class GRPOModule(DetectionModule):
             mask = mask & rollout.finished[..., None]
         reference = None
         if self.reference is not None:
-            with self.timer.measure("reference"):
+            with self.training_state.timer.measure("reference"):
                 reference = self.reference.log_probs(batch, rollout.tokens, mask, self.sampling.temperature)
         self._report(batch, rollout, rewards, terms, reference_seconds=time.perf_counter() - started)
         advantages = self.advantage(rewards)
-        self.scored_groups = ScoredGroups(
+        self.training_state.scored_groups = ScoredGroups(
             records=batch.records,
             instructions=batch.instructions,
             input_sizes=batch.input_sizes,
@@ -182,8 +178,8 @@ class GRPOModule(DetectionModule):
         """Completions, their rewards ``[B, G]`` and the same by term; groups without any difference drawn again."""
         rollout = self._rollout(batch, draw=0)
         rewards, terms = self._rewards(batch, rollout)
-        for attempt in range(1, self.resample_equal + 1):
-            stuck = equal_groups(rewards)
+        for attempt in range(1, self.resample_zero_variance + 1):
+            stuck = zero_variance_groups(rewards)
             if not stuck.any():
                 break
             again = self._rollout(batch, draw=attempt, prefix=rollout.prefix)
@@ -196,9 +192,9 @@ class GRPOModule(DetectionModule):
     def _rollout(self, batch: PromptBatch, draw: int, prefix: Prefix | None = None) -> Rollout:
         # Every attempt at every step draws from a stream of its own for each record, which a resumed run meets again,
         # on as many processes as it likes.
-        number = (self.seed * 1_000_003 + self.trainer.global_step) * (self.resample_equal + 1) + draw
+        number = (self.seed * 1_000_003 + self.trainer.global_step) * (self.resample_zero_variance + 1) + draw
         self.policy.eval()
-        with self.timer.measure("rollout"):
+        with self.training_state.timer.measure("rollout"):
             rollout = generate(
                 self.policy, batch, self.sampling, self.processor.tokenizer, number, prefix, self._keeps_graph()
             )
@@ -210,7 +206,7 @@ class GRPOModule(DetectionModule):
         shape = rollout.finished.shape
         texts = [text for group in rollout.texts for text in group]
         repeated = [target for target in targets(batch) for _ in range(shape[1])]
-        with self.timer.measure("reward"):
+        with self.training_state.timer.measure("reward"):
             outcome = self.reward(self.read(batch, texts), repeated)
         return outcome.total.reshape(shape), {name: value.reshape(shape) for name, value in outcome.terms.items()}
 
@@ -223,7 +219,7 @@ class GRPOModule(DetectionModule):
         self._log(
             "grpo",
             {
-                "equal_groups": equal_groups(rewards).float().mean(),
+                "zero_variance_groups": zero_variance_groups(rewards).float().mean(),
                 "reward_std": rewards.std(dim=1).mean(),
                 "completion_tokens": tokens / rollout.finished.numel(),
                 "truncated": (~rollout.finished).float().mean(),
@@ -244,7 +240,7 @@ class GRPOModule(DetectionModule):
         """Store the rollouts in flight too: those of all processes, since one of them writes the file."""
         super().on_save_checkpoint(checkpoint)
         if self.updates_per_rollout > 1:
-            own = [self.rollout_batches[slot].state_dict() for slot in sorted(self.rollout_batches)]
+            own = [rollout.state_dict() for _, rollout in sorted(self.training_state.rollout_batches.items())]
             # One list a process becomes one list a batch, the order in which the prompts were drawn.
             checkpoint["vr1_rollouts"] = [list(pieces) for pieces in zip(*gather(own), strict=True)]
 
@@ -255,7 +251,7 @@ class GRPOModule(DetectionModule):
         if not stored or self.trainer.state.fn != TrainerFn.FITTING:
             return
         pieces = reshard_rollouts(stored, self.trainer.accumulate_grad_batches, share.world)
-        self.rollout_batches = {
+        self.training_state.rollout_batches = {
             slot: RolloutBatch.from_state(row[share.rank], self.device) for slot, row in enumerate(pieces)
         }
 

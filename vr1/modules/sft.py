@@ -55,7 +55,7 @@ class SFTModule(DetectionModule):
         log_probs, entropy = self.policy.log_probs(batch, tokens, mask)
         share = self.share_of(mask.sum())
         loss = -mean_where(log_probs, mask) * share
-        self.timer.tokens += int(mask.sum())
+        self.training_state.timer.tokens += int(mask.sum())
         self.log_dict(
             {
                 "sft/loss": loss.detach(),

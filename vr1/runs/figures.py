@@ -57,7 +57,7 @@ PANELS = (
     Panel("Loss", ("grpo/loss", "sft/loss")),
     Panel("Thresholds", ("rule/xi0", "rule/xi1", "rule/xi2")),
     Panel("Completion length in tokens", ("grpo/completion_tokens",)),
-    Panel("Groups without a signal", ("grpo/equal_groups",)),
+    Panel("Groups without a signal", ("grpo/zero_variance_groups",)),
     Panel("Tokens per second", ("perf/tokens_per_second",)),
 )
 
