@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.command import Keep, run, small, steps
 from vr1.data import SceneSource
-from vr1.data.dataset import CocoSource
+from vr1.data.annotated import AnnotatedSource
 from vr1.modules.grpo import GRPOModule
 
 
@@ -121,7 +121,8 @@ class TestSettings:
 
     def test_one_large_image_among_small_ones(self, told, tmp_path, encoder):
         root = coco(tmp_path / "data", size=(56, 56))
-        enough_for_the_others = encoder([CocoSource(root / "instances_train.json", root / "images")[0]]).tokens.shape[1]
+        source = AnnotatedSource(root / "instances_train.json", root / "images")
+        enough_for_the_others = encoder([source[0]]).tokens.shape[1]
         for split in ("train", "valid"):
             path = root / f"instances_{split}.json"
             document = json.loads(path.read_text())
@@ -166,7 +167,7 @@ class TestData:
         assert "no record is left to read" in told(*on_coco(root), scenes=False)
 
     def test_no_scenes(self, told):
-        assert told("--data.train_scenes", 0) == "scenes: length=0 leaves nothing to read; give at least 1"
+        assert told("--data.train_scenes", 0) == "scenes: length=0 is too few; give at least 1"
 
     def test_broken_json(self, told, tmp_path):
         root = coco(tmp_path / "data")
@@ -183,11 +184,12 @@ class TestData:
     def test_nothing_to_look_for_in_a_folder(self, tiny_model, tmp_path, capsys):
         words = [*small(tiny_model, "predict.yaml", scenes=False), "--data.categories", "[]"]
         assert run(tmp_path, "predict", *words) == 2
-        assert the_error(capsys) == "data.categories is empty: name what to look for, such as [raccoon]"
+        assert the_error(capsys) == "data.categories is empty: name what to find, such as [raccoon]"
 
     def test_training_on_a_plain_folder(self, told):
-        message = told("--data", "FolderDataModule", "--data.images", "x", "--data.categories", "[a]", scenes=False)
-        assert message == "data: a folder of images without boxes can only be predicted on, and this needs train"
+        settings = ["--data.images", "x", "--data.categories", "[a]"]
+        message = told("--data", "ImageFolderDataModule", *settings, scenes=False)
+        assert message.startswith("data=x: a folder of images has no boxes, so it has no train split and can only be")
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_image_that_shows_to_be_damaged_in_training(self, workers, tiny_model, tmp_path, capsys):

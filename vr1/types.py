@@ -21,6 +21,25 @@ from torch import Tensor
 Boxes = NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replacement:
+    """A record that cannot be read, and the one that its source returns in its place.
+
+    Attributes:
+        index: index of the unreadable record in its source; in a stream, its row.
+        error: what is wrong with it: the file, the fault and how to fix it.
+        used: index or row of the record that is returned instead.
+    """
+
+    index: int
+    error: str
+    used: int
+
+    def __str__(self) -> str:
+        """The replacement as one line of a log."""
+        return f"{self.error}; record {self.used} is used in place of record {self.index} (bad_records: skip)"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DetectionRecord:
     """One image, the question asked about it, and the boxes that answer the question.
@@ -36,6 +55,7 @@ class DetectionRecord:
         crowd: ``[M]`` bool, COCO's ``iscrowd``: such a region is no target and no prediction in it is an error.
         set_name: which of several data sets it belongs to; empty where there is only one.
         referring: the one category is an expression that refers to one object, such as "the man on the left".
+        replaces: unreadable records in whose place this one is returned; almost always none.
     """
 
     image: Image.Image
@@ -48,6 +68,7 @@ class DetectionRecord:
     crowd: NDArray[np.bool_]
     set_name: str = ""
     referring: bool = False
+    replaces: tuple[Replacement, ...] = ()
 
     @property
     def image_size(self) -> tuple[int, int]:

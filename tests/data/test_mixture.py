@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.shared_data import SHARED, needs_shared
-from vr1.data import CocoDataModule, MixtureDataModule, RecDataModule, SceneDataModule, Selection
+from vr1.data import CocoDataModule, MixtureDataModule, ReferringDataModule, SceneDataModule, Selection
 from vr1.data.mixture import mixture_rows
 
 
@@ -35,7 +35,7 @@ def test_real_sets_and_expressions_mixed():
     parts = {
         "raccoon": CocoDataModule(SHARED / "raccoon"),
         "thermal": CocoDataModule(SHARED / "thermal", task="grounding", selection=Selection(min_objects=1)),
-        "refcoco": RecDataModule(
+        "refcoco": ReferringDataModule(
             SHARED / "refcoco_val_slice/images",
             train={"slice": SHARED / "refcoco_val_slice/refcoco_val_slice.jsonl"},
             val={"slice": SHARED / "refcoco_val_slice/refcoco_val_slice.jsonl"},

@@ -4,7 +4,9 @@ import pytest
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import OdinwDataModule, OdinwSet
-from vr1.data.dataset import CocoSource, split_files
+from vr1.data.annotated import AnnotatedSource
+from vr1.data.coco import coco_splits
+from vr1.data.questions import Questions
 
 FOUR = {"Raccoon": "raccoon", "NorthAmericaMushrooms": "mushrooms", "Packages": "packages", "thermal": "thermal"}
 
@@ -21,7 +23,7 @@ def test_four_real_sets():
     expected = [
         (name, record.image_id, record.categories, record.boxes_xyxy.tolist())
         for name, folder in FOUR.items()
-        for record in CocoSource(*split_files(SHARED / folder)["valid"], task="grounding")
+        for record in AnnotatedSource(*coco_splits(SHARED / folder)["valid"], questions=Questions(task="grounding"))
     ]
     found = [(item.set_name, item.image_id, item.categories, item.boxes_xyxy.tolist()) for item in source]
     assert found == expected
@@ -58,10 +60,10 @@ def test_the_benchmarks_layout(layout, caplog):
 
 def test_sets_that_are_missing(layout):
     sets = {"Chess": OdinwSet(folder="Chess"), "Gone": OdinwSet(folder="Gone/large")}
-    with pytest.raises(ValueError, match=r"Gone not there, such as Gone/large; fetch what is missing, or set missing"):
+    with pytest.raises(ValueError, match=r"Gone not found, such as Gone/large; download .*, or set missing"):
         OdinwDataModule(layout, sets).build("test")
     assert len(OdinwDataModule(layout, sets, missing="skip").build("test")) == 1
-    with pytest.raises(ValueError, match="none of the sets Gone is there; check the path"):
+    with pytest.raises(ValueError, match="has none of the sets Gone; check the path"):
         OdinwDataModule(layout, {"Gone": sets["Gone"]}, missing="skip").build("test")
     with pytest.raises(ValueError, match=r"train/annotations_without_background\.json: no such file"):
         OdinwDataModule(layout, {"Chess": sets["Chess"]}).build("train")

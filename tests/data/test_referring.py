@@ -3,9 +3,10 @@ import json
 import pytest
 
 from tests.shared_data import SHARED, needs_shared
-from vr1.data import RecDataModule, Selection
-from vr1.data.dataset import CocoSource
-from vr1.data.referring import read_rec
+from vr1.data import ReferringDataModule, Selection
+from vr1.data.annotated import AnnotatedSource
+from vr1.data.questions import Questions
+from vr1.data.referring import read_referring
 
 SLICE = SHARED / "refcoco_val_slice"
 
@@ -18,7 +19,7 @@ def make(tmp_path, picture):
     def write(*items, name="rec.jsonl", **settings):
         lines = [item if isinstance(item, str) else json.dumps(item) for item in items]
         (tmp_path / name).write_text("\n".join(lines))
-        return read_rec(tmp_path / name, tmp_path, **settings)
+        return read_referring(tmp_path / name, tmp_path, **settings)
 
     return write
 
@@ -27,7 +28,7 @@ def make(tmp_path, picture):
 def test_the_real_slice():
     path = SLICE / "refcoco_val_slice.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    data = RecDataModule(SLICE / "images", val={"refcoco_val": path})
+    data = ReferringDataModule(SLICE / "images", val={"refcoco_val": path})
     source = data.build("val")
     assert len(source) == len(lines) == 20
     for record, line in zip(source, lines, strict=True):
@@ -72,7 +73,7 @@ def test_forms_of_a_line(make, item):
 def test_one_text_on_one_image_twice_stays_two_questions(make, tmp_path):
     item = {"image": "b.jpg", "expression": "cup", "width": 50, "height": 40}
     make({**item, "bbox_xyxy": [0, 0, 5, 5]}, {**item, "bbox_xyxy": [9, 9, 15, 15]})
-    data = RecDataModule(tmp_path, train={"all": tmp_path / "rec.jsonl"}, selection=Selection(curriculum=True))
+    data = ReferringDataModule(tmp_path, train={"all": tmp_path / "rec.jsonl"}, selection=Selection(curriculum=True))
     assert [record.boxes_xyxy.tolist() for record in data.build("train")] in (
         [[[0, 0, 5, 5]], [[9, 9, 15, 15]]],
         [[[9, 9, 15, 15]], [[0, 0, 5, 5]]],
@@ -98,7 +99,7 @@ def test_boxes_without_a_format_are_not_guessed(make):
         ({"image": "b.jpg", "expression": "cup", "solution": [1, 2, "3", 4]}, "line without four numbers"),
         ({"image": "b.jpg", "expression": "cup", "solution": [5, 5, 1, 9]}, "box of negative size"),
         ({"image": "b.jpg", "expression": "cup", "solution": [5, 5, 5, 9]}, "box of zero size"),
-        ({"image": "b.jpg", "expression": "cup", "solution": [90, 5, 95, 9]}, "box wholly outside its image"),
+        ({"image": "b.jpg", "expression": "cup", "solution": [90, 5, 95, 9]}, "box entirely outside its image"),
         ({"image": "b.jpg", "expression": "cup", "solution": [float("nan"), 5, 9, 9]}, "box with NaN"),
         ({"image": "c.jpg", "expression": "cup", "solution": [1, 2, 3, 4]}, "image that cannot be opened"),
         ({"image": "b.jpg", "conversations": [{"value": "x"}]}, "line without four numbers"),
@@ -112,8 +113,8 @@ def test_faulty_lines(make, tmp_path, item, kind):
     [(found, [where])] = problems.by_kind.items()
     assert found.startswith(kind)
     assert where.startswith("line 2")
-    with pytest.raises(ValueError, match=r"rec\.jsonl: 1 problem\n.*\nMend the data, or set bad_records: skip"):
-        RecDataModule(tmp_path, test={"all": tmp_path / "rec.jsonl"}).build("test")
+    with pytest.raises(ValueError, match=r"rec\.jsonl: 1 problem\n.*\nFix the data, or set bad_records: skip"):
+        ReferringDataModule(tmp_path, test={"all": tmp_path / "rec.jsonl"}).build("test")
 
 
 def test_a_line_may_hold_a_line_separator(make):
@@ -124,16 +125,16 @@ def test_a_line_may_hold_a_line_separator(make):
 
 def test_a_format_that_is_none(tmp_path):
     with pytest.raises(ValueError, match="box_format='cxcywh' must be xyxy or xywh"):
-        RecDataModule(tmp_path, box_format="cxcywh")
+        ReferringDataModule(tmp_path, box_format="cxcywh")
 
 
 def test_files_that_are_none(make, tmp_path):
     with pytest.raises(ValueError, match=r"gone\.jsonl: no such file"):
-        read_rec(tmp_path / "gone.jsonl", tmp_path)
+        read_referring(tmp_path / "gone.jsonl", tmp_path)
     with pytest.raises(ValueError, match=r"rec\.json: not JSON"):
         make("[1, 2", name="rec.json")
     with pytest.raises(ValueError, match=r"data\.val: no file is named"):
-        RecDataModule(tmp_path).build("val")
+        ReferringDataModule(tmp_path).build("val")
 
 
 def test_many_expressions_need_no_table_of_all_pairs(tmp_path, picture):
@@ -141,7 +142,11 @@ def test_many_expressions_need_no_table_of_all_pairs(tmp_path, picture):
     item = {"image": "a.jpg", "width": 100, "height": 80, "solution": [1, 2, 30, 40]}
     lines = [json.dumps({**item, "expression": f"cup number {number}"}) for number in range(30_000)]
     (tmp_path / "rec.jsonl").write_text("\n".join(lines))
-    source = CocoSource(
-        tmp_path / "rec.jsonl", tmp_path, task="grounding", header_checks=3, read=lambda path: read_rec(path, tmp_path)
+    source = AnnotatedSource(
+        tmp_path / "rec.jsonl",
+        tmp_path,
+        questions=Questions(task="grounding"),
+        header_checks=3,
+        read=lambda path: read_referring(path, tmp_path),
     )
     assert (len(source), source[29_999].labels) == (30_000, ("cup number 29999",))

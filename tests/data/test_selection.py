@@ -1,12 +1,15 @@
+import json
 import pickle
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.data.coco_document import DOCUMENT
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import CocoDataModule, SceneSource, Selection
-from vr1.data.dataset import CocoSource
+from vr1.data.annotated import AnnotatedSource
+from vr1.data.questions import Questions
 from vr1.data.selection import SelectedSource, select
 
 COUNTS = np.random.default_rng(3).integers(0, 40, 500)
@@ -68,20 +71,20 @@ def test_a_source_without_counts():
 @pytest.mark.parametrize("task", ["detection", "grounding"])
 def test_counts_are_those_of_the_records(task):
     folder = SHARED / "bccd"
-    source = CocoSource(folder / "instances_sample.json", folder / "images", task=task, bad_records="skip")
+    source = AnnotatedSource(
+        folder / "instances_sample.json", folder / "images", questions=Questions(task=task), bad_records="skip"
+    )
     records = list(source)
     assert source.object_counts.tolist() == [int((~record.crowd).sum()) for record in records]
     assert source.pixel_counts.tolist() == [record.image.width * record.image.height for record in records]
 
 
 def test_negatives_and_crowds_are_counted(tmp_path, picture):
-    from tests.data.test_coco import DOCUMENT, json
-
     for image in DOCUMENT["images"]:
         picture(image["file_name"], (image["width"], image["height"]))
     (tmp_path / "train.json").write_text(json.dumps(DOCUMENT))
-    for settings in ({}, {"task": "grounding", "negatives": 0.5}):
-        source = CocoSource(tmp_path / "train.json", tmp_path, **settings)
+    for questions in (Questions(), Questions(task="grounding", negatives=0.5)):
+        source = AnnotatedSource(tmp_path / "train.json", tmp_path, questions=questions)
         assert source.object_counts.tolist() == [int((~record.crowd).sum()) for record in source]
         assert 0 in source.object_counts
 

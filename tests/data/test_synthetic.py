@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from vr1.boxes import pairwise_iou
-from vr1.data.synthetic import SHAPES, SceneSource, SceneStyle, draw_scene
+from vr1.data.scene_drawing import SHAPES, SceneStyle, draw_scene
+from vr1.data.synthetic import SceneSource
 
 
 def pixels(record):
@@ -39,25 +40,25 @@ def test_boxes_are_the_extent_of_the_drawn_pixels(shape):
         np.testing.assert_allclose(boxes[0], extent, atol=1.0)
 
 
-def test_labels_are_among_what_is_asked_and_distractors_are_not():
+def test_labels_are_among_the_categories_and_distractors_are_not():
     style = SceneStyle(num_objects=(4, 6), num_categories=(1, 2), absent=0.0)
     distractors = 0
     for index in range(30):
         record = SceneSource(30, style=style)[index]
         assert set(record.labels) <= set(record.categories)
-        assert record.labels, "with absent=0 something that is asked for is there"
+        assert record.labels, "with absent=0 an object of the question is present"
         _, boxes, _ = draw_scene(np.random.default_rng([0, 0, index]), style)
         distractors += len(boxes) - len(record.labels)
     assert distractors > 10
 
 
-def test_share_of_scenes_without_the_asked_object():
+def test_share_of_scenes_without_an_object_of_the_question():
     source = SceneSource(300, style=SceneStyle(absent=0.3, num_objects=(1, 3)))
     empty = sum(not source[index].labels for index in range(300)) / 300
     assert 0.2 < empty < 0.4
 
 
-def test_a_made_up_name_stands_for_every_object():
+def test_an_invented_name_stands_for_every_object():
     source = SceneSource(20, style=SceneStyle(named=1.0, num_objects=(2, 4)))
     for record in (source[index] for index in range(20)):
         assert len(record.categories) == 1
@@ -66,7 +67,7 @@ def test_a_made_up_name_stands_for_every_object():
         assert len(record.labels) >= 2
 
 
-def test_objects_stay_inside_and_overlap_no_more_than_asked():
+def test_objects_stay_inside_and_overlap_no_more_than_set():
     style = SceneStyle(num_objects=(6, 8), max_overlap=0.1)
     for seed in range(20):
         image, boxes, _ = draw_scene(np.random.default_rng(seed), style)

@@ -9,7 +9,8 @@ from PIL import Image
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import MixtureDataModule, SceneDataModule, Selection, VisionR1DataModule
-from vr1.data.dataset import CocoSource, split_files
+from vr1.data.annotated import AnnotatedSource
+from vr1.data.coco import coco_splits
 from vr1.data.images import ImageError
 from vr1.data.sampler import RepeatedBatches, TrainingLoader
 from vr1.data.vision_r1 import VisionR1Source
@@ -44,11 +45,11 @@ def table(*records):
 @needs_shared
 @pytest.mark.parametrize("form", ["parquet", "arrow", "save_to_disk", "dict", "one file"])
 def test_real_records_through_every_form(form, tmp_path):
-    reference = CocoSource(*split_files(SHARED / "thermal")["valid"])
+    reference = AnnotatedSource(*coco_splits(SHARED / "thermal")["valid"])
     names = ", ".join(reference.categories)
     rows = [
         record(
-            image=str(SHARED / "thermal/images" / reference._table.file_names[row]),
+            image=str(SHARED / "thermal/images" / reference.table.file_names[row]),
             problem=DETECTION.replace("dog, person", names),
             solution=json.dumps([[la, box] for la, box in zip(item.labels, item.boxes_xyxy.tolist(), strict=True)]),
             width=item.image.width,
@@ -86,7 +87,7 @@ def test_real_records_through_every_form(form, tmp_path):
         ("Can you point out left dog in the image and provide the coordinates of its location?", ("left dog",)),
     ],
 )
-def test_the_family_words_its_own_question(problem, expected, encoder):
+def test_the_family_writes_its_own_question(problem, expected, encoder):
     solution = json.dumps([["dog", [10, 20, 30, 40]]])
     [found] = VisionR1Source(table(record(problem=problem, solution=solution)), "made")
     assert (found.categories, found.labels, found.referring) == (expected, expected, "point out" in problem)
@@ -104,8 +105,8 @@ def test_nothing_to_find_is_a_record_too():
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
-        ({"problem": "Where is it?"}, "record whose question is worded in a way that is not known"),
-        ({"problem": " "}, "record whose question is worded in a way that is not known"),
+        ({"problem": "Where is it?"}, "record whose question follows no known template"),
+        ({"problem": " "}, "record whose question follows no known template"),
         ({"solution": "[["}, "record whose solution is not JSON"),
         ({"solution": '{"dog": 1}'}, "record whose solution is no list"),
         ({"solution": '[["dog", [1, 2, 3]]]'}, "record with an item that is not"),
@@ -119,7 +120,7 @@ def test_nothing_to_find_is_a_record_too():
 def test_faulty_records(changes, kind):
     made = table(record(), record(**changes), record())
     with pytest.raises(
-        ValueError, match=rf"made: 1 problem\n  {kind}.*: 1 \(record 1.*\nMend the data, or set"
+        ValueError, match=rf"made: 1 problem\n  {kind}.*: 1 \(record 1.*\nFix the data, or set"
     ) as error:
         VisionR1Source(made, "made")
     assert "\0" not in str(error.value)
@@ -129,18 +130,18 @@ def test_faulty_records(changes, kind):
 
 def test_images_that_show_their_faults_when_decoded():
     made = table(record(width=90, height=80, solution="[]"), record())
-    with pytest.raises(ImageError, match=r"made\[0\]: the image is \(100, 80\), its record says \(90, 80\)"):
+    with pytest.raises(ImageError, match=r"made\[0\]: the image is 100 x 80, its record says 90 x 80"):
         VisionR1Source(made, "made")[0]
     assert VisionR1Source(made, "made", bad_records="skip")[0].image_id == 2
     broken = table(record(image={"bytes": b"no image", "path": None}))
     with pytest.raises(ImageError, match=r"made\[0\]: not an image that can be read"):
         VisionR1Source(broken, "made")[0]
     empty = table(record(image=None))
-    with pytest.raises(ImageError, match=r"made\[0\]: holds no image"):
+    with pytest.raises(ImageError, match=r"made\[0\]: has no image"):
         VisionR1Source(empty, "made")[0]
 
 
-def test_the_data_module_keeps_records_back(tmp_path):
+def test_the_data_module_holds_records_out(tmp_path):
     rows = [record(solution=json.dumps([["dog", [1, 1, 5, 5 + n]] for n in range(count)])) for count in range(40)]
     made = datasets.Dataset.from_dict({name: [item[name] for item in rows] for name in rows[0]})
     made.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
@@ -161,7 +162,7 @@ def test_the_data_module_keeps_records_back(tmp_path):
 def test_places_that_hold_no_data(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty: cannot be read \(ValueError: no parquet or arrow file is there"):
+    with pytest.raises(ValueError, match=r"empty: cannot be read: no parquet or arrow file, nor"):
         load_table(str(tmp_path / "empty"))
     (tmp_path / "a.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"a\.parquet: cannot be read \("):
@@ -180,7 +181,7 @@ def test_no_split_is_taken_for_another(tmp_path):
         (tmp_path / split).mkdir()
         table(*[record()] * count).to_parquet(tmp_path / split / "0000.parquet")
     assert [len(load_table(str(tmp_path), split)) for split in ("train", "test")] == [3, 2]
-    # The folder that was asked for is no split of itself.
+    # The given folder is no split of itself.
     assert len(load_table(str(tmp_path / "test"), "train")) == 2
     with pytest.raises(ValueError, match="there is no split validation, only train, test"):
         load_table(str(tmp_path), "validation")
@@ -195,7 +196,7 @@ def test_the_missing_library_is_named(monkeypatch):
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"needs the library `datasets` to be read; pip install 'vr1\[datasets\]'"):
+    with pytest.raises(ValueError, match=r"reading it needs the library `datasets`; run pip install 'vr1\[datasets\]'"):
         load_table("somebody/something")
 
 
@@ -221,9 +222,9 @@ def test_a_stream_has_the_records_of_the_table(form, tmp_path):
         load_table(path).save_to_disk(tmp_path / "saved")
         path = str(tmp_path / "saved")
     source = VisionR1Source(load_table(path), path)
-    stream = VisionR1Stream(load_table(path, streaming=True), path, records=40, kept=3)
+    stream = VisionR1Stream(load_table(path, streaming=True), path, records=40, buffer_size=3)
     assert content(stream[row] for row in range(40)) == content(source)
-    # Back, on, back by more than is kept, and beyond the end of a pass.
+    # Back, on, back by more than is buffered, and beyond the end of a pass.
     assert content(stream[row] for row in (7, 6, 5, 30, 2)) == content(source[row] for row in (7, 6, 5, 30, 2))
     longer = VisionR1Stream(load_table(path, streaming=True), path, records=50)
     assert content([longer[45]]) == content([source[5]])
@@ -232,7 +233,7 @@ def test_a_stream_has_the_records_of_the_table(form, tmp_path):
     assert content([pickle.loads(pickle.dumps(stream))[3]]) == content([source[3]])
 
 
-def test_a_stream_passes_over_what_the_limits_exclude(tmp_path):
+def test_a_stream_skips_what_the_limits_exclude(tmp_path):
     path = numbered(tmp_path, 12)
     stream = VisionR1Stream(load_table(path, streaming=True), path, records=6, min_objects=1, max_objects=2)
     assert [len(stream[row].labels) for row in range(6)] == [1, 2] * 3
@@ -247,15 +248,15 @@ def test_faults_of_a_stream_show_when_they_are_read(tmp_path):
     assert stream[0].image_id == 1
     with pytest.raises(ValueError, match=r"made\[1\]: record whose solution is not JSON.*set bad_records: skip"):
         stream[1]
-    assert stream[3].image_id == 4  # who reads on, as a check does, hears of the others
+    assert stream[3].image_id == 4  # a reader that continues, as a check does, gets the others
     stream = VisionR1Stream(made, "made", records=3, bad_records="skip")
-    assert [stream[row].image_id for row in (0, 1, 2)] == [1, 4, 4]  # the third is the one that stood in before
+    assert [stream[row].image_id for row in (0, 1, 2)] == [1, 4, 4]  # the second replaces its neighbours
     other = datasets.Dataset.from_dict({"image": [1], "question": ["a"]}).to_iterable_dataset()
     with pytest.raises(ValueError, match="has no column problem"):
         VisionR1Stream(other, "other", 1)
 
 
-def test_training_on_a_stream_goes_on_in_the_middle(tmp_path, encoder):
+def test_training_on_a_stream_resumes_in_the_middle(tmp_path, encoder):
     """By two workers, each of which reads the whole stream, against a whole epoch."""
     path = numbered(tmp_path)
     settings = {"path": path, "val_records": 4, "streaming": True, "records": 30, "batch_size": 3, "num_workers": 2}
@@ -285,8 +286,8 @@ def test_training_on_a_stream_goes_on_in_the_middle(tmp_path, encoder):
 def test_what_a_stream_cannot_do_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a stream does not know how many objects later records have"):
         VisionR1DataModule(str(tmp_path), streaming=True, selection=Selection(curriculum=True))
-    with pytest.raises(ValueError, match=r"data\.keep=5: a stream is read from front to back"):
-        VisionR1DataModule(str(tmp_path), streaming=True, keep=5)
+    with pytest.raises(ValueError, match=r"data\.cache_records=5: a stream is read from front to back"):
+        VisionR1DataModule(str(tmp_path), streaming=True, cache_records=5)
     with pytest.raises(ValueError, match=r"set data\.records to the number"):
         VisionR1DataModule(numbered(tmp_path, 4), val_records=0, streaming=True).build("train")
     with pytest.raises(ValueError, match=r"data\.parts\.b\.streaming=true: a stream .* cannot be mixed"):

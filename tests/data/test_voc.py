@@ -5,7 +5,8 @@ import pytest
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import VocDataModule
-from vr1.data.dataset import CocoSource, split_files
+from vr1.data.annotated import AnnotatedSource
+from vr1.data.coco import coco_splits
 from vr1.data.voc import XmlError, parse_xml
 
 XML = """<annotation><folder>x</folder><filename>{name}</filename>
@@ -43,12 +44,12 @@ def make(tmp_path, picture):
 @pytest.mark.parametrize("name", ["raccoon", "bccd"])
 def test_real_data_as_its_coco_json_reads(name, tmp_path):
     """The real sets came as xml files; written back from their COCO json, they read as that does."""
-    found = split_files(SHARED / name)
+    found = coco_splits(SHARED / name)
     annotations, images, portion = found["valid" if name == "raccoon" else "train"]
-    reference = CocoSource(annotations, images, portion, bad_records="skip")
+    reference = AnnotatedSource(annotations, images, portion, bad_records="skip")
     (tmp_path / "valid").mkdir()
     for row in range(len(reference)):
-        table = reference._table
+        table = reference.table
         file, rows = table.file_names[row], table.objects_of(row)
         (tmp_path / "valid" / file).symlink_to(images / file)
         objects = [
@@ -109,7 +110,7 @@ def test_other_layouts(tmp_path, picture):
         (xml("b.jpg", (100, 80), ("cat", [1, 2, "x", 4], 0)), "object without a box of four numbers"),
         (xml("b.jpg", (100, 80), ("cat", [9, 2, 3, 4], 0)), "box of negative size"),
         (xml("b.jpg", (100, 80), ("cat", [3, 2, 3, 4], 0)), "box of zero size"),
-        (xml("b.jpg", (100, 80), ("cat", [300, 2, 310, 4], 0)), "box wholly outside"),
+        (xml("b.jpg", (100, 80), ("cat", [300, 2, 310, 4], 0)), "box entirely outside"),
         (xml("b.jpg", (100, 80), ("cat", ["nan", 2, 3, 4], 0)), "box with NaN"),
         (xml("b.jpg", (90, 80), CAT), "the annotations say 90 x 80"),
         (xml("gone.jpg", (100, 80), CAT), "image file missing"),
@@ -149,7 +150,7 @@ def test_wrong_settings(tmp_path, settings, message):
 
 
 def test_folders_that_hold_none(tmp_path):
-    with pytest.raises(ValueError, match=r"no xml file is where one could be\. Looked for\n  Annotations/"):
+    with pytest.raises(ValueError, match=r"no annotation file \(\*\.xml\) found\. Looked for\n  Annotations/"):
         VocDataModule(tmp_path).build("train")
     with pytest.raises(ValueError, match="no such folder of a data set"):
         VocDataModule(tmp_path / "gone").build("train")

@@ -3,7 +3,8 @@ import yaml
 
 from tests.shared_data import SHARED, needs_shared
 from vr1.data import YoloDataModule
-from vr1.data.dataset import CocoSource, split_files
+from vr1.data.annotated import AnnotatedSource
+from vr1.data.coco import coco_splits
 from vr1.data.yolo import label_file, yolo_splits
 
 
@@ -28,27 +29,27 @@ def make(tmp_path, picture):
 def test_real_data_as_its_coco_json_reads(name, tmp_path):
     """The real sets came as YOLO files; written back from their COCO json, they read as that does."""
     names = None
-    for split, (annotations, images, _) in split_files(SHARED / name).items():
-        reference = CocoSource(annotations, images)
+    for split, (annotations, images, _) in coco_splits(SHARED / name).items():
+        reference = AnnotatedSource(annotations, images)
         names = names or [item["name"] for item in yaml.safe_load(annotations.read_text())["categories"]]
         for folder in ("images", "labels"):
             (tmp_path / split / folder).mkdir(parents=True)
         expected = {}
         for row in range(len(reference)):
-            file = reference._table.file_names[row]
+            file = reference.table.file_names[row]
             (tmp_path / split / "images" / file).symlink_to(images / file)
-            width, height = reference._table.sizes[row]
-            rows = reference._table.objects_of(row)
+            width, height = reference.table.sizes[row]
+            rows = reference.table.objects_of(row)
             lines = []
-            boxes = reference._table.boxes_xyxy[rows]
-            for box, category in zip(boxes, reference._table.category_rows[rows], strict=True):
+            boxes = reference.table.boxes_xyxy[rows]
+            for box, category in zip(boxes, reference.table.category_rows[rows], strict=True):
                 x1, y1, x2, y2 = box
                 shares = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
                 number = names.index(reference.categories[category])
                 lines.append(" ".join(map(repr, [number, *map(float, shares)])))
             if lines:
                 label_file(tmp_path / split / "images" / file).write_text("\n".join(lines))
-            expected[file] = boxes, [reference.categories[c] for c in reference._table.category_rows[rows]]
+            expected[file] = boxes, [reference.categories[c] for c in reference.table.category_rows[rows]]
         (tmp_path / "data.yaml").write_text(yaml.safe_dump({"names": names, "val": f"{split}/images"}))
         source = YoloDataModule(tmp_path).build("val")
         assert len(source) == len(reference)
@@ -94,7 +95,7 @@ def test_lists_of_images_and_names_by_number(make, tmp_path, picture):
         ("0.5 0.5 0.5 0.2 0.1", "class number without a name"),
         ("1 0.5 0.5 0 0.1", "box of zero size"),
         ("1 0.5 0.5 -0.2 0.1", "box of negative size"),
-        ("1 1.5 0.5 0.2 0.1", "box wholly outside"),
+        ("1 1.5 0.5 0.2 0.1", "box entirely outside"),
         ("1 nan 0.5 0.2 0.1", "box with NaN"),
         ("1 1e999 0.5 0.2 0.1", "box with NaN or infinite"),
     ],
@@ -131,19 +132,19 @@ def test_damaged_files(make, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no yaml file is there; YOLO data need a data.yaml"),
+        (None, "has no yaml file; YOLO data need a data.yaml"),
         ("names: [", "not YAML"),
         ("- a", "has no 'names'"),
         ("names: []", "has no 'names'"),
-        ("names: {one: cat}", "class number that is none"),
-        ("names: [cat]", "names no folder of images"),
-        ("names: [cat]\ntrain: nowhere", "names no folder of images"),
+        ("names: {one: cat}", "has a key that is no class number"),
+        ("names: [cat]", "names no existing folder of images"),
+        ("names: [cat]\ntrain: nowhere", "names no existing folder of images"),
         ("names: [no]\ntrain: empty", "the name of class 0 is False; give a text, in quotes"),
         ("names: {0: cat, 1: }\ntrain: empty", "the name of class 1 is None"),
         ("names: [cat, ' ']\ntrain: empty", "the name of class 1 is ' '"),
         ("names: [cat]\ntrain: [empty]", "train is a list; name one folder"),
         ("names: [cat]\nval: empty", "there is no train split, only valid"),
-        ("names: [cat]\ntrain: empty", "no image is there"),
+        ("names: [cat]\ntrain: empty", "has no image"),
     ],
 )
 def test_refuses(tmp_path, text, message):

@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tests.shared_data import SHARED, needs_shared
-from vr1.data.dataset import CocoSource
+from vr1.data.annotated import AnnotatedSource
+from vr1.data.questions import Questions
 from vr1.matching import BoxMatcher, fold_label
 from vr1.metrics import CocoMetrics, ReferringAccuracy
 from vr1.types import DetectionRecord, Detections, Targets, as_boxes
@@ -159,7 +160,7 @@ def test_recorded_detections():
 def test_records_of_a_source_score_as_their_json(file):
     path = SHARED / file
     images = path.parent / "images"
-    source = CocoSource(path, images if images.is_dir() else path.parent, bad_records="skip")
+    source = AnnotatedSource(path, images if images.is_dir() else path.parent, bad_records="skip")
     document = sound(json.loads(path.read_text()))
     records = list(source)
     for results in (perfect(document), jittered(document, constant_score=True, seed=2)):
@@ -183,7 +184,7 @@ def test_annotation_id_0_costs_nothing_here():
 def test_grounding_scores_as_detection(constant_score):
     """One question a category gives the same figures, when no question asks for what is absent."""
     path = SHARED / "mushrooms/instances_train.json"
-    source = CocoSource(path, path.parent / "images", task="grounding")
+    source = AnnotatedSource(path, path.parent / "images", questions=Questions(task="grounding"))
     document = sound(json.loads(path.read_text()))
     asked = [(record.image_id, record.categories[0]) for record in source]
     names = {category["id"]: category["name"] for category in document["categories"]}

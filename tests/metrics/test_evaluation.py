@@ -10,7 +10,9 @@ from pycocotools.coco import COCO
 from tests.metrics.test_coco import NAMES, answers, blank_records, reference, sound
 from tests.shared_data import SHARED, needs_shared
 from vr1.commands.score.command import main
-from vr1.data.dataset import CocoSource, split_files
+from vr1.data.annotated import AnnotatedSource
+from vr1.data.coco import coco_splits
+from vr1.data.questions import Questions
 from vr1.metrics.answer_file import answer_row, read_row
 from vr1.metrics.coco_eval import CocoInput, evaluate, evaluate_classes
 from vr1.metrics.evaluation import table_text, write_evaluation
@@ -94,7 +96,7 @@ def test_every_set_and_the_average(detections, tmp_path):
 @pytest.mark.parametrize("name", ["raccoon", "mushrooms", "packages", "thermal"])
 @pytest.mark.parametrize("task", ["detection", "grounding"])
 def test_the_truth_as_answer_is_perfect(name, task, tmp_path):
-    source = CocoSource(*split_files(SHARED / name)["test"], task=task)
+    source = AnnotatedSource(*coco_splits(SHARED / name)["test"], questions=Questions(task=task))
     lines = []
     for record in source:
         exact = Detections(

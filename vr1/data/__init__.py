@@ -1,10 +1,11 @@
-"""Where records come from: made scenes, annotated folders of many formats, the hub, folders of images, mixtures."""
+"""Where records come from: synthetic scenes, annotated folders, the hub, folders of images, and mixtures of these."""
 
 from vr1.data.coco import CocoDataModule
-from vr1.data.image_folder import FolderDataModule
+from vr1.data.datamodule import RecordDataModule
+from vr1.data.image_folder import ImageFolderDataModule
 from vr1.data.mixture import MixtureDataModule
 from vr1.data.odinw import OdinwDataModule, OdinwSet
-from vr1.data.referring import RecDataModule
+from vr1.data.referring import ReferringDataModule
 from vr1.data.selection import Selection
 from vr1.data.synthetic import SceneDataModule, SceneSource, SceneStyle
 from vr1.data.vision_r1 import VisionR1DataModule
@@ -13,11 +14,12 @@ from vr1.data.yolo import YoloDataModule
 
 __all__ = [
     "CocoDataModule",
-    "FolderDataModule",
+    "ImageFolderDataModule",
     "MixtureDataModule",
     "OdinwDataModule",
     "OdinwSet",
-    "RecDataModule",
+    "RecordDataModule",
+    "ReferringDataModule",
     "SceneDataModule",
     "SceneSource",
     "SceneStyle",

@@ -7,59 +7,91 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vr1.data.validation import SHOWN
 from vr1.types import Boxes, as_boxes
 
 Corners = tuple[float, float, float, float]
 
-_ROUNDING = 1.0  # pixels by which exporters let boxes stick out; more than that is reported
+_ROUNDING = 1.0
+"""Pixels by which exporters let boxes reach outside their image; more than that is reported as a warning."""
+
+BOX_FAULTS = (
+    "box with NaN or infinite numbers",
+    "box of negative size",
+    "box of zero size",
+    "box entirely outside its image",
+)
+"""What `box_fault` may find."""
 
 
 def box_fault(box: Sequence[float], size: tuple[float, float]) -> str | None:
-    """What is wrong with the corners ``[x1, y1, x2, y2]`` of a box on an image of ``size``, or None.
+    """What is wrong with the corners ``[x1, y1, x2, y2]`` of a box on an image of ``size``, in pixels; None if nothing.
+
+    Returns:
+        One of `BOX_FAULTS`, or None.
 
     Example:
         >>> box_fault((5, 5, 5, 9), (10, 10)), box_fault((1, 1, 2, 2), (10, 10))
         ('box of zero size', None)
     """
+    not_finite, negative, zero, outside = BOX_FAULTS
     if not all(map(math.isfinite, box)):
-        return "box with NaN or infinite numbers"
+        return not_finite
     x1, y1, x2, y2 = box
     if x2 < x1 or y2 < y1:
-        return "box of negative size"
+        return negative
     if x2 == x1 or y2 == y1:
-        return "box of zero size"
+        return zero
     if x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
-        return "box wholly outside its image"
+        return outside
     return None
 
 
-class BoxCutter:
-    """Cuts boxes to their images, and counts those that stuck out by more than exporters' rounding.
+class BoxClipper:
+    """Clips boxes to their images, and remembers those that reached outside by more than exporters' rounding.
 
     Example:
-        >>> cut = BoxCutter()
-        >>> cut((1, 2, 50, 20), (40, 30)), cut.notes()
-        ((1, 2, 40, 20), ['1 boxes stuck out of their image by more than 1 px and were cut to it'])
+        >>> clip = BoxClipper()
+        >>> clip((1, 2, 50, 20), (40, 30), "a.jpg"), clip((1, 2, 40.5, 20), (40, 30), "b.jpg")
+        (((1, 2, 40, 20), False), ((1, 2, 40, 20), True))
+        >>> clip.notes()
+        ['1 boxes reached outside their image by more than 1 px and were clipped to it (a.jpg)']
     """
 
     def __init__(self) -> None:
-        self._stuck_out = 0
+        self._clipped: list[str] = []
 
-    def __call__(self, box: Sequence[float], size: tuple[float, float]) -> Corners:
-        """The part of a box that lies inside an image of ``size``; `box_fault` found the box sound."""
+    def __call__(self, box: Sequence[float], size: tuple[float, float], image: str) -> tuple[Corners, bool]:
+        """Clip one box.
+
+        Args:
+            box: corners ``[x1, y1, x2, y2]`` in pixels, in which `box_fault` found no fault.
+            size: width and height of the image in pixels.
+            image: file name of the image, for the notes.
+
+        Returns:
+            The part of the box inside the image, and whether it reached outside by no more than rounding.
+        """
         (x1, y1, x2, y2), (width, height) = box, size
-        self._stuck_out += max(-x1, -y1, x2 - width, y2 - height) > _ROUNDING
-        return max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)
+        outside = max(-x1, -y1, x2 - width, y2 - height)
+        if outside > _ROUNDING:
+            self._clipped.append(image)
+        return (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height)), 0 < outside <= _ROUNDING
 
     def notes(self) -> list[str]:
-        """What was put right."""
-        if not self._stuck_out:
+        """What a reader of the data should know."""
+        if not self._clipped:
             return []
-        return [f"{self._stuck_out} boxes stuck out of their image by more than {_ROUNDING:g} px and were cut to it"]
+        images = list(dict.fromkeys(self._clipped))
+        names = ", ".join(images[:SHOWN]) + (", ..." if len(images) > SHOWN else "")
+        return [
+            f"{len(self._clipped)} boxes reached outside their image by more than {_ROUNDING:g} px and were clipped to"
+            f" it ({names})"
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class CocoTable:
+class AnnotationTable:
     """Images and their objects (shape letters: I images, A objects of all images together).
 
     Arrays rather than one dictionary an object, since a table is copied into every worker of a data loader.
@@ -72,8 +104,10 @@ class CocoTable:
         image_rows: ``[A]`` int64 rows of ``image_ids``, ascending.
         category_rows: ``[A]`` int64 rows of ``categories``.
         boxes_xyxy: ``[A, 4]`` float64 corners in pixels, inside the image.
-        areas: ``[A]`` float64.
+        areas: ``[A]`` float64 square pixels.
         crowd: ``[A]`` bool.
+        rounded: ``[A]`` bool, boxes that reached outside their image by at most a pixel and were clipped.
+        referring: the categories are expressions, each for one object of one image.
     """
 
     image_ids: list[int]
@@ -85,6 +119,8 @@ class CocoTable:
     boxes_xyxy: Boxes
     areas: NDArray[np.float64]
     crowd: NDArray[np.bool_]
+    rounded: NDArray[np.bool_]
+    referring: bool = False
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -98,19 +134,19 @@ class CocoTable:
         """``[I]`` number of objects."""
         return np.bincount(self.image_rows, minlength=len(self))
 
-    def keep_images(self, keep: NDArray[np.bool_]) -> "CocoTable":
+    def keep_images(self, keep: NDArray[np.bool_]) -> "AnnotationTable":
         """The table of the images where ``keep`` ``[I]`` is true, in the same order."""
-        kept = np.flatnonzero(keep)
+        rows = np.flatnonzero(keep)
         table = replace(
             self,
-            image_ids=[self.image_ids[row] for row in kept],
-            file_names=[self.file_names[row] for row in kept],
-            sizes=self.sizes[kept],
+            image_ids=[self.image_ids[row] for row in rows],
+            file_names=[self.file_names[row] for row in rows],
+            sizes=self.sizes[rows],
         )
         new_rows = np.cumsum(keep) - 1
         return table._keep_objects(keep[self.image_rows], image_rows=new_rows[self.image_rows])
 
-    def keep_categories(self, category_rows: list[int]) -> "CocoTable":
+    def keep_categories(self, category_rows: list[int]) -> "AnnotationTable":
         """The table of these categories, in the order given, without the objects of others."""
         new_rows = np.full(len(self.categories), -1)
         new_rows[category_rows] = np.arange(len(category_rows))
@@ -121,7 +157,7 @@ class CocoTable:
         )
         return table._keep_objects(table.category_rows >= 0, image_rows=self.image_rows)
 
-    def _keep_objects(self, keep: NDArray[np.bool_], image_rows: NDArray[np.int64]) -> "CocoTable":
+    def _keep_objects(self, keep: NDArray[np.bool_], image_rows: NDArray[np.int64]) -> "AnnotationTable":
         return replace(
             self,
             image_rows=image_rows[keep],
@@ -129,22 +165,27 @@ class CocoTable:
             boxes_xyxy=self.boxes_xyxy[keep],
             areas=self.areas[keep],
             crowd=self.crowd[keep],
+            rounded=self.rounded[keep],
         )
 
 
-class TableRows:
-    """Images with their objects, in the order in which they are added.
+class TableBuilder:
+    """Builds a table from images and their objects, in the order in which they are added.
+
+    Args:
+        referring: the categories are expressions; see `AnnotationTable`.
 
     Example:
-        >>> rows = TableRows()
-        >>> rows.add_image("a.jpg", (40, 30))
-        >>> rows.add_object("cat", (1, 2, 50, 20))
-        >>> table = rows.table()
-        >>> table.categories, table.boxes_xyxy.tolist(), rows.notes()
-        (('cat',), [[1.0, 2.0, 40.0, 20.0]], ['1 boxes stuck out of their image by more than 1 px and were cut to it'])
+        >>> builder = TableBuilder()
+        >>> builder.add_image("a.jpg", (40, 30))
+        >>> builder.add_object("cat", (1, 2, 40.5, 20))
+        >>> table = builder.table()
+        >>> table.categories, table.boxes_xyxy.tolist(), table.rounded.tolist()
+        (('cat',), [[1.0, 2.0, 40.0, 20.0]], [True])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, referring: bool = False) -> None:
+        self._referring = referring
         self._names: list[str] = []
         self._sizes: list[tuple[int, int]] = []
         self._categories: dict[str, int] = {}
@@ -153,7 +194,8 @@ class TableRows:
         self._category_rows: list[int] = []
         self._boxes: list[Corners] = []
         self._crowd: list[bool] = []
-        self._cut = BoxCutter()
+        self._rounded: list[bool] = []
+        self._clip = BoxClipper()
 
     def add_image(self, file_name: str, size: tuple[int, int]) -> None:
         """The next image: its path relative to the folder of images, its width and height in pixels."""
@@ -169,20 +211,22 @@ class TableRows:
         return row
 
     def add_object(self, category: str, box: Sequence[float], *, crowd: bool = False) -> None:
-        """An object of the last image, whose box `box_fault` found sound; it is cut to the image."""
+        """An object of the last image, in whose box `box_fault` found no fault; the box is clipped to the image."""
         self._image_rows.append(len(self._names) - 1)
         self._category_rows.append(self.add_category(category))
-        self._boxes.append(self._cut(box, self._sizes[-1]))
+        clipped, rounded = self._clip(box, self._sizes[-1], self._names[-1])
+        self._boxes.append(clipped)
+        self._rounded.append(rounded)
         self._crowd.append(crowd)
 
     def notes(self) -> list[str]:
-        """What was put right."""
-        return self._cut.notes()
+        """What a reader of the data should know."""
+        return self._clip.notes()
 
-    def table(self) -> CocoTable:
+    def table(self) -> AnnotationTable:
         """All that was added; images are numbered from 1, and an object's area is that of its box."""
         boxes = as_boxes(self._boxes)
-        return CocoTable(
+        return AnnotationTable(
             image_ids=list(range(1, len(self._names) + 1)),
             file_names=list(self._names),
             sizes=np.array(self._sizes, np.int64).reshape(-1, 2),
@@ -192,4 +236,6 @@ class TableRows:
             boxes_xyxy=boxes,
             areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
             crowd=np.array(self._crowd, np.bool_),
+            rounded=np.array(self._rounded, np.bool_),
+            referring=self._referring,
         )

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vr1.data.annotations import BoxCutter, CocoTable, Corners, box_fault
+from vr1.data.annotations import AnnotationTable, BoxClipper, Corners, box_fault
 from vr1.data.validation import SHOWN, Problems, field_fault, has_id, is_area, is_box, is_int, is_side, is_text
 from vr1.errors import UserError
 from vr1.types import as_boxes
@@ -21,12 +21,13 @@ _IDS = {"id": is_int, "image_id": is_int, "category_id": is_int}
 
 
 class CocoObject(NamedTuple):
-    """One sound annotation: ``box`` is ``[x1, y1, x2, y2]`` in pixels, inside the image."""
+    """One sound annotation: ``box`` is ``[x1, y1, x2, y2]`` in pixels, inside the image; see `AnnotationTable`."""
 
     category_row: int
     box: Corners
     area: float
     crowd: bool
+    rounded: bool
 
 
 class ObjectReader:
@@ -36,11 +37,11 @@ class ObjectReader:
         images: sound images of the file, by id.
         faulty_images: ids of images that are left out; their annotations go with them.
         category_rows: row of the table's categories, by category id.
-        problems: takes the faults.
+        problems: where faults are added.
 
     Attributes:
         objects: sound objects, by image id.
-        spoilt: ids of images that have a faulty annotation.
+        with_faults: ids of images that have a faulty annotation.
     """
 
     def __init__(
@@ -51,12 +52,12 @@ class ObjectReader:
         problems: Problems,
     ) -> None:
         self.objects: dict[int, list[CocoObject]] = {}
-        self.spoilt: set[int] = set()
+        self.with_faults: set[int] = set()
         self._images, self._faulty_images = images, faulty_images
         self._category_rows, self._problems = category_rows, problems
         self._ids: set[int] = set()
         self._on_faulty_images = 0
-        self._cut = BoxCutter()
+        self._clip = BoxClipper()
 
     def read(self, annotations: Sequence[Any]) -> None:
         """Sort every annotation into `objects` or the problems."""
@@ -69,19 +70,20 @@ class ObjectReader:
             if fault is None:
                 self._add(item)
                 continue
-            self._problems.add(fault, self._name(position, item))
+            image = self._images.get(image_id) if isinstance(image_id, int) else None
+            self._problems.add(fault, self._name(position, item, image), image["file_name"] if image else "")
             if isinstance(image_id, int):
-                self.spoilt.add(image_id)
+                self.with_faults.add(image_id)
 
     def notes(self) -> list[str]:
-        """What was put right or left out without being a fault of its own."""
-        notes = self._cut.notes()
+        """What was changed or left out without being a fault of its own."""
+        notes = self._clip.notes()
         if self._on_faulty_images:
             notes.append(f"{self._on_faulty_images} annotations go with images that are left out")
         if 0 in self._ids:
             notes.append(
-                "annotation ids start at 0; they are numbered afresh for evaluation, since pycocotools takes a match "
-                "with id 0 for no match"
+                "annotation ids start at 0; they are renumbered for evaluation, since pycocotools reads a match with "
+                "id 0 as no match"
             )
         return notes
 
@@ -108,21 +110,21 @@ class ObjectReader:
 
     def _add(self, item: dict[str, Any]) -> None:
         self._ids.add(item["id"])
-        box = self._cut(_corners(item), self._size(item))
+        box, rounded = self._clip(_corners(item), self._size(item), self._images[item["image_id"]]["file_name"])
         area = item.get("area")
         area = item["bbox"][2] * item["bbox"][3] if area is None else area
-        entry = CocoObject(self._category_rows[item["category_id"]], box, area, bool(item.get("iscrowd", 0)))
+        crowd = bool(item.get("iscrowd", 0))
+        entry = CocoObject(self._category_rows[item["category_id"]], box, area, crowd, rounded)
         self.objects.setdefault(item["image_id"], []).append(entry)
 
     def _size(self, item: dict[str, Any]) -> tuple[float, float]:
         image = self._images[item["image_id"]]
         return image["width"], image["height"]
 
-    def _name(self, position: int, item: Any) -> str:
+    def _name(self, position: int, item: Any, image: dict[str, Any] | None) -> str:
         if not isinstance(item, dict):
             return f"annotations[{position}] = {item!r}"
         name = f"annotation {item['id']}" if is_int(item.get("id")) else f"annotations[{position}]"
-        image = self._images.get(item["image_id"]) if is_int(item.get("image_id")) else None
         where = f"of image id {item.get('image_id')}"
         if image is not None:
             where = f"on {image['file_name']} ({image['width']} x {image['height']})"
@@ -138,21 +140,22 @@ _IMAGE_FIELDS = {"id": is_int, "file_name": is_text, "width": is_side, "height":
 
 
 def read_coco(
-    path: Path, blank_names: Literal["error", "leave_out"] = "error"
-) -> tuple[CocoTable, Problems, list[str]]:
+    path: Path, empty_names: Literal["error", "leave_out"] = "error"
+) -> tuple[AnnotationTable, Problems, list[str]]:
     """Read and check a COCO annotation file.
 
-    Two categories of the same name (case and spaces aside) are merged under the spelling that comes first: in a
-    question asked in words they are one. Boxes that stick out of their image are cut to it. Images that share an id
-    are all left out, since nobody can tell whose the annotations are. An image whose every annotation is faulty is
-    left out too: without objects it would teach that there is nothing to see.
+    Two categories of the same name (case and spaces aside) are merged under the spelling that comes first: in the text
+    of a question they are one. Boxes that reach outside their image are clipped to it. Images that share an id are all
+    left out, since their annotations cannot be told apart. An image whose every annotation is faulty is left out too:
+    without objects it would teach that there is nothing to find.
 
     Args:
         path: the json file.
-        blank_names: refuse a category whose name is blank, or leave it out with its objects: nobody can ask for it.
+        empty_names: refuse a category whose name is empty or spaces, or leave it out with its objects: no question can
+            name it.
 
     Returns:
-        The table of the sound records, the problems of the others, and notes on what was put right.
+        The table of the sound records, the problems of the others, and notes on what was changed.
 
     Raises:
         UserError: if the file is missing, not COCO JSON, or its list of categories cannot be used.
@@ -160,20 +163,20 @@ def read_coco(
     Source: https://cocodataset.org/#format-data
     """
     document = _load(path)
-    blank = _leave_out_blank(document) if blank_names == "leave_out" else []
+    nameless = _leave_out_nameless(document) if empty_names == "leave_out" else []
     problems = Problems(str(path))
     category_rows, categories, notes = _read_categories(path, document["categories"])
     images = _read_images(document["images"], problems)
     faulty_images = {item["id"] for item in document["images"] if has_id(item)} - images.keys()
     reader = ObjectReader(images, faulty_images, category_rows, problems)
     reader.read(document["annotations"])
-    spoilt = [key for key in images if key in reader.spoilt and key not in reader.objects]
-    if spoilt:
-        names = ", ".join(images[key]["file_name"] for key in spoilt[:SHOWN])
-        notes.append(f"{len(spoilt)} images whose every annotation is faulty are left out ({names})")
-    left_out = set(spoilt)
+    with_faults = [key for key in images if key in reader.with_faults and key not in reader.objects]
+    if with_faults:
+        names = ", ".join(images[key]["file_name"] for key in with_faults[:SHOWN])
+        notes.append(f"{len(with_faults)} images whose every annotation is faulty are left out ({names})")
+    left_out = set(with_faults)
     images = {key: image for key, image in images.items() if key not in left_out}
-    return _table(images, categories, reader.objects), problems, blank + notes + reader.notes()
+    return _table(images, categories, reader.objects), problems, nameless + notes + reader.notes()
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -197,19 +200,19 @@ def _load(path: Path) -> dict[str, Any]:
     return document
 
 
-def _leave_out_blank(document: dict[str, Any]) -> list[str]:
-    """Take categories with a blank name out of a document, with their annotations."""
+def _leave_out_nameless(document: dict[str, Any]) -> list[str]:
+    """Remove categories without a name from a document, with their annotations."""
     items = [item for item in document["categories"] if isinstance(item, dict)]
-    blank = [item.get("id") for item in items if isinstance(item.get("name"), str) and not item["name"].strip()]
-    if not blank:
+    nameless = [item.get("id") for item in items if isinstance(item.get("name"), str) and not item["name"].strip()]
+    if not nameless:
         return []
     before = len(document["annotations"])
-    document["categories"] = [item for item in items if item.get("id") not in blank]
+    document["categories"] = [item for item in items if item.get("id") not in nameless]
     document["annotations"] = [
-        item for item in document["annotations"] if not (isinstance(item, dict) and item.get("category_id") in blank)
+        item for item in document["annotations"] if not (isinstance(item, dict) and item.get("category_id") in nameless)
     ]
     left_out = before - len(document["annotations"])
-    return [f"{len(blank)} categories without a name are left out with their {left_out} objects"]
+    return [f"{len(nameless)} categories without a name are left out with their {left_out} objects"]
 
 
 def _read_categories(path: Path, items: list[Any]) -> tuple[dict[int, int], tuple[str, ...], list[str]]:
@@ -221,7 +224,7 @@ def _read_categories(path: Path, items: list[Any]) -> tuple[dict[int, int], tupl
         if fault is None and item["id"] in rows:
             fault = f"category id {item['id']} used twice"
         if fault is not None:
-            raise UserError(f"annotations={path}: categories[{position}] = {item}: {fault}; mend the list")
+            raise UserError(f"annotations={path}: categories[{position}] = {item}: {fault}; fix the list")
         name = " ".join(item["name"].split())
         folded = name.casefold()
         if folded in spellings:
@@ -244,16 +247,17 @@ def _read_images(items: list[Any], problems: Problems) -> dict[int, dict[str, An
             continue
         shown = item.get("file_name", item) if isinstance(item, dict) else item
         other = f", also {images[item['id']]['file_name']}" if has_id(item) and item["id"] in twice else ""
-        problems.add(fault, f"images[{position}] {shown}" + (f": id {item['id']}{other}" if has_id(item) else ""))
+        where = f"images[{position}] {shown}" + (f": id {item['id']}{other}" if has_id(item) else "")
+        problems.add(fault, where, shown if isinstance(shown, str) else "")
     return {key: image for key, image in images.items() if key not in twice}
 
 
 def _table(
     images: Mapping[int, dict[str, Any]], categories: tuple[str, ...], objects: Mapping[int, list[CocoObject]]
-) -> CocoTable:
+) -> AnnotationTable:
     rows = [row for row, key in enumerate(images) for _ in objects.get(key, [])]
     entries = [entry for key in images for entry in objects.get(key, [])]
-    return CocoTable(
+    return AnnotationTable(
         image_ids=list(images),
         file_names=[image["file_name"] for image in images.values()],
         sizes=np.array([(image["width"], image["height"]) for image in images.values()], np.int64).reshape(-1, 2),
@@ -263,4 +267,5 @@ def _table(
         boxes_xyxy=as_boxes([entry.box for entry in entries]),
         areas=np.array([entry.area for entry in entries], np.float64),
         crowd=np.array([entry.crowd for entry in entries], np.bool_),
+        rounded=np.array([entry.rounded for entry in entries], np.bool_),
     )

@@ -1,56 +1,20 @@
-"""Record sources as a LightningDataModule, and records cached in memory."""
+"""The base of every data module: its loading settings, its splits and its loaders."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vr1.data.sampler import RepeatedBatches, TrainingLoader
+from vr1.data.selection import Selection, select
+from vr1.data.source import CachedDataset, RecordSource
 from vr1.distributed import data_share, die_with_parent
 from vr1.errors import UserError
 from vr1.seeding import run_seed
 from vr1.types import DetectionRecord
-
-
-class CachedDataset(Dataset[DetectionRecord]):
-    """A source whose first records that are asked for are read once.
-
-    None is ever dropped for another: where records come in a random order every epoch, those that stay are worth as
-    much as any, and the least recently read one is as likely to be next.
-
-    Args:
-        source: records by index.
-        most: how many are kept, by each process that reads.
-
-    Example:
-        >>> from vr1.data import SceneSource
-        >>> kept = CachedDataset(SceneSource(length=3), most=2)
-        >>> kept[0] is kept[0], kept[1] is kept[1], kept[2] is kept[2]
-        (True, True, False)
-    """
-
-    def __init__(self, source: Any, most: int) -> None:
-        self.source, self.most = source, most
-        self._kept: dict[int, DetectionRecord] = {}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> DetectionRecord:
-        """Read record ``index``, or take it from memory.
-
-        Raises:
-            IndexError: outside the data set.
-        """
-        if (record := self._kept.get(index)) is None:
-            record = self.source[index]
-            if len(self._kept) < self.most:
-                record.image.load()
-                self._kept[index] = record
-        return record
-
 
 Source = Dataset[DetectionRecord]
 Split = Literal["train", "val", "test", "predict"]
@@ -66,20 +30,33 @@ class MissingSplitError(UserError):
     """A data set has no such split, which is no fault of those that it has."""
 
 
-class RecordDataModule(L.LightningDataModule, ABC):
-    """Loaders over record sources, shared by every kind of data set.
+class TrainedModule(Protocol):
+    """What a data module needs of the module that is trained.
 
-    The loaders hand whole batches of records to the encoder of the module that is trained
-    (``module.encoder``), in the worker processes.
+    Attributes:
+        encoder: turns a list of records into a batch, in the worker processes.
+        updates_per_rollout: how often each training batch is repeated.
+    """
+
+    encoder: Callable[[list[DetectionRecord]], Any]
+    updates_per_rollout: int
+
+
+class RecordDataModule(L.LightningDataModule, ABC):
+    """Loaders over records, shared by every kind of data set. Subclasses add `read`.
+
+    The loaders give whole batches of records to the encoder of the module that is trained (``module.encoder``), in the
+    worker processes.
 
     Args:
         batch_size: prompts per training batch and process.
         eval_batch_size: prompts per evaluation batch.
         num_workers: worker processes per loader.
-        shuffle: draw the training records in random order.
-        seed: seed of that order; None takes that of ``seed_everything``.
-        keep: how many records each worker keeps in memory, images decoded, for further epochs and evaluations. Worth
-            it for large files or a slow disk; what is kept takes 3 bytes a pixel.
+        shuffle: give the training records in random order; a curriculum has its own order.
+        seed: seed of that order and of all that a data set draws; None takes that of ``seed_everything``.
+        cache_records: how many records each worker holds in memory, images decoded, for further epochs and
+            evaluations. Useful with large files or a slow disk; a cached record takes 3 bytes a pixel.
+        selection: which training records to take, and in which order; evaluation takes all.
     """
 
     def __init__(
@@ -89,57 +66,78 @@ class RecordDataModule(L.LightningDataModule, ABC):
         num_workers: int = 1,
         shuffle: bool = True,
         seed: int | None = None,
-        keep: int = 0,
+        cache_records: int = 0,
+        selection: Selection = Selection(),  # noqa: B008 - a frozen dataclass is safe to share
     ) -> None:
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
-            ("keep", keep, 0),
+            ("cache_records", cache_records, 0),
         ):
             if value < least:
-                raise UserError(f"data: {name}={value} must be at least {least}")
-        self.keep = keep
+                raise UserError(f"data.{name}={value} must be at least {least}")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.shuffle, self.seed = num_workers, shuffle, run_seed(seed)
+        self.num_workers, self.seed, self.cache_records = num_workers, run_seed(seed), cache_records
+        self.selection, self.shuffle = selection, shuffle and not selection.curriculum
         self.sources: dict[Split, Source] = {}
 
     @abstractmethod
-    def build(self, split: Split) -> Source:
-        """The source of one split: ``train``, ``val``, ``test`` or ``predict``.
+    def read(self, split: Split) -> Source:
+        """All records of one split: ``train``, ``val``, ``test`` or ``predict``.
 
         Raises:
             MissingSplitError: there is no such split.
             UserError: its data are faulty.
         """
 
+    def build(self, split: Split) -> Source:
+        """The records of one split; of the training records, those that are selected.
+
+        Raises:
+            MissingSplitError: there is no such split.
+            UserError: its data are faulty, or the selection leaves no record.
+        """
+        return select(self.read(split), self.selection, split, self.seed)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether records can only be read from front to back."""
+        return False
+
+    def skip_bad_records(self) -> None:
+        """From now on, leave faulty records out and report them, as the setting ``bad_records: skip`` does.
+
+        Nothing changes where a data set has no records that can be faulty.
+        """
+
     def setup(self, stage: str) -> None:
-        """Open the sources that a stage needs, so that bad data is found before training."""
+        """Open the sources that a stage needs, so that bad data are found before training."""
         for split in _SPLITS_OF[stage]:
             if split not in self.sources:
                 self.sources[split] = self.build(split)
                 self._try(split, self.sources[split])
 
     def _try(self, split: Split, source: Any) -> None:
-        """Find now what would otherwise end the run after a whole validation, or in the middle of training."""
+        """Find now what would otherwise end the run after a full validation, or in the middle of training."""
         if split == "train":
             self._batches(source)
         if self.trainer is not None:
             # The record whose prompt is the longest, as far as that is known without decoding all of them.
-            self._module().encoder([source[getattr(source, "largest", 0)]])
+            self._module().encoder([source[source.largest if isinstance(source, RecordSource) else 0]])
 
     def train_dataloader(self) -> TrainingLoader:
         """Training batches; each is repeated for as many updates as the module makes from one rollout."""
         source = self.sources["train"]
         return TrainingLoader(
-            self._kept(source),
+            self._cached(source),
             self._batches(source),
             collate_fn=self._module().encoder,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=die_with_parent,
-            # The generator that everything shares is not to be drawn from: a resumed run makes its workers anew.
+            # Not the global generator: a resumed run starts its workers again, and must not draw from it twice.
             generator=torch.Generator().manual_seed(self.seed),
         )
 
@@ -150,9 +148,9 @@ class RecordDataModule(L.LightningDataModule, ABC):
         return RepeatedBatches(
             len(source),
             batch_size=self.batch_size,
-            repeats=getattr(self._module(), "updates_per_rollout", 1),
+            repeats=self._module().updates_per_rollout,
             window=trainer.accumulate_grad_batches,
-            # Overfitting is asked for on the same batches in every epoch.
+            # Overfitting needs the same batches in every epoch.
             seed=self.seed if self.shuffle and not trainer.overfit_batches else None,  # type: ignore[attr-defined]
             rank=share.rank,
             world=share.world,
@@ -172,18 +170,18 @@ class RecordDataModule(L.LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Any]:
         return DataLoader(
-            self._kept(self.sources[split]),
+            self._cached(self.sources[split]),
             batch_size=self.eval_batch_size,
             collate_fn=self._module().encoder,
             num_workers=self.num_workers,
-            # What workers keep is theirs: it ends with them.
-            persistent_workers=self.num_workers > 0 and self.keep > 0,
+            # A worker's cache ends with the worker.
+            persistent_workers=self.num_workers > 0 and self.cache_records > 0,
             worker_init_fn=die_with_parent,
         )
 
-    def _kept(self, source: Any) -> Any:
-        return CachedDataset(source, self.keep) if self.keep else source
+    def _cached(self, source: Any) -> Any:
+        return CachedDataset(source, self.cache_records) if self.cache_records else source
 
-    def _module(self) -> Any:
+    def _module(self) -> TrainedModule:
         assert self.trainer is not None
-        return self.trainer.lightning_module
+        return self.trainer.lightning_module  # type: ignore[return-value]

@@ -4,28 +4,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
 from vr1.data.images import list_images, open_image
+from vr1.data.source import RecordSource
 from vr1.errors import UserError
 from vr1.types import DetectionRecord, as_boxes
 
 
-class FolderSource(Dataset[DetectionRecord]):
+class ImageFolderSource(RecordSource):
     """Images without ground truth.
 
     Args:
         images: folder of images.
-        categories: what to look for in each of them.
+        categories: what to find in each of them.
 
     Raises:
-        UserError: no such folder, no image in it, or nothing to look for.
+        UserError: no such folder, no image in it, or no category.
     """
 
     def __init__(self, images: Path, categories: Sequence[str]) -> None:
         if not categories:
-            raise UserError("data.categories is empty: name what to look for, such as [raccoon]")
+            raise UserError("data.categories is empty: name what to find, such as [raccoon]")
         self.paths, self.categories = list_images(images), tuple(categories)
 
     def __len__(self) -> int:
@@ -49,28 +49,29 @@ class FolderSource(Dataset[DetectionRecord]):
         )
 
 
-class FolderDataModule(RecordDataModule):
+class ImageFolderDataModule(RecordDataModule):
     """A folder of images, for ``predict`` alone.
 
     Args:
         images: folder of images.
-        categories: what to look for.
+        categories: what to find.
         eval_batch_size: images per batch.
-        num_workers: worker processes.
+        num_workers: worker processes of the loader.
     """
 
     def __init__(self, images: Path, categories: list[str], eval_batch_size: int = 16, num_workers: int = 1) -> None:
         super().__init__(eval_batch_size=eval_batch_size, num_workers=num_workers)
         self.images, self.categories = Path(images), categories
 
-    def build(self, split: Split) -> Source:
+    def read(self, split: Split) -> Source:
         """The images of the folder.
 
         Raises:
-            MissingSplitError: anything but ``predict`` is asked for.
+            MissingSplitError: the split is another than ``predict``.
         """
         if split != "predict":
             raise MissingSplitError(
-                f"data: a folder of images without boxes can only be predicted on, and this needs {split}"
+                f"data={self.images}: a folder of images has no boxes, so it has no {split} split and can only be"
+                " predicted on; run vr1 predict, or give a data module with annotations"
             )
-        return FolderSource(self.images, self.categories)
+        return ImageFolderSource(self.images, self.categories)

@@ -6,42 +6,38 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from vr1.data.datamodule import RecordDataModule, Source, Split
-from vr1.data.selection import Counted, SelectedSource, Selection, select
+from vr1.data.selection import SelectedSource
+from vr1.data.source import DataReport, RecordSource
 from vr1.errors import UserError
 from vr1.types import DetectionRecord
 
 
-class SetsSource(Dataset[DetectionRecord]):
-    """Several sources one after the other; every record says in ``set_name`` which one it is from.
+class SetsSource(RecordSource):
+    """Several sources one after the other; the ``set_name`` of every record says which one it is from.
 
     Args:
-        sources: by name of the set; a source whose records have a ``set_name`` already keeps it.
-
-    Attributes:
-        object_counts: ``[R]`` int64, where all sources know theirs.
-        pixel_counts: likewise.
-        largest: index of a record with the most pixels; 0 where that is not known.
+        sources: by name of the set; a record that has a ``set_name`` already keeps it.
 
     Raises:
         UserError: if there is no source.
     """
-
-    object_counts: NDArray[np.int64]
-    pixel_counts: NDArray[np.int64]
 
     def __init__(self, sources: dict[str, Any]) -> None:
         if not sources:
             raise UserError("data: no set is named; give at least one")
         self.names, self.sources = list(sources), list(sources.values())
         self.starts = np.cumsum([0, *map(len, self.sources)])
-        self.largest = 0
-        if all(isinstance(source, Counted) for source in self.sources):
-            self.object_counts = np.concatenate([source.object_counts for source in self.sources])
-            self.pixel_counts = np.concatenate([source.pixel_counts for source in self.sources])
-            self.largest = int(self.pixel_counts.argmax())
+        known = [source for source in self.sources if isinstance(source, RecordSource)]
+        object_counts = [source.object_counts for source in known if source.object_counts is not None]
+        pixel_counts = [source.pixel_counts for source in known if source.pixel_counts is not None]
+        self.object_counts = np.concatenate(object_counts) if len(object_counts) == len(self.sources) else None
+        self.pixel_counts = np.concatenate(pixel_counts) if len(pixel_counts) == len(self.sources) else None
+
+    def reports(self) -> list[DataReport]:
+        """The reports of all sources."""
+        return [report for source in self.sources if isinstance(source, RecordSource) for report in source.reports()]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -67,13 +63,13 @@ class MixtureDataModule(RecordDataModule):
     """Training records of several data modules in given proportions; evaluation is on each of them as a set.
 
     Args:
-        parts: the data modules by name. Their own batch sizes, workers and order play no part here; what else they
-            say, such as a selection, does.
+        parts: the data modules by name. Their own batch sizes, workers and order are not used; their other settings,
+            such as a selection, are.
         weights: how often records of a part come, in proportion to the others; 1 where not named.
         records: training records an epoch. None: as many as it takes for every record to come at least once.
         evaluate: the parts to validate and test on; None takes all.
-        selection: which of the mixed training records, in which order; a curriculum orders the whole mixture.
-        loading: batch sizes, workers, order and seed (of the mixture too); see `RecordDataModule`.
+        settings: loading and selection, which applies to the whole mixture, as a curriculum does; see
+            `RecordDataModule`.
     """
 
     def __init__(
@@ -82,17 +78,16 @@ class MixtureDataModule(RecordDataModule):
         weights: dict[str, float] | None = None,
         records: int | None = None,
         evaluate: list[str] | None = None,
-        selection: Selection = Selection(),  # noqa: B008 - a frozen dataclass is safe to share
-        **loading: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(**loading)
+        super().__init__(**settings)
         for setting, names in (("weights", list(weights or {})), ("evaluate", evaluate or [])):
             if unknown := sorted(set(names) - set(parts)):
                 raise UserError(f"data.{setting}: {', '.join(unknown)} is no part; the parts are {', '.join(parts)}")
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in parts}
         if not parts or not all(0 < weight < math.inf for weight in self.weights.values()):
             raise UserError(f"data.weights={self.weights}: needs at least one part, and weights above 0")
-        if streams := [name for name, part in parts.items() if getattr(part, "streaming", False)]:
+        if streams := [name for name, part in parts.items() if part.is_stream]:
             raise UserError(
                 f"data.parts.{streams[0]}.streaming=true: a stream is read from front to back and cannot be mixed; set"
                 " it to false"
@@ -100,10 +95,13 @@ class MixtureDataModule(RecordDataModule):
         if records is not None and records < 1:
             raise UserError(f"data.records={records} must be at least 1")
         self.parts, self.records, self.evaluate = parts, records, evaluate or list(parts)
-        self.selection = selection
-        self.shuffle = self.shuffle and not selection.curriculum
 
-    def build(self, split: Split) -> Source:
+    def skip_bad_records(self) -> None:
+        """From now on, leave faulty records of all parts out and report them."""
+        for part in self.parts.values():
+            part.skip_bad_records()
+
+    def read(self, split: Split) -> Source:
         """The mixed training records, or the records of the parts to evaluate one after the other.
 
         Raises:
@@ -114,13 +112,13 @@ class MixtureDataModule(RecordDataModule):
         if split != "train":
             return source
         rows = mixture_rows(source.lengths(), [self.weights[name] for name in names], self.records, self.seed)
-        return select(SelectedSource(source, rows), self.selection, split, self.seed)
+        return SelectedSource(source, rows)
 
 
 def mixture_rows(lengths: list[int], weights: list[float], records: int | None, seed: int) -> NDArray[np.int64]:
-    """Rows of several sources laid end to end, mixed in proportion to their weights and in random order.
+    """Rows of several concatenated sources, mixed in proportion to their weights and in random order.
 
-    A source that gives more rows than it has repeats all of them equally often, but for a random remainder.
+    A source that gives more rows than it has repeats all of them equally often, except for a random remainder.
 
     Args:
         lengths: number of records of each source.
@@ -146,7 +144,7 @@ def mixture_rows(lengths: list[int], weights: list[float], records: int | None, 
     starts = np.cumsum([0, *lengths])[:-1]
     chosen = []
     for start, length, count in zip(starts, lengths, counts.tolist(), strict=True):
-        whole = np.tile(np.arange(length), count // length)
+        repeated = np.tile(np.arange(length), count // length)
         rest = rng.permutation(length)[: count % length]
-        chosen.append(start + np.concatenate([whole, rest]))
+        chosen.append(start + np.concatenate([repeated, rest]))
     return rng.permutation(np.concatenate(chosen)).astype(np.int64)

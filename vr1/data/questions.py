@@ -1,120 +1,155 @@
-"""Which categories a question is about: chosen for an image, or read from a worded question."""
+"""Which questions are asked about the images of an annotated data set."""
 
-import re
-from collections.abc import Collection
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vr1.data.annotations import CocoTable
+from vr1.data.annotations import AnnotationTable
+from vr1.data.validation import SHOWN
 from vr1.errors import UserError
 
 
-def grounding_questions(table: CocoTable, negatives: float, seed: int) -> tuple[NDArray[np.int64], list[str]]:
-    """One question for each category on each image where it is, and a share of questions for what is not there.
-
-    A category that an image has only as a crowd region is not asked for there: there is no box to answer with, and
-    "nothing" would be wrong.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Questions:
+    """Settings of the questions.
 
     Args:
-        table: I images, K categories.
-        negatives: share of all questions that ask for something absent, 0 to below 1.
-        seed: draws the absent categories.
-
-    Returns:
-        ``[Q, 2]`` rows of the image and of the category, in the order of the table, and notes on what was left out.
+        task: for ``detection`` one question an image, which names every category; for ``grounding`` one question for
+            each category on each image, which names that category alone.
+        empty_images: keep images without objects, to be answered with an empty list, or leave them out (``skip``).
+        negatives: share of grounding questions for a category that is not in the image. They are drawn from the images
+            that ``empty_images`` leaves.
+        categories: the categories to name, in this order, instead of all that have an object. Objects of other
+            categories do not count then.
 
     Raises:
-        UserError: if negatives are asked for and every category is on every image.
+        UserError: a setting is out of range, or does not go with another one.
     """
-    width = max(len(table.categories), 1)
-    pairs = table.image_rows * width + table.category_rows
-    asked, crowd = np.unique(pairs[~table.crowd]), np.unique(pairs[table.crowd])
-    crowd_only = np.setdiff1d(crowd, asked, assume_unique=True)
-    notes = []
-    if len(crowd_only):
-        notes.append(f"{len(crowd_only)} pairs of image and category are not asked for: crowd regions only")
-    if negatives > 0:
+
+    task: Literal["detection", "grounding"] = "detection"
+    empty_images: Literal["keep", "skip"] = "keep"
+    negatives: float = 0.0
+    categories: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.task not in ("detection", "grounding"):
+            raise UserError(f"data.task={self.task!r}: choose detection or grounding")
+        if self.empty_images not in ("keep", "skip"):
+            raise UserError(f"data.empty_images={self.empty_images!r}: choose keep or skip")
+        if not (math.isfinite(self.negatives) and 0 <= self.negatives < 1):
+            raise UserError(f"data.negatives={self.negatives}: give the share of negative questions, from 0 to below 1")
+        if self.negatives and self.task == "detection":
+            raise UserError(
+                f"data.negatives={self.negatives}: only task: grounding has questions for what is absent; in detection,"
+                " images without objects are the negatives (empty_images: keep)"
+            )
+
+    def choose_categories(self, table: AnnotationTable, annotations: Path, notes: list[str]) -> AnnotationTable:
+        """The table of the categories that questions name.
+
+        Args:
+            table: everything in the file.
+            annotations: the file, for messages.
+            notes: where it is added what is left out.
+
+        Raises:
+            UserError: a category of the settings is not in the file or named twice, or the file has no object.
+        """
+        if self.categories is None:
+            return _used_categories(table, annotations, notes)
+        rows = {name.casefold(): row for row, name in enumerate(table.categories)}
+        folded = [" ".join(name.split()).casefold() for name in self.categories]
+        unknown = [name for name, key in zip(self.categories, folded, strict=True) if key not in rows]
+        if unknown or len(set(folded)) < len(folded) or not folded:
+            state = f"{', '.join(unknown)} not in the file" if unknown else "empty, or a name twice"
+            raise UserError(
+                f"data.categories={list(self.categories)}: {state}; choose among those of {annotations}:"
+                f" {', '.join(table.categories)}"
+            )
+        chosen = table.keep_categories([rows[key] for key in folded])
+        if left_out := len(table.areas) - len(chosen.areas):
+            notes.append(f"{left_out} objects are of categories that no question names (categories)")
+        return chosen
+
+    def choose_images(self, table: AnnotationTable, notes: list[str]) -> AnnotationTable:
+        """The table of the images that questions may be about."""
+        if self.empty_images == "keep":
+            return table
+        has_objects = table.objects_per_image() > 0
+        if not has_objects.all():
+            notes.append(f"{(~has_objects).sum()} images without objects are left out (empty_images: skip)")
+        return table.keep_images(has_objects)
+
+    def of(self, table: AnnotationTable, seed: int, notes: list[str]) -> NDArray[np.int64]:
+        """The questions about the images of a table.
+
+        Args:
+            table: I images, K categories.
+            seed: draws the negatives.
+            notes: where it is added what is left out.
+
+        Returns:
+            ``[Q, 2]`` int64 rows of the image and of the category, in the order of the table; a category of -1 stands
+            for all of them.
+
+        Raises:
+            UserError: negatives are set, and every category is on every image.
+        """
+        if self.task == "detection":
+            return np.stack([np.arange(len(table)), np.full(len(table), -1)], axis=1)
+        width = max(len(table.categories), 1)
+        pairs = table.image_rows * width + table.category_rows
+        asked, crowd = np.unique(pairs[~table.crowd]), np.unique(pairs[table.crowd])
+        # With a crowd region alone there is no box to answer with, and "nothing" would be wrong.
+        crowd_only = np.setdiff1d(crowd, asked, assume_unique=True)
+        if len(crowd_only):
+            notes.append(f"{len(crowd_only)} pairs of image and category have no question: crowd regions only")
+        if self.negatives:
+            absent = self._absent(len(table) * width, asked, crowd_only, np.random.default_rng(seed), notes)
+            asked = np.sort(np.concatenate([asked, absent]))
+        return np.stack([asked // width, asked % width], axis=1)
+
+    def _absent(
+        self,
+        pairs: int,
+        asked: NDArray[np.int64],
+        crowd_only: NDArray[np.int64],
+        rng: np.random.Generator,
+        notes: list[str],
+    ) -> NDArray[np.int64]:
+        """Pairs of an image and a category that it does not show."""
         # Drawn from all pairs at once, so that none comes twice; a million pairs take a millisecond.
-        absent = np.ones(len(table) * width, np.bool_)
-        absent[asked] = absent[crowd_only] = False
-        candidates = np.flatnonzero(absent)
-        wanted = max(1, round(len(asked) * negatives / (1 - negatives)))
+        is_absent = np.ones(pairs, np.bool_)
+        is_absent[asked] = is_absent[crowd_only] = False
+        candidates = np.flatnonzero(is_absent)
+        number = max(1, round(len(asked) * self.negatives / (1 - self.negatives)))
         if not len(candidates):
             raise UserError(
-                f"negatives={negatives}: every category is on every image, so nothing absent can be asked for; set "
-                "negatives: 0 or add images without objects"
+                f"data.negatives={self.negatives}: every category is on every image, so no question can be for"
+                " something absent; set negatives: 0 or add images without objects"
             )
-        if wanted > len(candidates):
-            notes.append(f"only {len(candidates)} negative questions are possible, of {wanted} wanted")
-        rng = np.random.default_rng(seed)
-        drawn = rng.choice(candidates, min(wanted, len(candidates)), replace=False)
-        asked = np.sort(np.concatenate([asked, drawn]))
-    return np.stack([asked // width, asked % width], axis=1), notes
+        if number > len(candidates):
+            notes.append(
+                f"only {len(candidates)} negative questions are possible; negatives={self.negatives} sets {number}"
+            )
+        return rng.choice(candidates, min(number, len(candidates)), replace=False)
 
 
-_LIST = re.compile(r"the category set includes (?P<asked>.+?)\.?(?: The output format .*)?", re.IGNORECASE | re.DOTALL)
-_CATEGORY = [
-    re.compile(pattern, re.IGNORECASE | re.DOTALL)
-    for pattern in (
-        r"Locate the exact position of (?P<asked>.+?) in the picture, if (?:you can|possible)\.?",
-        r"Locate every (?P<asked>.+?) in the image and output the coordinates in JSON format\.?",
-    )
-]
-_EXPRESSION = [
-    re.compile(pattern, re.IGNORECASE | re.DOTALL)
-    for pattern in (
-        r"Can you point out (?P<asked>.+?) in the image and provide the coordinates of its location\?",
-        r"Please provide the bounding box coordinates? of the region this sentence describes:(?P<asked>.+?)\.?",
-    )
-]
-
-
-def asked_for(question: str, known: Collection[str] = ()) -> tuple[str, ...] | None:
-    """The categories, or the one expression, that a question of Griffon, Qwen2.5-VL or VLM-R1 asks for.
-
-    Args:
-        question: the text, with or without an ``<image>`` in front.
-        known: names that may be in the list of categories, for those that hold a comma themselves.
-
-    Returns:
-        The names in the order of the question; None where the wording is not known.
-
-    Source: Vision-R1, arXiv 2503.18013, Table 8 (templates of each model and task).
-
-    Example:
-        >>> asked_for("Examine the image for any objects from the category set. Report the coordinates of each "
-        ...     "detected object. The category set includes cat, hot dog.")
-        ('cat', 'hot dog')
-        >>> asked_for("Can you point out lady on the left in the image and provide the coordinates of its location?")
-        ('lady on the left',)
-        >>> asked_for("What is this?") is None
-        True
-    """
-    text = " ".join(question.replace("<image>", " ").split())
-    start = text.lower().find("the category set includes ")
-    if start >= 0 and (found := _LIST.fullmatch(text[start:])):
-        return _split(found["asked"], known)
-    for wording in (*_CATEGORY, *_EXPRESSION):
-        if found := wording.fullmatch(text):
-            return (found["asked"].strip(),)
-    return None
-
-
-def is_referring(question: str) -> bool:
-    """Whether the words of a question are those for a referring expression, not for a category.
-
-    Example:
-        >>> is_referring("Can you point out lady on the left in the image and provide the coordinates of its location?")
-        True
-    """
-    text = " ".join(question.replace("<image>", " ").split())
-    return any(wording.fullmatch(text) for wording in _EXPRESSION)
-
-
-def _split(listed: str, known: Collection[str]) -> tuple[str, ...]:
-    """The names of a list with commas, where those that are known to hold a comma stay whole."""
-    names = sorted((name for name in known if ", " in name), key=len, reverse=True)
-    pattern = "|".join([*map(re.escape, names), r"[^,]+"])
-    found = [name.strip() for name in re.findall(rf"(?:^|, )({pattern})(?=, |$)", listed)]
-    return tuple(dict.fromkeys(found if ", ".join(found) == listed else listed.split(", ")))
+def _used_categories(table: AnnotationTable, annotations: Path, notes: list[str]) -> AnnotationTable:
+    used = np.unique(table.category_rows).tolist()
+    if len(table) and not used:
+        raise UserError(
+            f"annotations={annotations}: none of its {len(table)} images has an object, so there is no category to ask"
+            " about; give the right file, or name the categories in the setting categories"
+        )
+    # As a set, since there are a hundred thousand referring expressions.
+    is_used = set(used)
+    if unused := [name for row, name in enumerate(table.categories) if row not in is_used]:
+        more = ", ..." if len(unused) > SHOWN else ""
+        notes.append(f"categories without any object, which no question names: {', '.join(unused[:SHOWN])}{more}")
+    return table.keep_categories(used)

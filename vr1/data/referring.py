@@ -1,6 +1,6 @@
 """Referring expressions, each an image, a text and its box: reader and data module.
 
-Read are the fields of RefCOCO slices, of VLM-R1's processed json and of its jsonl with conversations.
+The reader understands the fields of RefCOCO slices, of VLM-R1's processed json and of its jsonl with conversations.
 """
 
 import json
@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vr1.data.annotations import CocoTable, TableRows, box_fault
-from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
-from vr1.data.dataset import CocoSource
+from vr1.data.annotated import AnnotatedDataModule
+from vr1.data.annotations import AnnotationTable, TableBuilder, box_fault
+from vr1.data.datamodule import MissingSplitError, Source, Split
 from vr1.data.images import ImageError, image_size
 from vr1.data.mixture import SetsSource
-from vr1.data.questions import asked_for
-from vr1.data.selection import Selection, select
+from vr1.data.question_text import parse_question
 from vr1.data.validation import Problems, is_number, is_side, is_text
 from vr1.errors import UserError
 
@@ -25,21 +24,23 @@ _EXPRESSIONS = ("expression", "normal_caption", "caption", "problem", "prompt", 
 _BOXES = ("bbox_xyxy", "solution", "bbox")
 
 
-def read_rec(path: Path, images: Path, box_format: BoxFormat | None = None) -> tuple[CocoTable, Problems, list[str]]:
+def read_referring(
+    path: Path, images: Path, box_format: BoxFormat | None = None
+) -> tuple[AnnotationTable, Problems, list[str]]:
     """Read a file of referring expressions. Every line is an image of the table, and its expression a category.
 
     Args:
         path: a ``.jsonl`` file, or a ``.json`` file that holds one list.
-        images: the folder to which ``image`` is relative; looked into for sizes that the file does not give.
-        box_format: what ``bbox`` holds; fields that say so themselves (``bbox_xyxy``, ``solution``) are corners.
+        images: the folder to which ``image`` is relative; sizes that the file does not give are read from the images.
+        box_format: what ``bbox`` holds; ``bbox_xyxy`` and ``solution`` always hold corners.
 
     Returns:
-        The table of the sound lines, the problems of the others, and notes on what was put right.
+        The table of the sound lines, the problems of the others, and notes on what was changed.
 
     Raises:
         UserError: if the file is missing or not JSON, or holds no list.
     """
-    problems, rows = Problems(str(path)), TableRows()
+    problems, builder = Problems(str(path)), TableBuilder(referring=True)
     sizes: dict[str, tuple[int, int]] = {}
     for where, item in _items(path, problems):
         if box_format is None and isinstance(item, dict) and _says_no_format(item):
@@ -47,10 +48,10 @@ def read_rec(path: Path, images: Path, box_format: BoxFormat | None = None) -> t
                 f"annotations={path}: {where} has a 'bbox', which may be two corners or a corner and a size; set "
                 "box_format to xyxy or xywh"
             )
-        fault = _add(item, images, box_format, rows, sizes)
+        fault = _add(item, images, box_format, builder, sizes)
         if fault is not None:
             problems.add(fault, where)
-    return rows.table(), problems, rows.notes()
+    return builder.table(), problems, builder.notes()
 
 
 def _items(path: Path, problems: Problems) -> list[tuple[str, Any]]:
@@ -75,7 +76,7 @@ def _items(path: Path, problems: Problems) -> list[tuple[str, Any]]:
 
 
 def _add(
-    item: Any, images: Path, box_format: BoxFormat | None, rows: TableRows, sizes: dict[str, tuple[int, int]]
+    item: Any, images: Path, box_format: BoxFormat | None, builder: TableBuilder, sizes: dict[str, tuple[int, int]]
 ) -> str | None:
     """Add one line to the rows, or say what is wrong with it."""
     if not isinstance(item, dict):
@@ -95,8 +96,8 @@ def _add(
         return f"image that cannot be opened: {error}"
     fault = box_fault(box, size)
     if fault is None:
-        rows.add_image(name, size)
-        rows.add_object(text, box)
+        builder.add_image(name, size)
+        builder.add_object(text, box)
     return fault
 
 
@@ -123,8 +124,10 @@ def _expression(item: dict[str, Any]) -> str:
     text = next((item[key] for key in _EXPRESSIONS if is_text(item.get(key))), _turn(item, 0))
     if not isinstance(text, str):
         return ""
-    asked = asked_for(text)
-    return asked[0] if asked and len(asked) == 1 else " ".join(text.replace("<image>", " ").split())
+    parsed = parse_question(text)
+    if parsed is not None and len(parsed.categories) == 1:
+        return parsed.categories[0]
+    return " ".join(text.replace("<image>", " ").split())
 
 
 def _box(item: dict[str, Any]) -> list[float] | None:
@@ -142,13 +145,13 @@ def _box(item: dict[str, Any]) -> list[float] | None:
 
 
 def _turn(item: dict[str, Any], number: int) -> Any:
-    """What was said at a turn of the conversations, where there are any."""
+    """The text of one turn of the conversations; None where there is none."""
     turns = item.get("conversations")
     turn = turns[number] if isinstance(turns, list) and len(turns) > number else None
     return turn.get("value") if isinstance(turn, dict) else None
 
 
-class RecDataModule(RecordDataModule):
+class ReferringDataModule(AnnotatedDataModule):
     """Referring expressions (RefCOCO, RefCOCO+, RefCOCOg, or VLM-R1's files): one text, one box.
 
     Args:
@@ -157,9 +160,7 @@ class RecDataModule(RecordDataModule):
         val: files to validate on.
         test: files to test and predict on; with the callback ``callbacks.Evaluation`` each is reported by its name.
         box_format: what a field named ``bbox`` holds, ``xyxy`` or ``xywh``; ``bbox_xyxy`` and ``solution`` are corners.
-        bad_records: refuse faulty records before training, or leave them out, counted and reported (``skip``).
-        selection: which training records, in which order.
-        loading: batch sizes, workers, order and seed; see `RecordDataModule`.
+        settings: faulty records, selection and loading; see `AnnotatedDataModule` and `RecordDataModule`.
     """
 
     def __init__(
@@ -169,45 +170,32 @@ class RecDataModule(RecordDataModule):
         val: dict[str, Path] | None = None,
         test: dict[str, Path] | None = None,
         box_format: BoxFormat | None = None,
-        bad_records: Literal["error", "skip"] = "error",
-        selection: Selection = Selection(),  # noqa: B008 - a frozen dataclass is safe to share
-        **loading: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(**loading)
+        # Each expression is a question of its own, and has one box.
+        super().__init__(task="grounding", empty_images="keep", negatives=0.0, categories=None, **settings)
         if box_format not in (None, "xyxy", "xywh"):
-            raise UserError(f"data: box_format={box_format!r} must be xyxy or xywh")
-        self.images, self.box_format, self.bad_records = Path(images), box_format, bad_records
+            raise UserError(f"data.box_format={box_format!r} must be xyxy or xywh")
+        self.images, self.box_format = Path(images), box_format
         self.files: dict[Split, dict[str, Path]] = {
             "train": train or {},
             "val": val or {},
             "test": test or {},
             "predict": test or {},
         }
-        self.selection = selection
-        self.shuffle = self.shuffle and not selection.curriculum
 
-    def build(self, split: Split) -> Source:
-        """The expressions of one split; what is predicted on are the test files.
+    def read(self, split: Split) -> Source:
+        """The expressions of one split; ``predict`` takes the test files.
 
         Raises:
             MissingSplitError: there is no file for the split.
-            UserError: it or an image is faulty.
+            UserError: a file or an image is faulty.
         """
         if not self.files[split]:
             name = "test" if split == "predict" else split
             raise MissingSplitError(
-                f"data.{name}: no file is named, such as {{refcoco_val: refcoco_val.jsonl}}; name one"
+                f"data.{name}: no file is named; name one, such as --data.{name} '{{refcoco_{name}: "
+                f"refcoco_{name}.jsonl}}'"
             )
-        read = partial(read_rec, images=self.images, box_format=self.box_format)
-        sources = {
-            name: CocoSource(
-                path,
-                self.images,
-                task="grounding",
-                bad_records=self.bad_records,  # type: ignore[arg-type]
-                read=read,
-                referring=True,
-            )
-            for name, path in self.files[split].items()
-        }
-        return select(SetsSource(sources), self.selection, split, self.seed)
+        read = partial(read_referring, images=self.images, box_format=self.box_format)
+        return SetsSource({name: self.open(path, self.images, read=read) for name, path in self.files[split].items()})

@@ -1,34 +1,17 @@
-"""Chooses among the records of a data set by what the settings ask for, and orders them by number of objects."""
+"""Selects training records by their number of objects, and orders them."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
-from vr1.data.annotations import CocoTable
-from vr1.data.coco_layout import Portion
-from vr1.data.validation import SHOWN
+from vr1.data.source import DataReport, RecordSource
 from vr1.errors import UserError
 from vr1.types import DetectionRecord
 
 _log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class Counted(Protocol):
-    """A source that knows, without decoding an image, how many objects and pixels each of its R records has."""
-
-    object_counts: NDArray[np.int64]
-    pixel_counts: NDArray[np.int64]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> DetectionRecord: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +21,11 @@ class Selection:
     Args:
         min_objects: leave out records with fewer objects; 1 leaves out those to be answered with an empty list.
         max_objects: leave out records with more objects, whose answers are long.
-        hard_share: share of records with more than ``hard_above`` objects, 0 to 1. It is reached by leaving out, by
-            chance, some of the kind of which there are too many; none is repeated.
+        hard_share: share of records with more than ``hard_above`` objects, 0 to 1. It is reached by leaving out, at
+            random, some of the kind of which there are too many; none is repeated.
         hard_above: number of objects above which a record is hard.
-        curriculum: give the records in the order of their number of objects, the fewest first, equal ones in random
-            order. The data module then does not shuffle, which would undo it; every epoch starts anew.
+        curriculum: order the records by their number of objects, the fewest first, equal ones in random order. The data
+            module then does not shuffle, which would undo it; every epoch has the same order.
 
     Raises:
         UserError: if a number is out of range.
@@ -60,12 +43,14 @@ class Selection:
         least, most = self.min_objects, self.max_objects
         if least < 0 or (most is not None and most < least):
             raise UserError(
-                f"selection: min_objects={least}, max_objects={most}: needs 0 <= min_objects <= max_objects"
+                f"data.selection: min_objects={least}, max_objects={most}: needs 0 <= min_objects <= max_objects"
             )
         if self.hard_share is not None and not 0 <= self.hard_share <= 1:
-            raise UserError(f"selection: hard_share={self.hard_share}: give a share between 0 and 1, or leave it out")
+            raise UserError(
+                f"data.selection: hard_share={self.hard_share}: give a share between 0 and 1, or leave it out"
+            )
         if self.hard_above < 0:
-            raise UserError(f"selection: hard_above={self.hard_above}: give a number of objects from 0")
+            raise UserError(f"data.selection: hard_above={self.hard_above}: give a number of objects from 0")
 
     def rows(self, object_counts: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
         """The chosen rows of a source, in its own order or in that of the curriculum.
@@ -91,7 +76,7 @@ class Selection:
         if self.hard_share is not None:
             rows = self._balanced(rows, object_counts[rows] > self.hard_above, self.hard_share, rng)
         if not len(rows):
-            raise UserError(f"{self}: none of {len(object_counts)} records is left; widen the selection")
+            raise UserError(f"data.selection={self}: none of {len(object_counts)} records is left; widen the selection")
         if self.curriculum:
             rows = rows[np.lexsort((rng.random(len(rows)), object_counts[rows]))]
         return rows
@@ -103,31 +88,27 @@ class Selection:
         hard, easy = rng.permutation(rows[is_hard]), rng.permutation(rows[~is_hard])
         # The largest total of which neither kind has too few.
         total = min(len(hard) / share if share else np.inf, len(easy) / (1 - share) if share < 1 else np.inf)
-        wanted_hard, wanted_easy = int(total * share + 1e-9), int(total * (1 - share) + 1e-9)
-        return np.sort(np.concatenate([hard[:wanted_hard], easy[:wanted_easy]]))
+        num_hard, num_easy = int(total * share + 1e-9), int(total * (1 - share) + 1e-9)
+        return np.sort(np.concatenate([hard[:num_hard], easy[:num_easy]]))
 
 
-class SelectedSource(Dataset[DetectionRecord]):
+class SelectedSource(RecordSource):
     """Some rows of a source, in a given order; a row may come several times.
 
     Args:
         source: R records.
         rows: ``[S]`` int64 rows of ``source``.
-
-    Attributes:
-        object_counts: ``[S]`` int64, where the source knows them.
-        pixel_counts: likewise.
-        largest: index of a record with the most pixels; 0 where that is not known.
     """
 
-    object_counts: NDArray[np.int64]
-    pixel_counts: NDArray[np.int64]
-
     def __init__(self, source: Any, rows: NDArray[np.int64]) -> None:
-        self.source, self.rows, self.largest = source, rows, 0
-        if isinstance(source, Counted) and len(rows):
-            self.object_counts, self.pixel_counts = source.object_counts[rows], source.pixel_counts[rows]
-            self.largest = int(self.pixel_counts.argmax())
+        self.source, self.rows = source, rows
+        if isinstance(source, RecordSource):
+            self.object_counts = None if source.object_counts is None else source.object_counts[rows]
+            self.pixel_counts = None if source.pixel_counts is None else source.pixel_counts[rows]
+
+    def reports(self) -> list[DataReport]:
+        """The reports of the source."""
+        return self.source.reports() if isinstance(self.source, RecordSource) else []
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -144,79 +125,18 @@ class SelectedSource(Dataset[DetectionRecord]):
 
 
 def select(source: Any, selection: Selection, split: str, seed: int) -> Any:
-    """The source of a split after selection: the records of training are chosen from, all others stay as they are.
+    """The source of a split after selection, which applies to training records alone.
 
     Raises:
         UserError: if no record is left, or the source does not know its numbers of objects.
     """
     if split != "train" or selection == Selection():
         return source
-    if not isinstance(source, Counted):
+    if not isinstance(source, RecordSource) or source.object_counts is None:
         raise UserError(
-            f"{selection}: {type(source).__name__} does not know how many objects its records have; leave the "
-            "selection out, or use a source with annotations"
+            f"data.selection: {type(source).__name__} does not know how many objects its records have; leave the"
+            " selection out, or use a source with annotations"
         )
     rows = selection.rows(source.object_counts, seed)
     _log.info("%d of %d training records are selected by %s", len(rows), len(source), selection)
     return SelectedSource(source, rows)
-
-
-def choose_categories(table: CocoTable, wanted: Sequence[str] | None, annotations: Path, notes: list[str]) -> CocoTable:
-    """The table of the categories to ask for.
-
-    Args:
-        table: everything in the file.
-        wanted: names in the order of the question; None for all that have an object, in the order of the file.
-        annotations: the file, for messages.
-        notes: takes what is left out.
-
-    Raises:
-        UserError: if a wanted name is not in the file or given twice, or the file has no object to name a category.
-    """
-    used = np.unique(table.category_rows).tolist()
-    if wanted is None:
-        if len(table) and not used:
-            raise UserError(
-                f"annotations={annotations}: none of its {len(table)} images has an object, so there is no category to "
-                "ask for; give the right file, or name the categories in the setting categories"
-            )
-        # As a set, since of referring expressions there are a hundred thousand.
-        asked = set(used)
-        if unused := [name for row, name in enumerate(table.categories) if row not in asked]:
-            more = ", ..." if len(unused) > SHOWN else ""
-            notes.append(f"categories without any object, not asked for: {', '.join(unused[:SHOWN])}{more}")
-        return table.keep_categories(used)
-    rows = {name.casefold(): row for row, name in enumerate(table.categories)}
-    folded = [" ".join(name.split()).casefold() for name in wanted]
-    unknown = [name for name, key in zip(wanted, folded, strict=True) if key not in rows]
-    if unknown or len(set(folded)) < len(folded) or not folded:
-        state = f"{', '.join(unknown)} not in the file" if unknown else "empty, or a name twice"
-        raise UserError(f"categories={list(wanted)}: {state}; {annotations} has {', '.join(table.categories)}")
-    chosen = table.keep_categories([rows[key] for key in folded])
-    if left_out := len(table.areas) - len(chosen.areas):
-        notes.append(f"{left_out} objects are of categories that are not asked for")
-    return chosen
-
-
-def without_empty(table: CocoTable, notes: list[str]) -> CocoTable:
-    """The table of the images that have objects."""
-    keep = table.objects_per_image() > 0
-    if not keep.all():
-        notes.append(f"{(~keep).sum()} images without objects are left out (empty_images: skip)")
-    return table.keep_images(keep)
-
-
-def take_portion(table: CocoTable, portion: Portion, annotations: Path) -> CocoTable:
-    """The table of the images of a portion.
-
-    Raises:
-        UserError: if the file has too few images for the portion to hold one.
-    """
-    names = table.file_names
-    chosen = portion.of(names)
-    if names and not chosen:
-        raise UserError(
-            f"annotations={annotations}: none of its {len(names)} images falls into the part {portion.start:g} to "
-            f"{portion.stop:g} of them; a data set this small needs a file of its own for each split"
-        )
-    return table.keep_images(np.array([name in chosen for name in names], np.bool_))

@@ -1,17 +1,34 @@
-"""Collects what is wrong with a data set, so that a user hears of all of it at once."""
+"""Collects what is wrong with a data set, so that a user sees all of it at once; checks of the fields of JSON."""
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from vr1.errors import UserError
 
+BadRecords = Literal["error", "skip"]
 SHOWN = 5
+"""How many records of each kind an error names; `vr1 check` lists all of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One fault in a data set.
+
+    Attributes:
+        kind: what is wrong, such as ``box of zero size``.
+        where: the record that has it.
+        image: file name of the image that it concerns; empty where that is not known.
+    """
+
+    kind: str
+    where: str
+    image: str = ""
 
 
 class Problems:
-    """Faults found in one data set, by kind, in the order in which they were found.
+    """Faults of one data set, in the order in which they were found.
 
     Example:
         >>> problems = Problems("train.json")
@@ -26,35 +43,57 @@ class Problems:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self._found: dict[str, list[str]] = {}
+        self._problems: list[Problem] = []
 
-    def add(self, kind: str, where: str) -> None:
-        """Note one fault: its kind, and the record that has it."""
-        self._found.setdefault(kind, []).append(where)
+    def add(self, kind: str, where: str, image: str = "") -> None:
+        """Add one fault: its kind, the record that has it, and the file name of its image where that is known."""
+        self._problems.append(Problem(kind=kind, where=where, image=image))
+
+    def filter(self, condition: Callable[[Problem], bool]) -> "Problems":
+        """The faults for which a condition holds."""
+        chosen = Problems(self.source)
+        chosen._problems = [problem for problem in self if condition(problem)]
+        return chosen
 
     def __len__(self) -> int:
-        return sum(len(where) for where in self._found.values())
+        return len(self._problems)
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self._problems)
 
     @property
-    def by_kind(self) -> Mapping[str, list[str]]:
+    def by_kind(self) -> dict[str, list[str]]:
         """The records at fault, by kind of fault."""
-        return MappingProxyType(self._found)
+        kinds: dict[str, list[str]] = {}
+        for problem in self:
+            kinds.setdefault(problem.kind, []).append(problem.where)
+        return kinds
 
     def __str__(self) -> str:
         """One line a kind: its count and the first few records."""
         lines = [f"{self.source}: {len(self)} problem{'s' if len(self) != 1 else ''}"]
-        for kind, where in self._found.items():
+        for kind, where in self.by_kind.items():
             more = f"; and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
             lines.append(f"  {kind}: {len(where)} ({'; '.join(where[:SHOWN])}{more})")
         return "\n".join(lines)
 
 
 class FaultyRecordsError(UserError):
-    """Records of a data set cannot be used: the message names the first few of each kind, ``problems`` all of them."""
+    """Records of a data set cannot be used: the message names the first few of each kind, ``problems`` has them all."""
 
     def __init__(self, problems: Problems) -> None:
-        super().__init__(f"{problems}\nMend the data, or set bad_records: skip to leave these out.")
+        super().__init__(f"{problems}\nFix the data, or set bad_records: skip to leave these out.")
         self.problems = problems
+
+
+def check_bad_records(value: str) -> None:
+    """Check the setting ``bad_records``.
+
+    Raises:
+        UserError: it is neither ``error`` nor ``skip``.
+    """
+    if value not in ("error", "skip"):
+        raise UserError(f"data.bad_records={value!r}: choose error or skip")
 
 
 def field_fault(item: Any, what: str, fields: Mapping[str, Callable[[Any], bool]]) -> str | None:

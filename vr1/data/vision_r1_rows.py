@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vr1.data.annotations import box_fault
+from vr1.data.annotations import TableBuilder, box_fault
 from vr1.data.images import ImageError, open_image
-from vr1.data.questions import asked_for, is_referring
+from vr1.data.question_text import ParsedQuestion, parse_question
 from vr1.data.validation import is_box, is_side, is_text
 from vr1.errors import UserError
+from vr1.types import DetectionRecord
 
 _SPLITS = ("train", "validation", "test")
 
@@ -22,7 +23,7 @@ def load_table(path: str, split: str = "train", streaming: bool = False) -> Any:
         path: a folder that ``save_to_disk`` wrote, a folder or file of parquet or arrow, or a name on the hub such as
             ``JefferyZhan/Vision-R1-Data``.
         split: the split to take, where there are several.
-        streaming: read it as it comes from the hub (or the disk), and keep none of it.
+        streaming: read it row by row from the hub (or the disk), and store none of it.
 
     Returns:
         A ``datasets.Dataset`` whose column ``image`` holds bytes or paths, read from disk row by row; for a stream a
@@ -34,13 +35,15 @@ def load_table(path: str, split: str = "train", streaming: bool = False) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"{path}: needs the library `datasets` to be read; pip install 'vr1[datasets]'") from error
+        raise UserError(f"{path}: reading it needs the library `datasets`; run pip install 'vr1[datasets]'") from error
     place = Path(path).expanduser()
     try:
         if place.exists():
             table = _local(datasets, place, split, streaming)
         else:
             table = datasets.load_dataset(path, split=split, streaming=streaming)
+    except UserError as error:
+        raise UserError(f"{path}: cannot be read: {error}; check data.path and data.split") from error
     except Exception as error:  # the library raises whatever its many backends raise
         state = "cannot be read" if place.exists() else "is no local path, and cannot be loaded from the hub"
         reason = " ".join(str(error).split())[:300]
@@ -63,7 +66,7 @@ def _local(datasets: Any, place: Path, split: str, streaming: bool) -> Any:
         if files:
             names = [str(file) for file in files]
             return datasets.load_dataset(kind, data_files=names, split="train", streaming=streaming)
-    raise UserError("no parquet or arrow file is there, nor what save_to_disk writes")
+    raise UserError("no parquet or arrow file, nor the files that save_to_disk writes")
 
 
 def _of_split(place: Path, kind: str, split: str) -> list[Path]:
@@ -74,8 +77,8 @@ def _of_split(place: Path, kind: str, split: str) -> list[Path]:
         folders = {file: file.relative_to(place).parent.name for file in files}
         return [file for file in files if file.name.startswith(name) or folders[file] == name]
 
-    if found := of(split):
-        return found
+    if own := of(split):
+        return own
     if others := [name for name in _SPLITS if of(name)]:
         raise UserError(f"there is no split {split}, only {', '.join(others)}")
     return files
@@ -85,23 +88,21 @@ COLUMNS = ("problem", "solution", "width", "height")
 
 
 class ParsedRow(NamedTuple):
-    """What a row says, checked.
+    """The checked content of a row.
 
     Attributes:
-        asked: the categories, or the one expression.
+        question: the categories, or the one expression.
         objects: label and corners (x1, y1, x2, y2 in pixels) of each object.
         size: width and height of the image in pixels.
-        referring: what is asked for is an expression for one object.
     """
 
-    asked: tuple[str, ...]
+    question: ParsedQuestion
     objects: list[tuple[str, list[float]]]
     size: tuple[int, int]
-    referring: bool
 
 
 def check_columns(names: Any, name: str) -> None:
-    """Refuse a data set of other columns.
+    """Check that a data set has the columns of Vision-R1-Data.
 
     Raises:
         UserError: if one is missing.
@@ -132,16 +133,16 @@ def parse_row(row: dict[str, Any]) -> ParsedRow:
     size = int(row["width"]), int(row["height"])
     objects = _objects(row["solution"], size)
     labels = list(dict.fromkeys(label for label, _ in objects))
-    asked = asked_for(row["problem"], labels) if is_text(row["problem"]) else None
-    if asked is None:
-        raise RowError("record whose question is worded in a way that is not known", repr(row["problem"]))
-    if len(asked) == 1:
-        # A referring expression may be labelled by its category; what is asked for is the expression.
-        return ParsedRow(asked, [(asked[0], box) for _, box in objects], size, is_referring(row["problem"]))
-    folded = {name.casefold() for name in asked}
+    question = parse_question(row["problem"], labels) if is_text(row["problem"]) else None
+    if question is None:
+        raise RowError("record whose question follows no known template", repr(row["problem"]))
+    if len(question.categories) == 1:
+        # A referring expression may be labelled by its category; the label to answer with is the expression.
+        return ParsedRow(question, [(question.categories[0], box) for _, box in objects], size)
+    folded = {name.casefold() for name in question.categories}
     if strange := [label for label in labels if label.casefold() not in folded]:
         raise RowError("record with a label that its question does not name", strange[0])
-    return ParsedRow(asked, objects, size, referring=False)
+    return ParsedRow(question, objects, size)
 
 
 def _objects(solution: Any, size: tuple[int, int]) -> list[tuple[str, list[float]]]:
@@ -161,24 +162,49 @@ def _objects(solution: Any, size: tuple[int, int]) -> list[tuple[str, list[float
     return objects
 
 
-def decode_image(stored: Any, origin: str, size: tuple[int, int]) -> Image.Image:
-    """Decode an image that the library gives as its bytes, or as the path of its file.
+def decode_row(stored: Any, row: ParsedRow, number: int, name: str) -> DetectionRecord:
+    """The record of a row.
 
     Args:
-        stored: what the column holds.
-        origin: the row, for messages.
-        size: width and height in pixels, as the row says.
+        stored: what the column ``image`` holds: the bytes of an image as the library gives them, or its path.
+        row: the rest of the row.
+        number: number of the row in the data set.
+        name: what the data set is called, for messages.
 
     Raises:
-        ImageError: if there is no image, it cannot be decoded, or it has another size.
+        ImageError: if there is no image, it cannot be decoded, or it has another size than the row says.
     """
+    origin = f"{name}[{number}]"
+    image = _decode_image(stored, origin, row.size)
+    builder = TableBuilder(referring=row.question.referring)
+    builder.add_image(origin, row.size)
+    for label, box in row.objects:
+        builder.add_object(label, box)
+    table = builder.table()
+    return DetectionRecord(
+        image=image,
+        boxes_xyxy=table.boxes_xyxy,
+        labels=tuple(table.categories[category] for category in table.category_rows),
+        categories=row.question.categories,
+        image_id=number + 1,
+        origin=origin,
+        areas=table.areas,
+        crowd=table.crowd,
+        referring=table.referring,
+    )
+
+
+def _decode_image(stored: Any, origin: str, size: tuple[int, int]) -> Image.Image:
     if isinstance(stored, dict) and stored.get("bytes") is not None:
         image = open_image(origin, data=stored["bytes"])
     else:
         path = stored.get("path") if isinstance(stored, dict) else stored
         if not isinstance(path, str | Path):
-            raise ImageError(f"{origin}: holds no image; leave the record out")
+            raise ImageError(f"{origin}: has no image; leave the record out")
         image = open_image(path)
     if image.size != size:
-        raise ImageError(f"{origin}: the image is {image.size}, its record says {size}; leave the record out")
+        raise ImageError(
+            f"{origin}: the image is {image.size[0]} x {image.size[1]}, its record says {size[0]} x {size[1]}; leave"
+            " the record out"
+        )
     return image

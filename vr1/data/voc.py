@@ -7,11 +7,10 @@ from typing import Any, Literal, NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from vr1.data.annotations import CocoTable, TableRows, box_fault
-from vr1.data.coco_layout import FOLDER_SPLITS, SHARES, Portion
-from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
-from vr1.data.dataset import CocoSource
-from vr1.data.selection import Selection, select
+from vr1.data.annotated import AnnotatedDataModule
+from vr1.data.annotations import AnnotationTable, TableBuilder, box_fault
+from vr1.data.datamodule import MissingSplitError, Source, Split
+from vr1.data.splits import FOLDER_SPLITS, SHARES, SPLIT_NAMES, Portion
 from vr1.data.validation import Problems
 from vr1.errors import UserError
 
@@ -24,7 +23,7 @@ class XmlError(UserError):
 
 def read_voc(
     path: Path, files: Sequence[Path], first_pixel: Literal[0, 1] = 0, difficult: Literal["ignore", "count"] = "ignore"
-) -> tuple[CocoTable, Problems, list[str]]:
+) -> tuple[AnnotationTable, Problems, list[str]]:
     """Read the xml files of one split.
 
     Args:
@@ -32,15 +31,15 @@ def read_voc(
         files: the xml files.
         first_pixel: number of an image's first row and column. VOC2007 and VOC2012 count from 1, and their ``xmax``
             names the last pixel inside; most tools write the format counting from 0.
-        difficult: objects marked ``difficult`` are neither to be found nor to be missed (``ignore``), or are objects
-            like all others (``count``).
+        difficult: objects marked ``difficult`` count neither as targets nor as errors (``ignore``), or are objects like
+            all others (``count``).
 
     Returns:
-        The table of the sound images, the problems of the others, and notes on what was put right.
+        The table of the sound images, the problems of the others, and notes on what was changed.
 
     Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf, section 2.
     """
-    problems, rows = Problems(str(path)), TableRows()
+    problems, builder = Problems(str(path)), TableBuilder()
     for file in files:
         try:
             root = parse_xml(file)
@@ -63,12 +62,12 @@ def read_voc(
                 objects.append((label, box, is_hard))
         for fault, where in faults:
             problems.add(fault, where)
-        # Without its faulty objects an image would teach that there is nothing to see.
+        # Without its faulty objects an image would teach that there is nothing to find.
         if objects or not faults:
-            rows.add_image(name, size)
+            builder.add_image(name, size)
             for label, box, is_hard in objects:
-                rows.add_object(label, box, crowd=is_hard)
-    return rows.table(), problems, rows.notes()
+                builder.add_object(label, box, crowd=is_hard)
+    return builder.table(), problems, builder.notes()
 
 
 def parse_xml(path: Path) -> Element:
@@ -88,16 +87,16 @@ def parse_xml(path: Path) -> Element:
     except XmlError:
         raise
     except (expat.ExpatError, OSError, ValueError, LookupError) as error:  # the last two: encodings that expat lacks
-        raise XmlError(f"not an xml file that can be read ({error}); fetch it again or leave it out") from error
+        raise XmlError(f"not an xml file that can be read ({error}); download it again or leave it out") from error
     return builder.close()
 
 
 def _refuse(*_: object) -> None:
-    raise XmlError("declares a document type, which VOC files never do; take the <!DOCTYPE ...> out")
+    raise XmlError("declares a document type, which VOC files never do; remove the <!DOCTYPE ...>")
 
 
 def _image(root: Element, file: Path) -> tuple[str, tuple[int, int]]:
-    """File name and size; the folder that many files name is that of another machine."""
+    """File name and size; the folder that many files name is one of another machine."""
     name = (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2]
     if not name:
         raise XmlError("names no image in <filename>; add it")
@@ -107,7 +106,7 @@ def _image(root: Element, file: Path) -> tuple[str, tuple[int, int]]:
         size = 0, 0
     if min(size) < 1:
         raise XmlError("has no width and height above 0 in <size>; add them")
-    # Some tools leave the ending out, as the file names of the xml files do.
+    # Some tools omit the suffix.
     return (name if "." in name else f"{name}.jpg"), size
 
 
@@ -119,7 +118,6 @@ def _box(item: Element, first_pixel: int) -> tuple[float, ...] | None:
     return x1 - first_pixel, y1 - first_pixel, x2, y2
 
 
-_SPLITS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 _LOOKED_FOR = """\
   Annotations/*.xml with the images in JPEGImages/ and lists ImageSets/Main/train.txt, val.txt, test.txt (VOC);
   train/*.xml with the images beside them, likewise valid/ and test/ (Roboflow);
@@ -140,7 +138,7 @@ def voc_splits(root: Path) -> dict[str, VocSplit]:
         root: the folder of the data set.
 
     Returns:
-        What was found, by ``train``, ``valid`` and ``test``.
+        The splits by name: some of ``train``, ``valid`` and ``test``.
 
     Raises:
         UserError: if there is no such folder, or no xml file in it.
@@ -149,43 +147,38 @@ def voc_splits(root: Path) -> dict[str, VocSplit]:
         raise UserError(f"{root}: no such folder of a data set; check the path")
     lists = root / "ImageSets" / "Main"
     if lists.is_dir() and (root / "Annotations").is_dir():
-        found = {}
-        for name, split in _SPLITS.items():
+        splits = {}
+        for name, split in SPLIT_NAMES.items():
             if (file := lists / f"{name}.txt").is_file():
                 # A list of one category has a second column: 1 where the image shows it.
                 names = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
                 files = [root / "Annotations" / f"{name}.xml" for name in dict.fromkeys(names)]
-                found[split] = VocSplit(files, root / "JPEGImages")
-        if found:
-            return found
-    folders = {split: root / name for name, split in _SPLITS.items() if any((root / name).glob("*.xml"))}
+                splits[split] = VocSplit(files, root / "JPEGImages")
+        if splits:
+            return splits
+    folders = {split: root / name for name, split in SPLIT_NAMES.items() if any((root / name).glob("*.xml"))}
     if folders:
         return {split: VocSplit(sorted(folder.glob("*.xml")), folder) for split, folder in folders.items()}
     for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images"), ("", "")):
         if files := sorted((root / annotations).glob("*.xml")):
-            return _divide(files, root / images)
-    raise UserError(f"{root}: no xml file is where one could be. Looked for\n{_LOOKED_FOR}")
+            return _divided(files, root / images)
+    raise UserError(f"{root}: no annotation file (*.xml) found. Looked for\n{_LOOKED_FOR}")
 
 
-def _divide(files: list[Path], images: Path) -> dict[str, VocSplit]:
+def _divided(files: list[Path], images: Path) -> dict[str, VocSplit]:
     chosen = {split: Portion(*share).of(file.stem for file in files) for split, share in SHARES.items()}
     return {split: VocSplit([file for file in files if file.stem in names], images) for split, names in chosen.items()}
 
 
-class VocDataModule(RecordDataModule):
-    """Images with Pascal VOC xml files: VOC's own layout, Roboflow's, or one folder that is divided.
+class VocDataModule(AnnotatedDataModule):
+    """Images with Pascal VOC xml files: VOC's own layout, Roboflow's, or one folder that is divided by image.
 
     Args:
         root: the folder; see `voc_splits` for the layouts that are understood.
         first_pixel: 1 for VOC2007 and VOC2012, which count pixels from 1; 0 for files of most tools.
-        difficult: objects marked difficult are neither to be found nor to be missed (``ignore``), or ``count``.
-        task: ask for all categories in one prompt (``detection``) or for one a prompt (``grounding``).
-        bad_records: refuse faulty records before training, or leave them out, counted and reported (``skip``).
-        empty_images: keep images without objects, to be answered by an empty list, or leave them out.
-        negatives: share of grounding questions for a category that is not in the image.
-        categories: ask for these, in this order, instead of all that the files use.
-        selection: which training records, in which order.
-        loading: batch sizes, workers, order and seed (of the negatives too); see `RecordDataModule`.
+        difficult: objects marked difficult count neither as targets nor as errors (``ignore``), or as any other object
+            (``count``).
+        settings: questions, faulty records, selection and loading; see `AnnotatedDataModule` and `RecordDataModule`.
     """
 
     def __init__(
@@ -193,44 +186,28 @@ class VocDataModule(RecordDataModule):
         root: Path,
         first_pixel: Literal[0, 1] = 0,
         difficult: Literal["ignore", "count"] = "ignore",
-        task: Literal["detection", "grounding"] = "detection",
-        bad_records: Literal["error", "skip"] = "error",
-        empty_images: Literal["keep", "skip"] = "keep",
-        negatives: float = 0.0,
-        categories: list[str] | None = None,
-        selection: Selection = Selection(),  # noqa: B008 - a frozen dataclass is safe to share
-        **loading: Any,
+        **settings: Any,
     ) -> None:
-        super().__init__(**loading)
+        super().__init__(**settings)
         if first_pixel not in (0, 1):
-            raise UserError(f"data: first_pixel={first_pixel} must be 0 or 1")
+            raise UserError(f"data.first_pixel={first_pixel} must be 0 or 1")
         if difficult not in ("ignore", "count"):
-            raise UserError(f"data: difficult={difficult!r} must be 'ignore' or 'count'")
-        self.root, self.selection = Path(root), selection
-        self.first_pixel, self.difficult = first_pixel, difficult
-        self.asking: dict[str, Any] = {
-            "task": task,
-            "bad_records": bad_records,
-            "empty_images": empty_images,
-            "negatives": negatives,
-            "categories": categories,
-        }
-        self.shuffle = self.shuffle and not selection.curriculum
+            raise UserError(f"data.difficult={difficult!r} must be 'ignore' or 'count'")
+        self.root, self.first_pixel, self.difficult = Path(root), first_pixel, difficult
 
-    def build(self, split: Split) -> Source:
-        """The records of one split; what is predicted on are the test records.
+    def read(self, split: Split) -> Source:
+        """The records of one split; ``predict`` takes the test records.
 
         Raises:
             MissingSplitError: the folder has no such split.
             UserError: its annotations or images are faulty.
         """
-        found = voc_splits(self.root)
+        splits = voc_splits(self.root)
         name = FOLDER_SPLITS[split]
-        if name not in found or not found[name].files:
+        if name not in splits or not splits[name].files:
             raise MissingSplitError(
-                f"{self.root}: there is no {name} split with images, only {', '.join(found)}; add one"
+                f"{self.root}: there is no {name} split with images, only {', '.join(splits)}; add one"
             )
-        files, images = found[name]
+        files, images = splits[name]
         read = partial(read_voc, files=files, first_pixel=self.first_pixel, difficult=self.difficult)
-        source = CocoSource(self.root, images, read=read, seed=self.seed, **self.asking)
-        return select(source, self.selection, split, self.seed)
+        return self.open(self.root, images, read=read)

@@ -3,16 +3,15 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from vr1.data.annotations import CocoTable, TableRows, box_fault
-from vr1.data.coco_layout import FOLDER_SPLITS
-from vr1.data.datamodule import MissingSplitError, RecordDataModule, Source, Split
-from vr1.data.dataset import CocoSource
+from vr1.data.annotated import AnnotatedDataModule
+from vr1.data.annotations import AnnotationTable, TableBuilder, box_fault
+from vr1.data.datamodule import MissingSplitError, Source, Split
 from vr1.data.images import SUFFIXES, ImageError, image_size
-from vr1.data.selection import Selection, select
+from vr1.data.splits import FOLDER_SPLITS
 from vr1.data.validation import Problems
 from vr1.errors import UserError
 
@@ -32,12 +31,12 @@ def yolo_names(document: Any, path: Path) -> dict[int, str]:
         if name is None or isinstance(name, bool) or not str(name).strip():
             raise UserError(
                 f"{path}: the name of class {number} is {name!r}; give a text, in quotes where it is a word like no or"
-                " null, which YAML takes for something else"
+                " null, which YAML reads as something else"
             )
     try:
         return {int(number): str(name) for number, name in names.items()}
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: 'names' has a class number that is none ({error}); mend the mapping") from error
+        raise UserError(f"{path}: 'names' has a key that is no class number ({error}); fix the mapping") from error
 
 
 def yolo_splits(root: Path) -> tuple[dict[int, str], dict[str, Path]]:
@@ -47,25 +46,25 @@ def yolo_splits(root: Path) -> tuple[dict[int, str], dict[str, Path]]:
         root: the folder, or the yaml file itself.
 
     Returns:
-        Names by class number, and the place of the images by ``train``, ``valid`` and ``test``.
+        Names by class number, and the images' folder (or list) of some of ``train``, ``valid`` and ``test``.
 
     Raises:
-        UserError: if there is no yaml file, it is faulty, or it names no images that are there.
+        UserError: if there is no yaml file, it is faulty, or it names no existing images.
     """
     path = root
     if not root.is_file():
         files = [file for file in sorted(root.glob("*")) if file.suffix in (".yaml", ".yml")]
         path = next((file for file in files if file.stem == "data"), files[0] if files else root)
     if not path.is_file():
-        raise UserError(f"{root}: no yaml file is there; YOLO data need a data.yaml with names and splits")
+        raise UserError(f"{root}: has no yaml file; YOLO data need a data.yaml with names and splits")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); mend the file") from error
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())}); fix the file") from error
     names = yolo_names(document, path)
     base = path.parent / str(document.get("path", ""))
     base = base if base.is_dir() else path.parent
-    found = {}
+    splits = {}
     for key, split in (("train", "train"), ("val", "valid"), ("valid", "valid"), ("test", "test")):
         value = document.get(key)
         if isinstance(value, list):
@@ -74,37 +73,37 @@ def yolo_splits(root: Path) -> tuple[dict[int, str], dict[str, Path]]:
             # Roboflow writes ../train/images where train/images is meant.
             places = [base / value, base / value.removeprefix("../")]
             if place := next((place for place in places if place.exists()), None):
-                found[split] = place
-    if not found:
-        raise UserError(f"{path}: names no folder of images (train, val, test) that is there; mend its paths")
-    return names, found
+                splits[split] = place
+    if not splits:
+        raise UserError(f"{path}: names no existing folder of images (train, val, test); fix its paths")
+    return names, splits
 
 
-def read_yolo(path: Path, names: dict[int, str]) -> tuple[CocoTable, Problems, list[str]]:
+def read_yolo(path: Path, names: dict[int, str]) -> tuple[AnnotationTable, Problems, list[str]]:
     """Read the labels of one split.
 
     The size of every image is read from its header, since the labels are shares of it. A line with more than four
     numbers is a polygon, and its bounds are taken. An image without a label file has no objects.
 
     Args:
-        path: the folder of the images, or a txt file that lists them; labels lie in the folder of the same name with
-            ``labels`` for ``images``, or beside the images.
+        path: the folder of the images, or a txt file that lists them; labels are in the folder of the same name with
+            ``labels`` for ``images``, or next to the images.
         names: category names by class number.
 
     Returns:
-        The table of the sound images, the problems of the others, and notes on what was put right. File names are
+        The table of the sound images, the problems of the others, and notes on what was changed. File names are
         relative to the folder of ``path``, or absolute where a list gives them so.
 
     Raises:
         UserError: if there is no image.
     """
-    problems, rows, polygons = Problems(str(path)), TableRows(), 0
+    problems, builder, polygons = Problems(str(path)), TableBuilder(), 0
     for number in sorted(names):
-        rows.add_category(names[number])
+        builder.add_category(names[number])
     folder = path if path.is_dir() else path.parent
     images = _images(path)
     if not images:
-        raise UserError(f"images={path}: no image is there; give the folder of the images, or a list of them")
+        raise UserError(f"images={path}: has no image; give the folder of the images, or a list of them")
     for image in images:
         try:
             size = image_size(image)
@@ -115,17 +114,17 @@ def read_yolo(path: Path, names: dict[int, str]) -> tuple[CocoTable, Problems, l
         polygons += more
         for fault, where in faults:
             problems.add(fault, where)
-        # Without its faulty objects an image would teach that there is nothing to see.
+        # Without its faulty objects an image would teach that there is nothing to find.
         if objects or not faults:
-            rows.add_image(os.path.relpath(image, folder), size)
+            builder.add_image(os.path.relpath(image, folder), size)
             for name, box in objects:
-                rows.add_object(name, box)
+                builder.add_object(name, box)
     notes = [f"{polygons} lines are polygons; their bounds are taken"] if polygons else []
-    return rows.table(), problems, rows.notes() + notes
+    return builder.table(), problems, builder.notes() + notes
 
 
 def label_file(image: Path) -> Path:
-    """Where the labels of an image are.
+    """The label file of an image.
 
     Example:
         >>> label_file(Path("set/train/images/a.b.jpg")).as_posix()
@@ -140,8 +139,7 @@ def label_file(image: Path) -> Path:
 
 def _images(path: Path) -> list[Path]:
     if path.is_dir():
-        found = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
-        return sorted(found)
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     return [path.parent / line.strip() for line in lines if line.strip()]
 
@@ -190,47 +188,23 @@ def _bounds(values: list[float], size: tuple[int, int]) -> tuple[float, ...]:
     return min(across) * width, min(down) * height, max(across) * width, max(down) * height
 
 
-class YoloDataModule(RecordDataModule):
+class YoloDataModule(AnnotatedDataModule):
     """Images with YOLO txt labels and a ``data.yaml`` that names the categories and the splits.
 
     Args:
         root: the folder with the yaml file, or the file itself.
-        task: ask for all categories in one prompt (``detection``) or for one a prompt (``grounding``).
-        bad_records: refuse faulty records before training, or leave them out, counted and reported (``skip``).
-        empty_images: keep images without objects, to be answered by an empty list, or leave them out.
-        negatives: share of grounding questions for a category that is not in the image.
-        categories: ask for these, in this order, instead of all that the labels use.
-        selection: which training records, in which order.
-        loading: batch sizes, workers, order and seed (of the negatives too); see `RecordDataModule`.
+        settings: questions, faulty records, selection and loading; see `AnnotatedDataModule` and `RecordDataModule`.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        task: Literal["detection", "grounding"] = "detection",
-        bad_records: Literal["error", "skip"] = "error",
-        empty_images: Literal["keep", "skip"] = "keep",
-        negatives: float = 0.0,
-        categories: list[str] | None = None,
-        selection: Selection = Selection(),  # noqa: B008 - a frozen dataclass is safe to share
-        **loading: Any,
-    ) -> None:
-        super().__init__(**loading)
-        self.root, self.selection = Path(root), selection
-        self.asking: dict[str, Any] = {
-            "task": task,
-            "bad_records": bad_records,
-            "empty_images": empty_images,
-            "negatives": negatives,
-            "categories": categories,
-        }
-        self.shuffle = self.shuffle and not selection.curriculum
+    def __init__(self, root: Path, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.root = Path(root)
 
-    def build(self, split: Split) -> Source:
-        """The records of one split; what is predicted on are the test records.
+    def read(self, split: Split) -> Source:
+        """The records of one split; ``predict`` takes the test records.
 
         Raises:
-            MissingSplitError: the yaml file names no such split, or one whose images are not there.
+            MissingSplitError: the yaml file names no such split, or one whose images are missing.
             UserError: its labels or images are faulty.
         """
         names, places = yolo_splits(self.root)
@@ -240,6 +214,4 @@ class YoloDataModule(RecordDataModule):
                 " file, and put its images there"
             )
         place = places[name]
-        folder = place if place.is_dir() else place.parent
-        source = CocoSource(place, folder, read=partial(read_yolo, names=names), seed=self.seed, **self.asking)
-        return select(source, self.selection, split, self.seed)
+        return self.open(place, place if place.is_dir() else place.parent, read=partial(read_yolo, names=names))

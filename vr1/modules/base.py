@@ -52,6 +52,9 @@ class DetectionModule(L.LightningModule, ABC):
             or ``log_probs``, the probability of the tokens that the box is written in; see `vr1.detections`.
     """
 
+    updates_per_rollout: int = 1
+    """How often a data module repeats each training batch."""
+
     def __init__(
         self,
         policy: PolicySource,

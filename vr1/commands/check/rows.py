@@ -1,6 +1,5 @@
 """What a check keeps of each record: numbers and, where something is wrong, words."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from vr1.errors import UserError
 from vr1.prompts import PromptEncoder
 
 
@@ -46,15 +46,14 @@ class _Rows(Dataset[Row]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Row:
-        with _Warnings() as replaced:
-            try:
-                record = self.source[index]
-            except ValueError as error:
-                return Row(origin=f"record {index}", faults=(("record that cannot be read", str(error)),))
-        faults = [("record that cannot be read, for which the next one stands", text) for text in replaced]
+        try:
+            record = self.source[index]
+        except UserError as error:
+            return Row(origin=f"record {index}", faults=(("record that cannot be read", str(error)),))
+        faults = [("record that cannot be read, replaced by the next one", item.error) for item in record.replaces]
         try:
             prompts = self.encoder([record])
-        except ValueError as error:
+        except UserError as error:
             faults.append(("record of which the model's processor makes no prompt", str(error)))
             return Row(origin=record.origin, set_name=record.set_name, faults=tuple(faults))
         rows = ~record.crowd
@@ -87,21 +86,3 @@ def read_rows(source: Any, encoder: PromptEncoder, limit: int, num_workers: int)
         num_workers: processes that read.
     """
     yield from DataLoader(_Rows(source, encoder, limit), batch_size=None, num_workers=num_workers)
-
-
-class _Warnings(logging.Handler):
-    """Collects what a source warns of while it stands in for a record that cannot be read."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage().partition("; the next record")[0])
-
-    def __enter__(self) -> list[str]:
-        logging.getLogger("vr1.data.image_checks").addHandler(self)
-        return self.texts
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("vr1.data.image_checks").removeHandler(self)

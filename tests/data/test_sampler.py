@@ -1,4 +1,4 @@
-"""The position in the data, through real trainers that train one number."""
+"""The order of training and the position in it, the latter through real trainers that train one number."""
 
 from itertools import chain, pairwise
 
@@ -71,15 +71,15 @@ def fit(tmp_path, data, steps=10, callbacks=(), ckpt_path=None, **settings):
 
 @pytest.mark.parametrize(("repeats", "window"), [(1, 1), (2, 1), (1, 2), (2, 3)])
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 6, 7, 8, 9])
-def test_resume_goes_on_with_the_next_records(tmp_path, repeats, window, stop):
+def test_a_resumed_run_sees_the_next_records(tmp_path, repeats, window, stop):
     def make():
         return loader(batch_size=1 if window == 3 else 2, repeats=repeats, window=window)
 
-    whole = fit(tmp_path, make())
+    uninterrupted = fit(tmp_path, make())
     fit(tmp_path, make(), stop + 1, [SaveAt(stop, tmp_path / "at.ckpt")])
-    assert fit(tmp_path, make(), ckpt_path=tmp_path / "at.ckpt") == whole[stop * window :]
+    assert fit(tmp_path, make(), ckpt_path=tmp_path / "at.ckpt") == uninterrupted[stop * window :]
     # Every epoch has its own order, and none of them was begun twice.
-    epochs = [[record for e, _, batch in whole for record in batch if e == epoch] for epoch in range(3)]
+    epochs = [[record for e, _, batch in uninterrupted for record in batch if e == epoch] for epoch in range(3)]
     assert all(first != second for first, second in pairwise(epochs) if first and second)
 
 
@@ -87,15 +87,15 @@ def test_resume_goes_on_with_the_next_records(tmp_path, repeats, window, stop):
 def test_resume_from_other_moments(tmp_path, hook, step):
     # Six batches an epoch, validated after every second.
     settings = {"limit_val_batches": 1, "val_check_interval": 2, "num_sanity_val_steps": 0}
-    whole = fit(tmp_path, loader(), **settings)
+    uninterrupted = fit(tmp_path, loader(), **settings)
     fit(tmp_path, loader(), callbacks=[SaveAt(step, tmp_path / "at.ckpt", hook)], **settings)
-    assert fit(tmp_path, loader(), ckpt_path=tmp_path / "at.ckpt", **settings) == whole[step:]
+    assert fit(tmp_path, loader(), ckpt_path=tmp_path / "at.ckpt", **settings) == uninterrupted[step:]
 
 
 def test_what_workers_have_prepared_is_not_counted(tmp_path):
-    whole = fit(tmp_path, loader())
+    uninterrupted = fit(tmp_path, loader())
     fit(tmp_path, loader(workers=1), 3, [SaveAt(2, tmp_path / "at.ckpt")])
-    assert fit(tmp_path, loader(workers=1), 5, ckpt_path=tmp_path / "at.ckpt") == whole[2:5]
+    assert fit(tmp_path, loader(workers=1), 5, ckpt_path=tmp_path / "at.ckpt") == uninterrupted[2:5]
 
 
 def test_an_epoch_cut_short_is_followed_by_the_beginning_of_the_next(tmp_path):
@@ -112,15 +112,15 @@ def test_resume_with_other_batches_of_the_same_step(tmp_path, before, after):
         batches = [batch for _, _, batch in records]
         return [list(chain(*batches[at : at + window])) for at in range(0, len(batches), window)]
 
-    whole = steps(fit(tmp_path, loader(4, 2, 1), 13), 1)
+    uninterrupted = steps(fit(tmp_path, loader(4, 2, 1), 13), 1)
     saving = [SaveAt(5, tmp_path / "at.ckpt")]
     fit(tmp_path, loader(before[0], 2, before[1]), 6, saving)
     resumed = fit(tmp_path, loader(after[0], 2, after[1]), 13, ckpt_path=tmp_path / "at.ckpt")
-    assert steps(resumed, after[1]) == whole[5:]
+    assert steps(resumed, after[1]) == uninterrupted[5:]
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         (
             {"batch_size": 3},
@@ -131,10 +131,10 @@ def test_resume_with_other_batches_of_the_same_step(tmp_path, before, after):
         ({"repeats": 2}, "with 1 as model.updates_per_rollout, and now it is 2"),
     ],
 )
-def test_other_records_in_the_middle_of_an_epoch_are_refused(changed, told):
+def test_other_records_in_the_middle_of_an_epoch_are_refused(changed, message):
     first = loader()
     next(iter(first))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         loader(**changed).load_state_dict(first.state_dict())
 
 
@@ -143,3 +143,62 @@ def test_half_an_optimizer_step_is_refused():
     next(iter(first))
     with pytest.raises(ValueError, match="in the middle of an optimizer step; resume from an earlier one"):
         loader(window=2).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize(("repeats", "window"), [(1, 1), (2, 1), (3, 2), (2, 4)])
+def test_every_full_window_is_repeated(repeats, window):
+    batches = RepeatedBatches(23, batch_size=4, repeats=repeats, window=window)
+    listed = list(batches)
+    full = 23 // (4 * window) * window
+    assert len(listed) == len(batches) == full * repeats
+    for start in range(0, full * 4, 4):
+        assert listed.count(list(range(start, start + 4))) == repeats
+
+
+def test_a_random_order_is_drawn_once_per_window():
+    listed = list(RepeatedBatches(12, batch_size=3, repeats=2, window=2, seed=0))
+    assert listed[0:2] == listed[2:4]
+    assert listed[4:6] == listed[6:8]
+    assert sorted(index for batch in listed for index in batch) == sorted([*range(12)] * 2)
+
+
+def test_every_epoch_and_seed_has_an_order_of_its_own():
+    batches, other = RepeatedBatches(30, 2, seed=3), RepeatedBatches(30, 2, seed=4)
+    orders = [list(batches), list(other)]
+    for epoch in (1, 2):
+        batches.set_epoch(epoch)
+        orders.append(list(batches))
+    assert all(first != second for at, first in enumerate(orders) for second in orders[:at])
+    batches.set_epoch(0)
+    assert list(batches) == orders[0]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_step_sees_the_same_records_however_they_are_divided(repeats):
+    def steps(batch_size, window, world):
+        ranks = [RepeatedBatches(27, batch_size, repeats, window, seed=5, rank=r, world=world) for r in range(world)]
+        batches = [list(rank) for rank in ranks]
+        return [
+            [index for slot in range(at, at + window) for rank in batches for index in rank[slot]]
+            for at in range(0, len(batches[0]), window)
+        ]
+
+    one_process = steps(8, 1, 1)
+    assert len(one_process) == 3 * repeats
+    for division in ((4, 1, 2), (4, 2, 1), (2, 2, 2), (1, 2, 4), (1, 8, 1)):
+        assert steps(*division) == one_process, division
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 4}, "3 training records do not fill one batch of batch_size=4; lower batch_size"),
+        (
+            {"batch_size": 1, "window": 2, "world": 2},
+            r"3 training .* one optimizer step of batch_size=1 x accumulate_grad_batches=2 x 2 processes; lower",
+        ),
+    ],
+)
+def test_too_few_records_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RepeatedBatches(3, **settings)

@@ -1,4 +1,4 @@
-"""Records that are kept in memory are read once, and are those that would be read again."""
+"""Records cached in memory, and records that take the place of unreadable ones."""
 
 import lightning.pytorch as pl
 import pytest
@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 from tests.modules.test_grpo import build
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneSource, SceneStyle
-from vr1.data.datamodule import CachedDataset
+from vr1.data.source import CachedDataset
 
 
 class Counting(Dataset):
@@ -22,35 +22,41 @@ class Counting(Dataset):
         return self.source[index]
 
 
-def test_kept_records_are_read_once():
+def test_cached_records_are_read_once():
     source = Counting(4)
-    kept = CachedDataset(source, most=3)
+    cached = CachedDataset(source, capacity=3)
     for _ in range(3):
         for index in (2, 0, 3, 1):
-            assert kept[index].origin == source.source[index].origin
-            assert kept[index].image.tobytes() == source.source[index].image.tobytes()
+            assert cached[index].origin == source.source[index].origin
+            assert cached[index].image.tobytes() == source.source[index].image.tobytes()
     assert [source.reads.count(index) for index in (2, 0, 3)] == [1, 1, 1]
     assert source.reads.count(1) == 6
-    assert len(kept) == 4
+    assert len(cached) == 4
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_and_evaluation_are_the_same(source, tmp_path, workers):
     metrics = []
-    for keep in (0, 100):
+    for cache_records in (0, 100):
         pl.seed_everything(1)
         validated = {"limit_val_batches": 1.0, "val_check_interval": 2, "check_val_every_n_epoch": None}
         training = trainer(tmp_path, max_steps=4, max_epochs=-1, **validated)
         data = SceneDataModule(
-            SceneStyle(), train_scenes=4, val_scenes=2, batch_size=2, num_workers=workers, seed=3, keep=keep
+            SceneStyle(),
+            train_scenes=4,
+            val_scenes=2,
+            batch_size=2,
+            num_workers=workers,
+            seed=3,
+            cache_records=cache_records,
         )
         training.fit(build(source, seed=2), data)
         metrics.append({name: float(value) for name, value in training.callback_metrics.items() if "perf" not in name})
     assert metrics[0] == metrics[1]
 
 
-def test_nonsense_is_refused():
-    with pytest.raises(ValueError, match="keep=-1 must be at least 0"):
-        SceneDataModule(keep=-1)
-    with pytest.raises(ValueError, match="num_workers=-1 must be at least 0"):
+def test_wrong_settings():
+    with pytest.raises(ValueError, match=r"data\.cache_records=-1 must be at least 0"):
+        SceneDataModule(cache_records=-1)
+    with pytest.raises(ValueError, match=r"data\.num_workers=-1 must be at least 0"):
         SceneDataModule(num_workers=-1)

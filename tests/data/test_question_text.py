@@ -1,12 +1,12 @@
 import pytest
 
-from vr1.data.questions import asked_for
+from vr1.data.question_text import parse_question
 from vr1.families import Qwen25VL
 
 
 @pytest.mark.parametrize("categories", [("cat",), ("cat", "hot dog"), ("traffic light", "T-shirt", "a.b")])
-def test_reads_what_qwen_is_asked(categories):
-    assert asked_for(Qwen25VL().instruction(categories)) == categories
+def test_reads_the_questions_of_qwen(categories):
+    assert parse_question(Qwen25VL().instruction(categories)) == (categories, False)
 
 
 @pytest.mark.parametrize(
@@ -35,17 +35,18 @@ def test_reads_what_qwen_is_asked(categories):
         ("", None),
     ],
 )
-def test_wordings(question, expected):
-    assert asked_for(question) == expected
+def test_templates(question, expected):
+    parsed = parse_question(question)
+    assert (None if parsed is None else parsed.categories) == expected
 
 
 def test_names_with_commas_that_are_known():
     question = "The category set includes bowl, cup, small, cat, fork, knife, spoon."
-    assert asked_for(question, ["cup, small", "fork, knife, spoon"]) == (
+    assert parse_question(question, ["cup, small", "fork, knife, spoon"]).categories == (
         "bowl",
         "cup, small",
         "cat",
         "fork, knife, spoon",
     )
-    assert asked_for(question)[:3] == ("bowl", "cup", "small")
-    assert asked_for("The category set includes cup.", ["up", "cup, small"]) == ("cup",)
+    assert parse_question(question).categories[:3] == ("bowl", "cup", "small")
+    assert parse_question("The category set includes cup.", ["up", "cup, small"]).categories == ("cup",)
