@@ -1,6 +1,7 @@
 """Errors that a user can fix, and the messages that say how."""
 
 import re
+import sys
 
 _IN_WORKER = re.compile(r"\ACaught \w+ in (?:DataLoader worker process|pin memory thread)")
 _FILE = re.compile(r'^  File "(?P<name>.+?)", line \d+', re.MULTILINE)
@@ -42,6 +43,30 @@ def user_message(error: BaseException) -> str | None:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def report_user_error(program: str, error: Exception) -> int:
+    """Print an error that the user can fix in one line; any other error is raised again, with its traceback.
+
+    Args:
+        program: the command, as the line begins with it.
+        error: the error at hand.
+
+    Returns:
+        The exit status, 2.
+
+    Example:
+        >>> import contextlib, sys
+        >>> with contextlib.redirect_stderr(sys.stdout):
+        ...     report_user_error("vr1 score", UserError("--stage expert: give beginner, advanced or off"))
+        vr1 score: error: --stage expert: give beginner, advanced or off
+        2
+    """
+    message = user_message(error)
+    if message is None:
+        raise error
+    print(f"{program}: error: {message}", file=sys.stderr)
+    return 2
 
 
 def innermost(message: str) -> str:

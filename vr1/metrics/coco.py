@@ -16,8 +16,15 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from vr1.errors import UserError
-from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate, evaluate_classes, label_key, text_key
-from vr1.metrics.evaluation import asked_rows
+from vr1.metrics.coco_eval import (
+    CocoInput,
+    average_figures,
+    evaluate,
+    evaluate_classes,
+    label_key,
+    rows_in_categories,
+    text_key,
+)
 from vr1.metrics.referring import expression_hit
 from vr1.types import DetectionRecord, Detections
 
@@ -99,13 +106,13 @@ class CocoMetrics(Metric):
             raise UserError(f"CocoMetrics: {len(detections)} answers to {len(records)} records; give one a record")
         for answer, record in zip(detections, records, strict=True):
             assert np.isfinite(answer.boxes_xyxy).all(), "pycocotools takes NaN for a perfect overlap"
-            kept = asked_rows(answer.labels, record.categories)
-            labels = [label_key(answer.labels[row]) for row in kept]
-            self._append("predictions", labels, answer.boxes_xyxy[kept], answer.scores[kept])
+            counted = rows_in_categories(answer.labels, record.categories)
+            labels = [label_key(answer.labels[row]) for row in counted]
+            self._append("predictions", labels, answer.boxes_xyxy[counted], answer.scores[counted])
             labels = [label_key(label) for label in record.labels]
             self._append("targets", labels, record.boxes_xyxy, record.areas, record.crowd)
             hit = expression_hit(answer.boxes_xyxy, record.boxes_xyxy, record.crowd, record.categories)
-            counts = [len(kept), len(record.labels), len(answer) - len(kept), -1 if hit is None else int(hit)]
+            counts = [len(counted), len(record.labels), len(answer) - len(counted), -1 if hit is None else int(hit)]
             self._append("records", [_record_key(record)], [[text_key(record.set_name), record.image_id, *counts]])
             self._send_names("names", record.categories)
             self._send_names("sets", [record.set_name])

@@ -33,6 +33,17 @@ def text_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 12
 
 
+def rows_in_categories(labels: Sequence[str], categories: Sequence[str]) -> list[int]:
+    """Rows of the labels that are one of the categories; COCO drops boxes with any other label.
+
+    Example:
+        >>> rows_in_categories(["Cat.", "cow", "dog"], ["cat", "dog"])
+        [0, 2]
+    """
+    known = {fold_label(name) for name in categories}
+    return [row for row, label in enumerate(labels) if fold_label(label) in known]
+
+
 FIGURES = {
     "map": "map",
     "map_50": "map_50",

@@ -1,34 +1,40 @@
-"""Rewards of recorded answers, line by line, and the table that sums them up."""
+"""Rewards of recorded answers, line by line, and a summary of them."""
 
 import contextlib
+import inspect
 import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from jsonargparse import ArgumentParser
 
+import vr1.families
+import vr1.rewards
 from vr1.detections import SCORE, read_detections
+from vr1.errors import UserError, innermost
 from vr1.families import Family
-from vr1.metrics.answer_file import AnswerLine, InputError, evaluated_row, read_answer_lines
-from vr1.metrics.evaluation import Evaluated, table_text, write_evaluation
+from vr1.metrics.answer_file import AnswerLine, read_answer_lines
+from vr1.metrics.answer_schema import RecordedAnswer
+from vr1.metrics.evaluation import table_text, write_evaluation
 from vr1.rewards import Reward, Stage
 from vr1.types import Detections, Match
 
 
 class ScoreSummary:
-    """Counts answers, boxes and rewards in constant memory; as a text it is a table.
+    """Counts of answers and boxes, and sums of rewards, in constant memory; as a text it is a table.
 
     Args:
-        names: the rewards to sum up, in the order of the table.
+        names: the rewards, in the order of the table.
 
     Attributes:
-        appendix: a text to show below the table.
+        appendix: a text to print below the table.
 
     Example:
         >>> print(str(ScoreSummary(["recall", "total"])).splitlines()[0])
@@ -60,19 +66,19 @@ class ScoreSummary:
 
     @property
     def answers_per_second(self) -> float:
-        """Since the summary was made."""
+        """Answers a second since the summary was created."""
         return self.answers / max(time.perf_counter() - self.started, 1e-9)
 
     def progress(self) -> str:
-        """One line to show while there is more to come."""
+        """One line to print while answers are still being scored."""
         return f"{self.answers:,} answers, {self.answers_per_second:,.0f} a second"
 
     def __str__(self) -> str:
         answers = max(self.answers, 1)
         rows = {
             "answers": f"{self.answers:,}",
-            "follow template": f"{self.well_formed / answers:.2%}",
-            "valid": f"{self.valid / answers:.2%}",
+            "follow template": f"{self.well_formed / answers:.4f}",
+            "valid": f"{self.valid / answers:.4f}",
             "boxes parsed": f"{self.parsed:,}",
             "boxes matched": f"{self.matched:,}",
             "boxes true": f"{self.targets:,}",
@@ -88,24 +94,54 @@ _CHUNK = 256
 _SECONDS_BETWEEN_REPORTS = 5.0
 
 
-def rewards_and_family(words: Sequence[str], program: str) -> tuple[Reward, Family]:
-    """The rewards and the model family that the words of a command name.
+class _Parser(ArgumentParser):
+    """A parser that raises what is wrong with an argument, in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise ex if isinstance(ex, UserError) else UserError(innermost(message))
+
+
+def rewards_and_family(arguments: Sequence[str], program: str) -> tuple[Reward, Family]:
+    """The rewards and the model family that the arguments of a command name.
 
     Args:
-        words: ``--rewards`` and ``--family`` with their settings.
-        program: the command, as a message about a mistake names it.
+        arguments: ``--rewards`` and ``--family`` with their settings.
+        program: name of the command, for its help.
 
     Raises:
-        UserError: if a setting is refused by the class that it is of; others end the process with status 2.
+        UserError: an argument is not known, names no class, or its class refuses a setting.
     """
-    parser = ArgumentParser(allow_abbrev=False, prog=program)
+    for option, kind, package in (("--family", Family, vr1.families), ("--rewards", Reward, vr1.rewards)):
+        _check_class(arguments, option, kind, [getattr(package, name) for name in package.__all__])
+    parser = _Parser(allow_abbrev=False, prog=program)
     for name, kind, default in (("rewards", Reward, "vr1.rewards.Reward"), ("family", Family, "vr1.families.Qwen25VL")):
         parser.add_subclass_arguments(kind, name, required=False)
         parser.set_defaults({name: {"class_path": default}})
-    # Lightning's own extra holds jsonargparse below the version that renamed this method.
+    # Lightning's own extra requires a jsonargparse that is older than the new name of this method.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    made = instantiate(parser.parse_args(words))
-    return made.rewards, made.family
+    objects = instantiate(parser.parse_args(arguments))
+    return objects.rewards, objects.family
+
+
+def _check_class(arguments: Sequence[str], option: str, kind: type, known: Sequence[Any]) -> None:
+    """Refuse a value that is neither a file nor settings nor a class, with the names of the known classes."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    values = [argument.partition("=")[2] or after for argument, after in pairs if argument.partition("=")[0] == option]
+    for value in values:
+        if Path(value).is_file() or value.startswith("{"):
+            continue
+        module, _, name = value.rpartition(".")
+        classes = {cls.__name__: cls for cls in known if inspect.isclass(cls) and issubclass(cls, kind)}
+        found = classes.get(value)
+        if module:
+            with contextlib.suppress(ImportError, ValueError):
+                found = getattr(import_module(module), name, None)
+        if not (inspect.isclass(found) and issubclass(found, kind)):
+            names = ", ".join(name for name, cls in classes.items() if not inspect.isabstract(cls))
+            raise UserError(
+                f"{option} {value} is neither a file nor a class; give one of {names}, or a class of your own as"
+                " module.Class"
+            )
 
 
 def score_file(
@@ -116,140 +152,131 @@ def score_file(
     out: str | None = None,
     coco: str | None = None,
 ) -> ScoreSummary:
-    """Reward every answer of a file and sum up.
+    """Compute the reward of every answer of a file.
 
     Args:
-        completions: File of recorded answers, one JSON object a line, with the fields completion (the text as the model
-            wrote it), boxes_xyxy (the true boxes as [[x1, y1, x2, y2], ...] in image pixels), labels (one text for each
-            of them), image_size ([width, height] of the image) and input_size ([width, height] of the image as the
-            model saw it; coordinates in the answer are read in this frame). Further fields are kept.
-        rewards: The rewards.
-        family: The model family that wrote the answers.
-        stage: Thresholds to apply: beginner, advanced, or off. Where left out, the criterion of the rewards itself.
-        out: File to write: each line with rewards (by term, and total), parsed (number of boxes read) and matched
-            (number of pairs) added. It appears when all lines are done.
-        coco: Folder for COCO metrics of the answers: results and ground truth as COCO's own json, all figures, tables
-            by set and by class. Lines may also give image_id, categories (what was asked for; all labels of the file
-            where left out), set, areas, crowd and scores, as the answers.jsonl of an evaluation does.
+        completions: file of recorded answers; see `vr1.metrics.answer_schema.RecordedAnswer.from_json`.
+        rewards: the rewards.
+        family: the model family that wrote the answers.
+        stage: thresholds to apply: ``beginner``, ``advanced`` or ``off``; None keeps the criterion of the rewards.
+        out: file to write: each line with ``rewards`` (by term, and ``total``), ``parsed`` (number of predicted boxes)
+            and ``matched`` (number of pairs) added. It appears when all lines are done.
+        coco: folder for COCO metrics of the answers: results and ground truth as COCO's own json, all figures, tables
+            by set and by class.
 
     Returns:
-        The sums over all answers.
+        The summary of all answers.
 
     Raises:
-        InputError: if a file is missing or cannot be written, at the first wrong line, or if there is none at all.
-        OSError: if reading or writing fails on the way.
+        UserError: a file is missing or cannot be written, a line is faulty, or there is no line.
+        OSError: reading or writing fails.
     """
     source = Path(completions)
     if not source.is_file():
-        raise InputError(f"--completions {source} is not a file; name a file of recorded answers")
+        raise UserError(f"--completions {source} is not a file; name a file of recorded answers")
     if stage is not None:
         rewards.criterion = rewards.criterion.at_stage(stage)
     summary = ScoreSummary([*rewards.terms, "total"])
-    evaluation = _CocoFolder(Path(coco), source) if coco is not None else None
+    evaluation = _CocoFolder(Path(coco)) if coco is not None else None
     with contextlib.ExitStack() as stack:
         size = source.stat().st_size
-        file = stack.enter_context(_written_at_once(Path(out), source)) if out is not None else None
+        file = stack.enter_context(_atomic_file(Path(out), source)) if out is not None else None
         report_at = time.monotonic() + _SECONDS_BETWEEN_REPORTS
         lines = read_answer_lines(source)
         while chunk := list(islice(lines, _CHUNK)):
-            for line, (result, found) in zip(chunk, _score(chunk, rewards, family, summary), strict=True):
+            for line, (result, detections) in zip(chunk, _score(chunk, rewards, family, summary), strict=True):
                 if file is not None:
                     file.write(_with_fields(line, result))
                 if evaluation is not None:
-                    evaluation.add(line, found)
+                    evaluation.add(line.answer, detections)
             if time.monotonic() > report_at:
                 print(f"{chunk[-1].end / size:.0%} of {source}: {summary.progress()}", file=sys.stderr)
                 report_at = time.monotonic() + _SECONDS_BETWEEN_REPORTS
         if not summary.answers:
-            raise InputError(f"{source}: no line in it; a line is one answer as a JSON object")
+            raise UserError(f"{source}: no line in it; a line is one answer as a JSON object")
     if evaluation is not None:
         summary.appendix = evaluation.write()
     return summary
 
 
 class _CocoFolder:
-    """Keeps answers for COCO's metrics, and writes these when all are there.
+    """Collects answers and writes COCO's metrics of them.
 
     Args:
-        folder: made at once, so that a place that cannot be written is told before anything is computed.
-        source: the file of the answers, for messages.
+        folder: created at once, so that a folder that cannot be created is an error before anything is computed.
 
     Raises:
-        InputError: if the folder cannot be made.
+        UserError: the folder cannot be created.
     """
 
-    def __init__(self, folder: Path, source: Path) -> None:
-        self._folder, self._source = folder, source
-        self._rows: list[Evaluated] = []
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._answers: list[RecordedAnswer] = []
         self._labels: set[str] = set()
-        self._unfit = 0
+        self._wrong_scores = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--coco {folder} cannot be made ({error.strerror}); name another folder") from None
+            raise UserError(f"--coco {folder} cannot be created ({error.strerror}); name another folder") from None
 
-    def add(self, line: AnswerLine, found: Detections) -> None:
-        """Take in one answer.
-
-        Raises:
-            InputError: if a field of its line is not what it should be.
-        """
-        number = len(self._rows) + 1
-        try:
-            self._rows.append(evaluated_row(line.fields, number, line.targets, found, line.image_size))
-        except ValueError as error:
-            raise InputError(f"{self._source}: answer {number}: {error}") from error
-        self._labels.update(line.targets.labels)
-        self._unfit += len(line.fields.get("scores", found)) != len(found)
+    def add(self, answer: RecordedAnswer, detections: Detections) -> None:
+        """Add an answer with the boxes that the family reads from it."""
+        self._answers.append(answer.with_detections(detections))
+        self._labels.update(answer.targets.labels)
+        self._wrong_scores += len(answer.scores) not in (0, len(detections))
 
     def write(self) -> str:
-        """Write the files; the table of the sets."""
-        known = tuple(sorted(self._labels))
-        rows = [row if row.categories else replace(row, categories=known) for row in self._rows]
-        table = table_text(write_evaluation(self._folder, rows))
-        if not self._unfit:
+        """Write the files and return the table of the sets."""
+        every_label = tuple(sorted(self._labels))
+        answers = [
+            answer if answer.categories else replace(answer, categories=every_label) for answer in self._answers
+        ]
+        table = table_text(write_evaluation(self._folder, answers))
+        if not self._wrong_scores:
             return table
         return (
-            f"{table}\n\n{self._unfit} answers have not one score for each box that was read: theirs count {SCORE} each"
+            f"{table}\n\n{self._wrong_scores} answers do not have one score for each predicted box: their boxes get the"
+            f" score {SCORE}"
         )
 
 
 def _score(
     chunk: list[AnswerLine], rewards: Reward, family: Family, summary: ScoreSummary
 ) -> Iterator[tuple[dict[str, object], Detections]]:
-    """What is added to each line of a chunk, and what was read from it."""
-    detections = [read_detections(line.completion, family, line.image_size, line.input_size) for line in chunk]
-    output = rewards(detections, [line.targets for line in chunk])
+    """The fields to add to each line of a chunk, and the boxes read from its answer."""
+    answers = [line.answer for line in chunk]
+    detections = [
+        read_detections(answer.completion, family, answer.image_size, answer.input_size) for answer in answers
+    ]
+    output = rewards(detections, [answer.targets for answer in answers])
     scores = {name: values.tolist() for name, values in [*output.terms.items(), ("total", output.total)]}
     summary.add(scores, output.matches)
     for row, match in enumerate(output.matches):
-        # Six digits are all that float32 holds.
+        # float32 holds six digits.
         earned = {name: round(values[row], 6) for name, values in scores.items()}
         yield {"rewards": earned, "parsed": match.num_predicted, "matched": len(match.overlap)}, match.detections
 
 
 def _with_fields(line: AnswerLine, result: dict[str, object]) -> str:
-    """The line with fields added, the rest of it left as it was written."""
+    """The line with fields added; the rest of its text is unchanged."""
     if line.fields.keys() & result.keys():
         return json.dumps(line.fields | result) + "\n"
     return f"{line.text[:-1].rstrip()}, {json.dumps(result)[1:]}\n"
 
 
 @contextlib.contextmanager
-def _written_at_once(path: Path, source: Path) -> Iterator[IO[str]]:
-    """A file that takes its name when it is complete, and is never seen half written."""
+def _atomic_file(path: Path, source: Path) -> Iterator[IO[str]]:
+    """A file that is written under a temporary name and renamed when it is complete."""
     path = path.resolve()
     if path == source.resolve() or (path.exists() and path.samefile(source)):
-        raise InputError(f"--out {path} is the file of completions; name another file")
+        raise UserError(f"--out {path} is the file of completions; name another file")
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-        raise InputError(f"--out {path} exists and is not a file that can be written; name another file")
+        raise UserError(f"--out {path} exists and is not a file that can be written; name another file")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         file = partial.open("w", encoding="utf-8")
     except OSError as error:
-        raise InputError(
-            f"--out {path} cannot be written ({error.strerror}); name a file in a folder that can"
-        ) from None
+        raise UserError(f"--out {path} cannot be written ({error.strerror}); name a file in a folder that can") from None
     try:
         with file:
             yield file
