@@ -21,7 +21,8 @@ from callbacks.outputs import RankedJsonlWriter, predictions_of, run_folder, wri
 from vr1.distributed import gather
 from vr1.drawing import draw_grid, draw_tile
 from vr1.errors import UserError
-from vr1.metrics.answer_file import Answered, Question, answer_row, question_of, read_row, recorded_answers, whole_lines
+from vr1.metrics.answer_file import ScoredCompletion, complete_lines, read_answer_lines, read_completions
+from vr1.metrics.answer_schema import QuestionKey, RecordedAnswer, question_key
 from vr1.metrics.evaluation import table_text, write_evaluation
 from vr1.modules.base import DetectionModule
 from vr1.prompts import PromptBatch
@@ -138,7 +139,7 @@ class Evaluation(Callback):
         self.resume, self.num_images = resume, num_images
         self._folder = Path()
         self._lines: RankedJsonlWriter | None = None
-        self._known: dict[Question, Answered] = {}
+        self._known: dict[QuestionKey, ScoredCompletion] = {}
         self._extremes = BestWorst(num_images)
 
     @override
@@ -196,7 +197,7 @@ class Evaluation(Callback):
         if trainer.is_global_zero:
             _take_up(self._folder, _made_by(trainer, pl_module), self.resume)
         trainer.strategy.barrier("Evaluation, answers")
-        self._known = recorded_answers(answers)
+        self._known = read_completions(answers)
         trainer.strategy.barrier("Evaluation, start")
         self._lines.open()
         self._extremes = BestWorst(self.num_images)
@@ -210,11 +211,12 @@ class Evaluation(Callback):
         for number, prediction in enumerate(predictions):
             record = prediction.record
             size = batch.input_sizes[number] if isinstance(batch, PromptBatch) else record.image_size
-            if question_of(record, prediction.instruction, size) in self._known:
+            if question_key(record, prediction.instruction, size) in self._known:
                 continue
-            self._lines.write(
-                answer_row(record, prediction.detections, prediction.completion, prediction.instruction, size)
+            answer = RecordedAnswer.from_record(
+                record, prediction.detections, prediction.completion, prediction.instruction, size
             )
+            self._lines.write(answer.to_json())
         self._extremes.add(predictions)
 
     def _finish(self, trainer: "pl.Trainer") -> None:
@@ -226,8 +228,7 @@ class Evaluation(Callback):
             return
         assert self._lines is not None
         self._lines.merge(trainer.world_size)
-        with self._lines.path.open(encoding="utf-8") as file:
-            rows = [read_row(json.loads(line), number) for number, line in enumerate(file, start=1)]
+        rows = [line.answer for line in read_answer_lines(self._lines.path)]
         if not rows:
             return
         found = write_evaluation(self._folder, rows, self.category_ids)
@@ -254,8 +255,8 @@ def _take_up(folder: Path, made_by: dict[str, Any], resume: bool) -> None:
     kept = made_by and resume and not finished.exists() and before == described
     parts = [answers, *sorted(folder.glob("answers.rank*.jsonl"))]
     written = folder / ".answers.jsonl.part"
-    with written.open("wb") as file:
-        file.writelines(line for line, _ in whole_lines(parts if kept else []))
+    with written.open("w", encoding="utf-8") as file:
+        file.writelines(complete_lines(parts if kept else []))
     written.replace(answers)
     for part in parts[1:]:
         part.unlink()

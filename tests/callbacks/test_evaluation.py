@@ -15,7 +15,7 @@ from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.drawing.boxes import example_prediction
-from vr1.metrics.answer_file import Answered
+from vr1.metrics.answer_file import ScoredCompletion
 from vr1.modules.grpo import GRPOModule
 from vr1.rollout import Sampling
 
@@ -155,7 +155,7 @@ class Counting(GRPOModule):
         for record, size in zip(batch.records, batch.input_sizes, strict=True):
             boxes = self.family.from_image(record.boxes_xyxy, record.image_size, size)[:2]
             text = self.family.write(boxes, record.labels[:2])
-            answers.append(Answered(completion=text, scores=(0.5, 0.75)[: len(boxes)]))
+            answers.append(ScoredCompletion(completion=text, scores=(0.5, 0.75)[: len(boxes)]))
         return answers
 
 

@@ -81,8 +81,8 @@ def test_prints_a_table(answers, capsys):
     assert table.pop("answers a second")
     assert table == {
         "answers": "2",
-        "follow template": "50.00%",
-        "valid": "50.00%",
+        "follow template": "0.5000",
+        "valid": "0.5000",
         "boxes parsed": "1",
         "boxes matched": "1",
         "boxes true": "2",
@@ -198,3 +198,38 @@ def test_runs_as_a_process(answers):
     assert done.stderr.startswith("vr1 score: error: ")
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--family", "internvl"], "--family internvl is neither a file nor a class; give one of "),
+        (["--family=vr1.families.InternVl"], "--family vr1.families.InternVl is neither"),
+        (["--family", "my_families.Mine"], "or a class of your own as module.Class"),
+        (["--family", "vr1.rewards.Reward"], "Qwen25VL"),
+        (["--rewards", "nowhere.yaml"], "--rewards nowhere.yaml is neither a file nor a class; give one of Reward,"),
+        (
+            ["--rewards.weigths", "{recall: 1.0}"],
+            "(vr1.rewards.Reward): Option 'weigths.recall' is not accepted",
+        ),
+    ],
+)
+def test_a_class_that_does_not_exist_is_one_line_with_the_valid_names(answers, capsys, options, message):
+    assert main(["--completions", str(answers), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("vr1 score: error: ")
+    assert error.count("\n") == 1
+
+
+def test_a_family_is_given_by_its_name(answers):
+    assert scored(answers, "--family", "InternVL")[0]["parsed"] == 1
+
+
+def test_a_bug_of_our_own_shows_its_traceback(answers, monkeypatch):
+    def broken(*_):
+        raise ValueError("zip() argument 2 is longer than argument 1")
+
+    monkeypatch.setattr(Qwen25VL, "read", broken)
+    with pytest.raises(ValueError, match="longer than argument 1"):
+        main(["--completions", str(answers)])

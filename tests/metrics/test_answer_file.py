@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from vr1.metrics.answer_file import InputError, read_answer_lines
+from vr1.errors import UserError
+from vr1.metrics.answer_file import complete_lines, read_answer_lines, read_completions
 
 GOOD = {
     "completion": "[]",
@@ -21,10 +22,11 @@ def read(tmp_path, *lines):
 
 def test_reads_a_line(tmp_path):
     (line,) = read(tmp_path, json.dumps(GOOD | {"id": 7}).encode())
-    assert line.completion == "[]"
-    assert line.targets.boxes_xyxy.tolist() == [[1, 2, 3, 4.5]]
-    assert line.targets.labels == ("cat",)
-    assert (line.image_size, line.input_size) == ((10, 20), (28, 56))
+    answer = line.answer
+    assert answer.completion == "[]"
+    assert answer.targets.boxes_xyxy.tolist() == [[1, 2, 3, 4.5]]
+    assert answer.targets.labels == ("cat",)
+    assert (answer.image_size, answer.input_size) == ((10, 20), (28, 56))
     assert line.fields["id"] == 7
 
 
@@ -34,8 +36,8 @@ def test_image_without_an_object_and_box_without_area(tmp_path):
         json.dumps(GOOD | {"boxes_xyxy": [], "labels": []}).encode(),
         json.dumps(GOOD | {"boxes_xyxy": [[5, 5, 5, 5]]}).encode(),
     )
-    assert empty.targets.boxes_xyxy.shape == (0, 4)
-    assert len(point.targets) == 1
+    assert empty.answer.targets.boxes_xyxy.shape == (0, 4)
+    assert len(point.answer.targets) == 1
 
 
 def test_blank_lines_line_ends_and_a_byte_order_mark(tmp_path):
@@ -71,11 +73,58 @@ def test_blank_lines_line_ends_and_a_byte_order_mark(tmp_path):
 )
 def test_a_wrong_line_is_named(tmp_path, line, message):
     raw = line if isinstance(line, bytes) else json.dumps(GOOD | line).encode()
-    with pytest.raises(InputError, match=rf"answers\.jsonl:3: .*{message}"):
+    with pytest.raises(UserError, match=rf"answers\.jsonl:3: .*{message}"):
         read(tmp_path, json.dumps(GOOD).encode(), b"", raw)
 
 
 @pytest.mark.parametrize("key", GOOD)
 def test_a_missing_field_is_named(tmp_path, key):
-    with pytest.raises(InputError, match=f':1: no "{key}"'):
+    with pytest.raises(UserError, match=f':1: no "{key}"'):
         read(tmp_path, json.dumps({name: value for name, value in GOOD.items() if name != key}).encode())
+
+
+RECORDED = GOOD | {"image": "a.jpg", "image_id": 4, "instruction": "Find cats.", "set": "pets", "scores": [0.5]}
+
+
+def test_an_interrupted_evaluation_leaves_its_complete_lines(tmp_path):
+    line = json.dumps(RECORDED)
+    cut, zeros, missing = tmp_path / "cut.jsonl", tmp_path / "zeros.jsonl", tmp_path / "missing.jsonl"
+    cut.write_text(f"{line}\n{line[:40]}")
+    zeros.write_bytes(b"\0" * 64 + b"\n" + line.encode() + b"\n")
+    assert list(complete_lines([cut, zeros, missing])) == [f"{line}\n"] * 2
+
+
+def test_the_first_answer_to_a_question_counts(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    lines = [RECORDED, RECORDED | {"completion": "later"}, RECORDED | {"instruction": "Find dogs.", "scores": []}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    completions = read_completions(file)
+    assert [(known.completion, known.scores) for known in completions.values()] == [("[]", (0.5,)), ("[]", ())]
+    assert next(iter(completions)) == ("pets", 4, "a.jpg", "Find cats.", (28, 56))
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    full = RECORDED | {
+        "categories": ["cat"],
+        "areas": [3.5],
+        "crowd": [{"box_xyxy": [0.0, 0.0, 9.0, 9.0], "label": "cat", "area": 81.0}],
+        "read": {"boxes_xyxy": [[1.0, 2.0, 3.0, 4.0]], "labels": ["Cat."]},
+    }
+    (line,) = read(tmp_path, json.dumps(full).encode())
+    assert line.answer.to_json() == full
+    assert len(line.answer.true_boxes) == 2
+    assert line.answer.targets.labels == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("read_boxes", "message"),
+    [
+        ([], '"read" is no object with'),
+        ({"boxes_xyxy": [[1, 2, 3, 4]], "labels": []}, '1 boxes but 0 labels in "read"'),
+        ({"boxes_xyxy": [[3, 2, 1, 4]], "labels": ["cat"]}, r'"read.boxes_xyxy"\[0\] = .* has x2 < x1'),
+        ({"boxes_xyxy": [], "labels": []}, '1 in "scores" but 0 in "read"'),
+    ],
+)
+def test_wrong_predicted_boxes_are_named(tmp_path, read_boxes, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, json.dumps(RECORDED | {"read": read_boxes}).encode())

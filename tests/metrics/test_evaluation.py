@@ -13,21 +13,21 @@ from vr1.commands.score.command import main
 from vr1.data.annotated import AnnotatedSource
 from vr1.data.coco import coco_splits
 from vr1.data.questions import Questions
-from vr1.metrics.answer_file import answer_row, read_row
+from vr1.metrics.answer_schema import RecordedAnswer
 from vr1.metrics.coco_eval import CocoInput, evaluate, evaluate_classes
 from vr1.metrics.evaluation import table_text, write_evaluation
 from vr1.types import Detections
 
 
 def rows_of(document, results, set_name=""):
-    """Rows as a callback keeps them: through JSON and back."""
+    """Recorded answers as an evaluation has them: written as JSON and read again."""
     records = blank_records(document)
     found = answers(document, results, [record.image_id for record in records])
     lines = []
     for record, detections in zip(records, found, strict=True):
-        line = answer_row(record, detections, "", "", record.image_size) | {"set": set_name}
-        lines.append(json.loads(json.dumps(line)))
-    return [read_row(line, number) for number, line in enumerate(lines, start=1)]
+        answer = RecordedAnswer.from_record(record, detections, "", "", record.image_size)
+        lines.append(json.loads(json.dumps(answer.to_json() | {"set": set_name})))
+    return [RecordedAnswer.from_json(line, number) for number, line in enumerate(lines, start=1)]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_every_set_and_the_average(detections, tmp_path):
 @pytest.mark.parametrize("task", ["detection", "grounding"])
 def test_the_truth_as_answer_is_perfect(name, task, tmp_path):
     source = AnnotatedSource(*coco_splits(SHARED / name)["test"], questions=Questions(task=task))
-    lines = []
+    perfect = []
     for record in source:
         exact = Detections(
             boxes_xyxy=record.boxes_xyxy,
@@ -106,8 +106,8 @@ def test_the_truth_as_answer_is_perfect(name, task, tmp_path):
             well_formed=True,
             valid=True,
         )
-        lines.append(answer_row(record, exact, "", "", record.image_size))
-    found = write_evaluation(tmp_path, [read_row(line, number) for number, line in enumerate(lines, start=1)])
+        perfect.append(RecordedAnswer.from_record(record, exact, "", "", record.image_size))
+    found = write_evaluation(tmp_path, perfect)
     assert found.average["map"] == pytest.approx(1.0)
     truth = json.loads((tmp_path / "ground_truth.json").read_text())
     names = [image["file_name"] for image in truth["images"]]
@@ -157,17 +157,18 @@ def test_recorded_answers_without_a_model(tmp_path, capsys):
     assert figures["records"] == 3
 
 
-def test_a_folder_that_cannot_be_made_is_told_first(tmp_path, capsys):
+def test_a_folder_that_cannot_be_created_is_the_first_error(tmp_path, capsys):
     (tmp_path / "out").write_text("a file")
     assert score(tmp_path, [{"completion": "never read"}]) == 2
-    assert "out cannot be made (File exists); name another folder" in capsys.readouterr().err
+    assert "out cannot be created (File exists); name another folder" in capsys.readouterr().err
 
 
-def test_scores_that_fit_no_boxes_are_told(tmp_path, capsys):
+def test_scores_that_belong_to_other_boxes_are_reported(tmp_path, capsys):
     lines = grounding_lines()
     lines[0]["scores"], lines[1]["scores"] = [0.3, 0.4], [0.5, 0.6]
     assert score(tmp_path, lines) == 0
-    assert "1 answers have not one score for each box that was read: theirs count 0.99 each" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 answers do not have one score for each predicted box: their boxes get the score 0.99" in out
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [item["score"] for item in results] == [0.99, 0.5, 0.6, 0.99]
 
@@ -209,7 +210,7 @@ def test_faulty_lines(tmp_path, capsys, changes, message):
     assert score(tmp_path, lines) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert "answers.jsonl: answer 1: " in error
+    assert "answers.jsonl:1: " in error
 
 
 def test_thousands_of_expressions_are_one_category():

@@ -11,7 +11,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from vr1.data import SceneDataModule, SceneSource, SceneStyle
 from vr1.data.mixture import SetsSource
 from vr1.metrics import CocoMetrics
-from vr1.metrics.answer_file import Answered
+from vr1.metrics.answer_file import ScoredCompletion
 from vr1.modules.base import targets
 from vr1.modules.grpo import GRPOModule
 from vr1.rollout import Sampling
@@ -50,7 +50,7 @@ def good_answers(module, batch):
         limit = np.tile(np.array(size, float), 2)
         text = module.family.write(np.clip(boxes + shift, 0, limit - 1), list(record.labels))
         texts.append("I cannot see that." if row == 2 else text)
-    return [Answered(completion=text) for text in texts]
+    return [ScoredCompletion(completion=text) for text in texts]
 
 
 @pytest.fixture(params=["validate", "test"])

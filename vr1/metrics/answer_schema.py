@@ -160,8 +160,8 @@ class RecordedAnswer:
     def to_json(self) -> dict[str, Any]:
         """The answer as one JSON object.
 
-        ``boxes_xyxy``, ``labels`` and ``areas`` are the true objects and ``crowd`` the crowd regions. ``read`` holds the
-        predicted boxes and labels, and ``scores`` their scores.
+        ``boxes_xyxy``, ``labels`` and ``areas`` are the true objects, ``crowd`` the crowd regions; ``read`` holds the
+        predicted boxes and labels, ``scores`` their scores.
         """
         objects, regions = np.flatnonzero(~self.crowd), np.flatnonzero(self.crowd)
         return {

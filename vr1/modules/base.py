@@ -19,7 +19,8 @@ from vr1.detections import box_scores, read_detections, token_ends
 from vr1.distributed import gather
 from vr1.families import Family
 from vr1.metrics import AnswerStatistics, CocoMetrics
-from vr1.metrics.answer_file import Answered, Question, question_of
+from vr1.metrics.answer_file import ScoredCompletion
+from vr1.metrics.answer_schema import QuestionKey, question_key
 from vr1.modules.state import RunInfo, TrainingState
 from vr1.policy.loading import PolicySource
 from vr1.policy.policy import Policy
@@ -77,14 +78,14 @@ class DetectionModule(L.LightningModule, ABC):
         self.answers = AnswerStatistics()
         self.coco = CocoMetrics()
         self.training_state = TrainingState()
-        self._recorded: Mapping[Question, Answered] = {}
+        self._recorded: Mapping[QuestionKey, ScoredCompletion] = {}
         self._random_states: list[dict[str, Any]] = []
 
     def set_run_info(self, info: RunInfo) -> None:
         """Say how the run was started, for checkpoints and for the command that resumes it."""
         self.training_state.run = info
 
-    def reuse_answers(self, answers: Mapping[Question, Answered]) -> None:
+    def reuse_answers(self, answers: Mapping[QuestionKey, ScoredCompletion]) -> None:
         """Take these answers in evaluation instead of generating them again; an empty mapping takes none.
 
         Args:
@@ -165,7 +166,7 @@ class DetectionModule(L.LightningModule, ABC):
             for parameter in self.policy.parameters():
                 parameter.grad = None
 
-    def predictions(self, prompts: PromptBatch, answers: Sequence[Answered]) -> list[Prediction]:
+    def predictions(self, prompts: PromptBatch, answers: Sequence[ScoredCompletion]) -> list[Prediction]:
         """Read, match and reward one answer per prompt."""
         texts = [answer.completion for answer in answers]
         detections = [
@@ -228,10 +229,10 @@ class DetectionModule(L.LightningModule, ABC):
             "box_scores": self.box_scores,
         }
 
-    def _answers(self, batch: PromptBatch) -> list[Answered]:
+    def _answers(self, batch: PromptBatch) -> list[ScoredCompletion]:
         """Answers that are recorded, and new ones to the other questions."""
         asked = zip(batch.records, batch.instructions, batch.input_sizes, strict=True)
-        answers = [self._recorded.get(question_of(*question)) for question in asked]
+        answers = [self._recorded.get(question_key(*question)) for question in asked]
         missing = [row for row, answer in enumerate(answers) if answer is None]
         # Processes that hold parts of one model gather them together, also where one of them has nothing to ask.
         with self.gathered_weights():
@@ -242,13 +243,13 @@ class DetectionModule(L.LightningModule, ABC):
                     answers[row] = answer
         return [answer for answer in answers if answer is not None]
 
-    def _answer(self, batch: PromptBatch) -> list[Answered]:
+    def _answer(self, batch: PromptBatch) -> list[ScoredCompletion]:
         rollout = generate(self.policy, batch, self.evaluation, self.processor.tokenizer)
         texts = [texts[0] for texts in rollout.texts]
         if self.box_scores == "constant":
-            return [Answered(completion=text) for text in texts]
+            return [ScoredCompletion(completion=text) for text in texts]
         return [
-            Answered(completion=text, scores=scores)
+            ScoredCompletion(completion=text, scores=scores)
             for text, scores in zip(texts, self._box_scores(batch, rollout), strict=True)
         ]
 

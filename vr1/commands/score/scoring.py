@@ -6,10 +6,11 @@ import json
 import os
 import sys
 import time
+from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,13 +95,6 @@ _CHUNK = 256
 _SECONDS_BETWEEN_REPORTS = 5.0
 
 
-class _Parser(ArgumentParser):
-    """A parser that raises what is wrong with an argument, in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise ex if isinstance(ex, UserError) else UserError(innermost(message))
-
-
 def rewards_and_family(arguments: Sequence[str], program: str) -> tuple[Reward, Family]:
     """The rewards and the model family that the arguments of a command name.
 
@@ -113,21 +107,26 @@ def rewards_and_family(arguments: Sequence[str], program: str) -> tuple[Reward, 
     """
     for option, kind, package in (("--family", Family, vr1.families), ("--rewards", Reward, vr1.rewards)):
         _check_class(arguments, option, kind, [getattr(package, name) for name in package.__all__])
-    parser = _Parser(allow_abbrev=False, prog=program)
+    parser = ArgumentParser(allow_abbrev=False, prog=program, exit_on_error=False)
     for name, kind, default in (("rewards", Reward, "vr1.rewards.Reward"), ("family", Family, "vr1.families.Qwen25VL")):
         parser.add_subclass_arguments(kind, name, required=False)
         parser.set_defaults({name: {"class_path": default}})
     # Lightning's own extra requires a jsonargparse that is older than the new name of this method.
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    objects = instantiate(parser.parse_args(arguments))
+    try:
+        objects = instantiate(parser.parse_args(arguments))
+    except ArgumentError as error:
+        raise UserError(innermost(str(error))) from error
     return objects.rewards, objects.family
 
 
 def _check_class(arguments: Sequence[str], option: str, kind: type, known: Sequence[Any]) -> None:
     """Refuse a value that is neither a file nor settings nor a class, with the names of the known classes."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    values = [argument.partition("=")[2] or after for argument, after in pairs if argument.partition("=")[0] == option]
-    for value in values:
+    for argument, after in pairwise([*arguments, ""]):
+        given, _, value = argument.partition("=")
+        value = value or after
+        if given != option:
+            continue
         if Path(value).is_file() or value.startswith("{"):
             continue
         module, _, name = value.rpartition(".")
@@ -188,7 +187,7 @@ def score_file(
                 if file is not None:
                     file.write(_with_fields(line, result))
                 if evaluation is not None:
-                    evaluation.add(line.answer, detections)
+                    evaluation.add(line, detections)
             if time.monotonic() > report_at:
                 print(f"{chunk[-1].end / size:.0%} of {source}: {summary.progress()}", file=sys.stderr)
                 report_at = time.monotonic() + _SECONDS_BETWEEN_REPORTS
@@ -219,18 +218,16 @@ class _CocoFolder:
         except OSError as error:
             raise UserError(f"--coco {folder} cannot be created ({error.strerror}); name another folder") from None
 
-    def add(self, answer: RecordedAnswer, detections: Detections) -> None:
+    def add(self, line: AnswerLine, detections: Detections) -> None:
         """Add an answer with the boxes that the family reads from it."""
-        self._answers.append(answer.with_detections(detections))
-        self._labels.update(answer.targets.labels)
-        self._wrong_scores += len(answer.scores) not in (0, len(detections))
+        self._answers.append(line.answer.with_detections(detections))
+        self._labels.update(line.answer.targets.labels)
+        self._wrong_scores += "scores" in line.fields and len(line.answer.scores) != len(detections)
 
     def write(self) -> str:
         """Write the files and return the table of the sets."""
         every_label = tuple(sorted(self._labels))
-        answers = [
-            answer if answer.categories else replace(answer, categories=every_label) for answer in self._answers
-        ]
+        answers = [answer if answer.categories else replace(answer, categories=every_label) for answer in self._answers]
         table = table_text(write_evaluation(self._folder, answers))
         if not self._wrong_scores:
             return table
@@ -276,7 +273,7 @@ def _atomic_file(path: Path, source: Path) -> Iterator[IO[str]]:
     try:
         file = partial.open("w", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written ({error.strerror}); name a file in a folder that can") from None
+        raise UserError(f"--out {path} cannot be written ({error.strerror}); name another file") from None
     try:
         with file:
             yield file
