@@ -113,12 +113,12 @@ def _needs(name: str, folder: Path) -> Any:
 
     from vr1.commands.plan.needs import Needs
     from vr1.policy import Lora, PolicySource
-    from vr1.policy.tiny import Sizes, write_blank
+    from vr1.policy.tiny import Sizes, write_model
 
     model, settings, prompts, group, tokens = CASES[name]
     source = PolicySource(min_pixels=112 * 112, max_pixels=112 * 112)
     if model in _SIZES:
-        write_blank(folder / "model", Sizes(**_SIZES[model]))
+        write_model(folder / "model", Sizes(**_SIZES[model]))
         source = replace(source, path=str(folder / "model"))
     if rank := settings.get("lora"):
         settings = {**settings, "lora": Lora(rank=rank)}

@@ -1,4 +1,4 @@
-"""Commands run within the test's process, on the blank model and small enough to take seconds."""
+"""Commands run within the test's process, on the tiny model and small enough to take seconds."""
 
 import contextlib
 from pathlib import Path

@@ -8,7 +8,7 @@ import torch
 from vr1.data.synthetic import SceneSource, SceneStyle
 from vr1.families import Qwen25VL
 from vr1.policy import PolicySource
-from vr1.policy.tiny import Sizes, write_blank
+from vr1.policy.tiny import Sizes, write_model
 from vr1.prompts import PromptEncoder
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "blank"
+    folder = tmp_path_factory.mktemp("models") / "tiny"
     sizes = Sizes(
         hidden=64,
         layers=2,
@@ -34,7 +34,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision_heads=4,
         vision_intermediate=96,
     )
-    write_blank(folder, sizes)
+    write_model(folder, sizes)
     return folder
 
 

@@ -86,7 +86,7 @@ WRITTEN = '[{"bbox_2d": [7, 8, 40, 50], "label": "cat"}, {"bbox_2d": [7, 8, 9, 9
 
 
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "paligemma"])
-@pytest.mark.filterwarnings("ignore:policy. the completions")
+@pytest.mark.filterwarnings("ignore:policy. a paligemma model")
 def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
     """The score of a box is the geometric mean of its tokens' probabilities, from a plain forward of one row."""
     if kind != "qwen2_5_vl":
@@ -107,7 +107,7 @@ def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
         rows = tokens.repeat(2, 1)
         return rows, torch.full((2,), len(tokens)), torch.ones(2, dtype=torch.bool)
 
-    for way in ("decode_shared", "decode_plain"):
+    for way in ("decode_shared", "decode_unshared"):
         monkeypatch.setattr(import_module("vr1.rollout.generate"), way, decoded)
     with torch.no_grad():
         answers = module._answer(prompts)

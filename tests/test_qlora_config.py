@@ -106,4 +106,4 @@ def test_optimizers_of_bitsandbytes_take_named_parameters(source, kind):
 @pytest.mark.parametrize("quantize", [None, "nf4"])
 def test_backward_leaves_the_vision_tower_out(source, prompts, quantize):
     policy = replace(source, lora=Lora(rank=2), quantize=quantize, gradient_checkpointing=True).load()
-    assert not any(features.requires_grad for features in policy.embed(prompts))
+    assert not any(features.requires_grad for features in policy.image_features(prompts))

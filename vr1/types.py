@@ -153,9 +153,9 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Prefix:
-    """What the policy has made of B prompts: all that completions ever ask of them.
+    """B prompts after their prefill: all that completions need of them.
 
-    Made with gradients, it carries those of everything that follows back to the prompts.
+    With a graph, gradients of the completions flow back to the prompts.
     Shape letters: B prompts, P prompt tokens, K key and value heads, E width of a head, D hidden size.
 
     Attributes:
@@ -163,14 +163,14 @@ class Prefix:
         values: ``[B, K, P, E]`` of each layer.
         state: ``[B, D]``, the hidden state of each prompt's last token, which predicts the first of a completion.
         mask: ``[B, P]`` bool, true on tokens; prompts are padded on the left.
-        following: ``[B]`` int64, rotary position of the token that follows each prompt.
+        next_position: ``[B]`` int64, rotary position of the token after each prompt.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     state: Tensor
     mask: Tensor
-    following: Tensor
+    next_position: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -146,6 +146,13 @@ def test_settings_are_those_of_fit(seven_b):
     assert (sharded.sharded, sharded.offload, sharded.processes) == (True, True, 8)
 
 
+def test_null_on_the_command_line_unsets_a_setting_of_the_file(seven_b):
+    arguments = ["--config", str(CONFIGS / "qlora_a100_40gb.yaml"), "--model.policy.path", str(seven_b)]
+    policy = needs_of([*arguments, "--model.policy.quantize", "null", "--model.policy.max_pixels=null"]).policy
+    assert (policy.quantize, policy.max_pixels) == (None, None)
+    assert policy.lora == Lora(rank=8, alpha=16)
+
+
 @pytest.mark.parametrize(("devices", "count"), [("auto", 1), ("-1", 1), ("3", 3), ("[0, 2]", 2), ("0,", 1), ("0,2", 2)])
 def test_processes_are_those_that_a_trainer_would_start(devices, count):
     assert needs_of(["--config", str(CONFIGS / "demo.yaml"), "--trainer.devices", devices]).processes == count

@@ -1,4 +1,4 @@
-"""The commands themselves, run for real on the blank model."""
+"""The commands themselves, run for real on the tiny model."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""GRPO training through a real Trainer, with the small blank model and made scenes."""
+"""GRPO training through a real Trainer, with the tiny model and made scenes."""
 
 from dataclasses import replace
 
@@ -213,13 +213,13 @@ def test_stuck_groups_are_sampled_again(source, tmp_path, monkeypatch):
 def test_a_step_reads_its_prompts_as_often_as_it_must(source, tmp_path, monkeypatch, settings, changes, read):
     module = build(replace(source, **changes), **settings)
     with_graph = []
-    original = Policy.read
+    original = Policy.prefill
 
     def counted(policy, prompts):
         with_graph.append(torch.is_grad_enabled())
         return original(policy, prompts)
 
-    monkeypatch.setattr(Policy, "read", counted)
+    monkeypatch.setattr(Policy, "prefill", counted)
     fit(module, tmp_path, steps=settings.get("updates_per_rollout", 1))
     assert with_graph == read
 

@@ -65,7 +65,7 @@ def test_a_model_without_a_family_asks_for_one(source):
 
 def test_an_encoder_with_a_decoder_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "florence2"}')
-    with pytest.raises(ValueError, match="a florence2 model is an encoder with a decoder"):
+    with pytest.raises(ValueError, match="a florence2 model is an encoder-decoder"):
         PolicySource(path=str(tmp_path)).check()
 
 
@@ -168,7 +168,7 @@ def test_adapters_and_a_frozen_tower(source, records, ragged_completions):
 
 @pytest.mark.parametrize("source", ["paligemma"], indirect=True)
 def test_rows_that_cannot_be_shared_say_so(source):
-    with pytest.warns(UserWarning, match="completions of a paligemma model take a row each"):
+    with pytest.warns(UserWarning, match="a paligemma model computes image and prompt once per completion"):
         source.load()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -200,7 +200,7 @@ def test_the_resolution_of_tiles(source, records):
 
 @pytest.mark.parametrize("source", ["paligemma"], indirect=True)
 def test_a_resolution_that_cannot_be_set_is_refused(source):
-    with pytest.raises(ValueError, match="makes every image"):
+    with pytest.raises(ValueError, match="resizes every image"):
         replace(source, max_pixels=56 * 56).processor()
 
 
@@ -223,7 +223,7 @@ def test_markers_stay_in_the_text(source, records):
 
 
 @pytest.mark.parametrize("source", ["paligemma"], indirect=True)
-@pytest.mark.filterwarnings("ignore:policy. the completions")
+@pytest.mark.filterwarnings("ignore:policy. a paligemma model")
 def test_rows_of_their_own_equal_a_loop_without_cache(source, records):
     policy = source.load().eval()
     prompts = prompts_of(source, records)

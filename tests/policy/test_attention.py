@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from vr1.policy.attention import CompletionAttention, PromptAttention
-from vr1.policy.policy import joined
+from vr1.policy.policy import join_prefixes
 from vr1.types import Prefix
 
 HEADS, SHARED, WIDTH, SCALE = 6, 2, 8, 0.3
@@ -31,7 +31,7 @@ def prefix_of(keys, values, mask, number=0):
         values=[values],
         state=torch.full((len(mask), 3), float(number)),
         mask=mask,
-        following=mask.sum(1),
+        next_position=mask.sum(1),
     )
 
 
@@ -87,11 +87,11 @@ def test_prefixes_of_several_forwards_join_in_the_order_of_their_prompts():
     long, short = (drawn(batch, length, generator)[1:] for batch, length in ((1, 5), (2, 3)))
     first = prefix_of(*long, torch.ones(1, 5, dtype=torch.bool), 1)
     second = prefix_of(*short, torch.tensor([[True, True, True], [False, True, True]]), 2)
-    both = joined([second, first], [torch.tensor([0, 2]), torch.tensor([1])])
+    both = join_prefixes([second, first], [torch.tensor([0, 2]), torch.tensor([1])])
     assert both.state[:, 0].tolist() == [2, 1, 2]
     assert both.mask.long().tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
-    assert both.following.tolist() == [3, 5, 2]
+    assert both.next_position.tolist() == [3, 5, 2]
     for ours, (one, two) in zip((both.keys[0], both.values[0]), zip(long, short, strict=True), strict=True):
         torch.testing.assert_close(ours[1], one[0])
         torch.testing.assert_close(ours[[0, 2], :, 2:], two)
-    assert joined([first], [torch.tensor([0])]) is first
+    assert join_prefixes([first], [torch.tensor([0])]) is first

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import lightning.pytorch as pl
@@ -9,12 +11,13 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
+from tests.conftest import ROOT
 from tests.modules.test_grpo import build
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.families import Qwen25VL
 from vr1.policy import Lora, PolicySource
-from vr1.policy.tiny import Sizes, write_blank
+from vr1.policy.tiny import Sizes, write_model
 from vr1.prompts import PromptEncoder
 
 
@@ -88,7 +91,7 @@ def test_recomputed_activations_give_the_same_gradients(source, prompts, ragged_
 
 def test_a_rollout_does_not_cut_four_bit_weights_off_from_gradients(tmp_path, prompts, ragged_completions):
     # Sizes that bitsandbytes would repack at the first forward in evaluation, on CPUs that it has kernels for.
-    write_blank(tmp_path, Sizes(hidden=64, layers=2, heads=4, kv_heads=4, intermediate=128))
+    write_model(tmp_path, Sizes(hidden=64, layers=2, heads=4, kv_heads=4, intermediate=128))
     source = PolicySource(path=str(tmp_path), lora=Lora(rank=2), quantize="nf4")
     fresh, used = source.load(), source.load()
     used.eval()
@@ -155,14 +158,14 @@ def test_a_path_without_a_model_is_refused(source, change, message):
 
 def test_a_model_that_does_not_see_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    with pytest.raises(ValueError, match="a qwen2 model does not see images"):
+    with pytest.raises(ValueError, match="a qwen2 model takes no images"):
         PolicySource(path=str(tmp_path)).check()
 
 
 def test_pickled_weights_are_refused(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"found pytorch_model\.bin, and only weights in safetensors are read"):
+    with pytest.raises(ValueError, match=r"found pytorch_model\.bin, but only safetensors weights are read"):
         PolicySource(path=str(folder)).check()
 
 
@@ -172,10 +175,30 @@ def test_adapters_without_a_layer_are_refused(source):
 
 
 def test_four_bits_need_adapters():
-    with pytest.raises(ValueError, match="quantize='nf4' needs adapters"):
+    with pytest.raises(ValueError, match="quantize='nf4' requires adapters"):
         PolicySource(quantize="nf4")
 
 
 def test_no_resolution_is_left(source):
     with pytest.raises(ValueError, match="min_pixels=50000 is more than max_pixels=12544"):
         replace(source, min_pixels=50000).processor()
+
+
+WITHOUT_BITSANDBYTES = """
+import importlib, pkgutil, sys
+sys.modules["bitsandbytes"] = None
+import callbacks, vr1
+for package in (vr1, callbacks):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+from vr1.policy import PolicySource
+PolicySource().load()
+print("loaded")
+"""
+
+
+def test_nothing_imports_bitsandbytes_until_weights_are_quantized():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_BITSANDBYTES], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("loaded\n")

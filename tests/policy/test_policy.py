@@ -1,4 +1,4 @@
-"""Shared prompts against the plain way: a whole row for every completion, through transformers' own forward."""
+"""Shared prompts against one full row for every completion, through transformers' own forward."""
 
 import copy
 import math
@@ -40,10 +40,10 @@ def relative_difference(ours, reference) -> float:
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
 @pytest.mark.parametrize("spread", [1.0, math.inf], ids=["each prompt alone", "prompts padded"])
-@pytest.mark.parametrize("sampled", [False, True], ids=["read anew", "read by the rollout"])
-def test_log_probs_and_gradients_equal_the_plain_ones(
+@pytest.mark.parametrize("sampled", [False, True], ids=["prefill", "prefix of the rollout"])
+def test_log_probs_and_gradients_equal_those_of_full_forwards(
     source, encoder, prompts, ragged_completions, lora, checkpointing, spread, sampled
 ):
     torch.manual_seed(0)

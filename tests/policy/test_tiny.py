@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vr1.policy.tiny import Sizes, build_model, build_tokenizer, write_blank
+from vr1.policy.tiny import Sizes, build_model, build_tokenizer, write_model
 
 
 def test_loads_as_a_released_model_does(tmp_path: Path) -> None:
-    write_blank(tmp_path, seed=3)
+    write_model(tmp_path, seed=3)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"

@@ -26,7 +26,7 @@ def test_equals_attention_over_whole_rows(padded):
         values=[prompt_values],
         state=torch.zeros(3, 1),
         mask=mask,
-        following=torch.zeros(3, dtype=torch.long),
+        next_position=torch.zeros(3, dtype=torch.long),
     )
     cache = GroupCache(prefix, GROUP)
     rows = torch.arange(3 * GROUP)
@@ -47,6 +47,6 @@ def test_equals_attention_over_whole_rows(padded):
         torch.testing.assert_close(ours, whole.transpose(1, 2), atol=1e-5, rtol=1e-4)
         if step in leaving:
             kept = torch.tensor(leaving[step])
-            cache.keep(kept)
+            cache.select(kept)
             rows, stored = rows[kept], [(key[kept], value[kept]) for key, value in stored]
     assert len(cache.prompt_keys[0]) == SHARED, "prompts whose completions have all ended are still there"

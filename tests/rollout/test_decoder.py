@@ -1,6 +1,5 @@
 """The decoder that runs the layers by itself against transformers' forward."""
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -9,9 +8,8 @@ import torch
 from tests.policy.tiny_models import write_tiny
 from vr1.policy import Lora, PolicySource
 from vr1.prompts import PromptEncoder
-from vr1.rollout import decoder as decoder_module
 from vr1.rollout.cache import GroupCache
-from vr1.rollout.decoder import LayerDecoder, ModelDecoder, decoder, product, rms_norm
+from vr1.rollout.decoder import LayerDecoder, ModelDecoder, fast_linear, fast_rms_norm, make_decoder
 
 GROUP = 3
 
@@ -40,18 +38,18 @@ def test_both_decoders_agree_while_rows_leave(other, records, changes, autocast)
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-        prefix = policy.read(prompts)
+        prefix = policy.prefill(prompts)
         caches = [GroupCache(prefix, GROUP) for _ in range(2)]
-        ours = decoder(policy, caches[0], len(rows))
+        ours = make_decoder(policy, caches[0], len(rows))
         assert type(ours) is LayerDecoder
         theirs = ModelDecoder(policy, caches[1])
-        position = prefix.following.repeat_interleave(GROUP)
+        position = prefix.next_position.repeat_interleave(GROUP)
         for step in range(6):
             if step == 3:
                 rows = rows[[0, 2, 3, 4]]
                 for cache in caches:
-                    cache.keep(rows)
-                ours = decoder(policy, caches[0], len(rows))
+                    cache.select(rows)
+                ours = make_decoder(policy, caches[0], len(rows))
             tokens = torch.randint(20, 400, (len(rows),), generator=generator)
             found, expected = (run(tokens, position[rows] + step) for run in (ours, theirs))
             assert found.dtype == torch.float32
@@ -66,8 +64,8 @@ def test_layers_of_another_build_are_left_to_transformers(source, encoder, recor
 
     policy.base.model.language_model.layers[-1].__class__ = OtherLayer
     with torch.no_grad():
-        prefix = policy.read(encoder(records))
-        assert type(decoder(policy, GroupCache(prefix, GROUP), 9)) is ModelDecoder
+        prefix = policy.prefill(encoder(records))
+        assert type(make_decoder(policy, GroupCache(prefix, GROUP), 9)) is ModelDecoder
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -77,26 +75,41 @@ def test_products_are_those_of_the_layers(rows, bias):
     inputs = torch.randn(rows, 48)
     with torch.no_grad():
         expected = torch.cat([layer(inputs) for layer in layers], dim=1)
-        torch.testing.assert_close(product(layers, rows)(inputs), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(product(layers[:1], rows)(inputs), expected[:, :32], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fast_linear(layers, rows)(inputs), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fast_linear(layers[:1], rows)(inputs), expected[:, :32], atol=1e-5, rtol=1e-5)
 
 
-def test_weights_are_copied_only_where_their_gradients_will_want_the_room(monkeypatch):
-    made = []
-    monkeypatch.setattr(decoder_module, "_rearranged", lambda layers, rows: made.append(len(layers)))
-    trained, frozen = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8).requires_grad_(False)
-    narrow, hooked = torch.nn.Linear(8, 8, dtype=torch.bfloat16), torch.nn.Linear(8, 8)
+@torch.no_grad()
+def is_copied(layers, rows):
+    """Whether the function goes on with old weights when those of the layers change."""
+    inputs = torch.randn(rows, 8, dtype=next(layers[-1].parameters()).dtype)
+    function = fast_linear(layers, rows)
+    before = function(inputs)
+    for layer in layers:
+        for parameter in layer.parameters():
+            parameter += 1
+    return torch.equal(function(inputs), before)
+
+
+def test_only_trained_weights_are_copied_and_only_with_mkl(monkeypatch):
+    def trained():
+        return torch.nn.Linear(8, 8, bias=False)
+
+    hooked = trained()
     hooked.register_forward_hook(lambda *_: None)
-    for layer in (frozen, narrow, hooked, torch.nn.Sequential(copy.deepcopy(trained))):
-        product([layer], rows=4)
-        product([trained, layer], rows=4)
-    product([trained], rows=33)
-    assert made == []
-    product([trained, trained], rows=4)
-    assert made == ([2] if torch.backends.mkl.is_available() else [])
-    monkeypatch.setattr(decoder_module, "_has_mkl", lambda: False)
-    product([trained], rows=4)
-    assert len(made) < 2, "rearranged without MKL"
+    for layer in (
+        trained().requires_grad_(False),
+        trained().to(torch.bfloat16),
+        hooked,
+        torch.nn.Sequential(trained()),
+    ):
+        assert not is_copied([layer], rows=4)
+    assert not is_copied([trained(), trained().requires_grad_(False)], rows=4)
+    assert not is_copied([trained()], rows=33)
+    for layers in ([trained()], [trained(), trained()]):
+        assert is_copied(layers, rows=4) == torch.backends.mkl.is_available()
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert not is_copied([trained()], rows=4)
 
 
 def test_the_norm_is_that_of_transformers(source):
@@ -104,4 +117,4 @@ def test_the_norm_is_that_of_transformers(source):
     with torch.no_grad():
         norm.weight.uniform_(0.5, 2)
         states = torch.randn(5, 3, len(norm.weight)) * torch.tensor([1e-4, 1.0, 100.0])[:, None]
-        torch.testing.assert_close(rms_norm(norm)(states), norm(states), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(fast_rms_norm(norm)(states), norm(states), atol=1e-6, rtol=1e-5)

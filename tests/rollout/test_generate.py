@@ -6,7 +6,7 @@ import torch
 
 from vr1.prompts import PromptEncoder
 from vr1.rollout import Sampling, generate
-from vr1.rollout.generate import choose
+from vr1.rollout.sampling import sample_token
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def slow_loop(policy, encoder: PromptEncoder, record, sampling: Sampling, draw: 
                 input_ids=row, attention_mask=torch.ones_like(row), mm_token_type_ids=types, **prompt.vision
             ).logits[:, -1]
             logits[:, policy.forbidden_tokens] = -torch.inf
-            tokens.append(int(choose(logits.float(), sampling, torch.tensor([chances[g, len(tokens)]]))))
+            tokens.append(int(sample_token(logits.float(), sampling, torch.tensor([chances[g, len(tokens)]]))))
         completions.append(tokens)
     return completions
 
@@ -92,9 +92,9 @@ def test_image_tokens_are_never_sampled_even_when_they_are_likeliest(policy, enc
 def test_choose_follows_the_distribution():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     chances = torch.linspace(0, 1, 10001)[:-1]
-    counts = torch.bincount(choose(logits.expand(len(chances), -1), Sampling(), chances), minlength=4)
+    counts = torch.bincount(sample_token(logits.expand(len(chances), -1), Sampling(), chances), minlength=4)
     torch.testing.assert_close(counts / len(chances), torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=2e-4, rtol=0)
-    kept = choose(logits.expand(len(chances), -1), Sampling(top_p=0.65), chances)
+    kept = sample_token(logits.expand(len(chances), -1), Sampling(top_p=0.65), chances)
     assert set(kept.tolist()) == {2, 3}, "0.4 + 0.3 is the smallest set that reaches 0.65"
 
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 import yaml
-from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit
 from peft import get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -15,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from vr1.checkpoints.state import source_of
 from vr1.errors import UserError
 from vr1.policy.loading import PolicySource
+from vr1.policy.patches import four_bit_layers
 from vr1.runs.facts import versions
 from vr1.runs.tables import markdown_table
 
@@ -37,7 +36,7 @@ def write_model(network: Any, processor: Any, folder: Path, dtype: str | None = 
         weights = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
     network.save_pretrained(folder, state_dict=weights)
     if dtype is not None and not hasattr(network, "peft_config"):
-        _say_precision(network.config, dtype, folder)
+        _write_precision(network.config, dtype, folder)
     processor.save_pretrained(folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -48,60 +47,61 @@ def trained_network(checkpoint: dict[str, Any], merge: bool = False, dtype: str 
 
     Args:
         checkpoint: a checkpoint of a run of vr1.
-        merge: add the adapters, if there are any, to the weights of the base. The base of a run in 4 bits is taken as
-            the adapters met it, with the error of those 4 bits, so that the answers are those of the trained policy.
+        merge: add the adapters, if there are any, to the weights of the base. For a run in 4 bits these are the
+            dequantized 4-bit weights that the adapters were trained on, so that the answers are those of the policy.
         dtype: precision of the model, a name of torch's; None takes that of the run.
 
     Returns:
-        A transformers model; for a run with adapters that are not merged a peft model, whose base has no weights.
+        A transformers model; for a run with adapters that are not merged, a peft model whose base has no weights.
 
     Raises:
-        UserError: the checkpoint is not of vr1, or its weights do not belong to the base that it names.
+        UserError: vr1 did not write the checkpoint, or its weights do not belong to the base that it names.
     """
     source = source_of(checkpoint)
     prefix = len(_PREFIX)
     weights = {name[prefix:]: value for name, value in checkpoint["state_dict"].items() if name.startswith(_PREFIX)}
     if source.lora is None:
-        network = _plain(source, dtype)
-        _put(network, weights, source)
+        network = _load_base(source, dtype)
+        _load_weights(network, weights, source)
         return network
     if not merge:
-        return _adapters(source, weights)
-    network = _plain(source, dtype)
+        return _adapters_only(source, weights)
+    network = _load_base(source, dtype)
     if source.quantize:
-        network.load_state_dict(_as_quantised(source), strict=False)
+        network.load_state_dict(_dequantized_base(source), strict=False)
     network = get_peft_model(network, source.lora_config())
-    _put(network, weights, source)
+    _load_weights(network, weights, source)
     return network.merge_and_unload()
 
 
-def _plain(source: PolicySource, dtype: str | None) -> Any:
+def _load_base(source: PolicySource, dtype: str | None) -> Any:
     return AutoModelForImageTextToText.from_pretrained(
         source.path, dtype=getattr(torch, dtype or source.dtype), use_safetensors=True
     )
 
 
-def _adapters(source: PolicySource, weights: dict[str, Tensor]) -> Any:
-    """A peft model of which only the adapters have weights: they are all that is written, whatever the base's size."""
+def _adapters_only(source: PolicySource, weights: dict[str, Tensor]) -> Any:
+    """A peft model in which only the adapters have weights, since only they are written."""
     config = AutoConfig.from_pretrained(source.path)
     with torch.device("meta"):
         network = get_peft_model(AutoModelForImageTextToText.from_config(config), source.lora_config())
-    _put(network, weights, source, assign=True)
+    _load_weights(network, weights, source, assign=True)
     return network
 
 
-def _as_quantised(source: PolicySource) -> dict[str, Tensor]:
-    """The weights of the linear layers after quantisation, by their names in the model without adapters."""
+def _dequantized_base(source: PolicySource) -> dict[str, Tensor]:
+    """The weights of the 4-bit layers in ``dtype``, by their names in the model without adapters."""
+    from bitsandbytes.functional import dequantize_4bit
+
     network = source.load().network.unload()
     return {
-        f"{name}.weight": dequantize_4bit(layer.weight.data, layer.weight.quant_state)  # type: ignore[attr-defined]
-        for name, layer in network.named_modules()
-        if isinstance(layer, Linear4bit)
+        f"{name}.weight": dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        for name, layer in four_bit_layers(network).items()
     }
 
 
-def _put(network: Any, weights: dict[str, Tensor], source: PolicySource, assign: bool = False) -> None:
-    """Load trained weights, all of which must have a place; those that adapters leave alone come from the base."""
+def _load_weights(network: Any, weights: dict[str, Tensor], source: PolicySource, assign: bool = False) -> None:
+    """Load trained weights, all of which must belong to the model; with adapters, the rest comes from the base."""
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False, assign=assign)
     except RuntimeError as error:
@@ -114,12 +114,12 @@ def _put(network: Any, weights: dict[str, Tensor], source: PolicySource, assign:
         )
 
 
-def _say_precision(config: Any, dtype: str, folder: Path) -> None:
-    """Have the configuration name the precision of the written weights, which loading goes by."""
-    told = copy.deepcopy(config)
-    for part in (told, *(getattr(told, name) for name in told.sub_configs)):
+def _write_precision(config: Any, dtype: str, folder: Path) -> None:
+    """Write a config that names the precision of the written weights, which ``from_pretrained`` uses."""
+    written = copy.deepcopy(config)
+    for part in (written, *(getattr(written, name) for name in written.sub_configs)):
         part.dtype = dtype
-    told.save_pretrained(folder)
+    written.save_pretrained(folder)
 
 
 _PACKAGES = ("vr1", "torch", "transformers", "peft", "lightning", "bitsandbytes")

@@ -100,7 +100,8 @@ class _Parser(LightningArgumentParser):
 
     @override
     def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        return super().parse_args(with_model(sys.argv[1:] if args is None else args), *more, **kwargs)
+        given = [_null(argument) for argument in (sys.argv[1:] if args is None else args)]
+        return super().parse_args(with_model(given), *more, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
@@ -112,6 +113,17 @@ class _Parser(LightningArgumentParser):
         sys.stderr.write(f"vr1: error: {innermost(message)}\n")
         sys.stderr.write(f"`{prog} --help` lists the settings; with --model.help GRPOModule, those of a class\n")
         self.exit(2)
+
+
+def _null(argument: str) -> str:
+    """Write None as YAML does.
+
+    jsonargparse (tried: 4.53) reads the ``null`` of ``--model.policy.quantize null`` and gives it to the parser of the
+    class as ``--policy.quantize=None``, which is a text.
+    """
+    return (
+        f"{argument.removesuffix('None')}null" if argument.startswith("--") and argument.endswith("=None") else argument
+    )
 
 
 class _CLI(LightningCLI):

@@ -1,4 +1,9 @@
-"""The policy: where it is loaded from, log-probs of completions, its reference."""
+"""The policy: the vision-language model that is trained, and its log-probs of completions.
+
+In reading order: `loading` (which model, precision, adapters) makes a `Policy` (`policy`), which runs prompts and
+completions through the model (`attention`, `architectures`) and scores completions (`logprobs`). `reference` is the
+policy before training. `patches` holds all changes to transformers' models. `tiny` writes a small untrained model.
+"""
 
 from vr1.policy.loading import EMBEDDED_MODEL, Lora, PolicySource
 from vr1.policy.policy import Policy

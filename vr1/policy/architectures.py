@@ -1,4 +1,7 @@
-"""What shared rows need of a model, one small class for each kind of transformers' model classes.
+"""How each kind of model embeds images, counts positions and runs its language model, so that rows can share a prompt.
+
+One small class for each kind of transformers' model classes; `architecture_of` chooses it by the config.
+
 
 Shape letters: B prompts, P prompt tokens, L tokens of a row, A axes of the rotary positions, D hidden size, F width of
 an image feature.
@@ -16,7 +19,7 @@ from vr1.prompts import PromptBatch
 class Architecture(ABC):
     """How one kind of model embeds images, counts positions and runs its language model.
 
-    Stateless: ``base`` is the transformers model (``...ForConditionalGeneration``), adapters in place.
+    Stateless: ``base`` is the transformers model (``...ForConditionalGeneration``), with its adapters in place.
 
     Attributes:
         axes: A, axes of the rotary positions.
@@ -26,38 +29,46 @@ class Architecture(ABC):
 
     @abstractmethod
     def positions(self, base: Any, prompts: PromptBatch) -> Tensor:
-        """Rotary positions ``[A, B, P]`` of the prompts; what stands on padding does not matter."""
+        """Rotary positions ``[A, B, P]`` int64 of the prompts; those of padding are never used."""
 
-    def features(self, base: Any, prompts: PromptBatch) -> tuple[Tensor, ...]:
+    def image_features(self, base: Any, prompts: PromptBatch) -> tuple[Tensor, ...]:
         """Image features of the B prompts, ``[image tokens, F]`` each."""
         output = base.get_image_features(**prompts.vision).pooler_output
         flat = torch.cat(output) if isinstance(output, (tuple, list)) else output.flatten(0, -2)
         return flat.split(prompts.image_tokens)
 
     def inputs(self, base: Any, tokens: Tensor, image: Tensor | None) -> dict[str, Any]:
-        """What the language model takes for tokens ``[B, L]`` with image features in the image tokens' places."""
-        embedded = base.get_input_embeddings()(tokens)
-        if image is not None:
-            embedded = embedded.masked_scatter(self.image_places(base, tokens)[..., None], image.to(embedded.dtype))
-        return {"inputs_embeds": embedded}
-
-    def position_ids(self, positions: Tensor) -> Tensor:
-        """Positions ``[A, B, L]`` as the language model takes them."""
-        return positions
-
-    def image_places(self, base: Any, tokens: Tensor) -> Tensor:
-        """Where ``[B, L]`` the tokens stand for image features."""
-        return tokens == base.config.image_token_id
-
-    def hidden(self, base: Any, inputs: dict[str, Any], positions: Tensor, mask: Tensor, **settings: Any) -> Tensor:
-        """Hidden states ``[B, L, D]`` of the language model, which keeps no cache.
+        """Keyword arguments of the language model for some tokens.
 
         Args:
             base: the model.
-            inputs: what `inputs` gave.
+            tokens: ``[B, L]`` int64.
+            image: ``[image tokens, F]``, features that replace the embeddings of the image tokens; None without any.
+        """
+        embedded = base.get_input_embeddings()(tokens)
+        if image is not None:
+            embedded = embedded.masked_scatter(self.image_mask(base, tokens)[..., None], image.to(embedded.dtype))
+        return {"inputs_embeds": embedded}
+
+    def position_ids(self, positions: Tensor) -> Tensor:
+        """The argument ``position_ids`` of the language model for positions ``[A, B, L]``."""
+        return positions
+
+    def image_mask(self, base: Any, tokens: Tensor) -> Tensor:
+        """``[B, L]`` bool, true on image tokens."""
+        return tokens == base.config.image_token_id
+
+    def hidden_states(
+        self, base: Any, inputs: dict[str, Any], positions: Tensor, mask: Tensor, **settings: Any
+    ) -> Tensor:
+        """Last hidden states ``[B, L, D]`` of the language model, without a cache.
+
+        Args:
+            base: the model.
+            inputs: as returned by `inputs`.
             positions: ``[A, B, L]`` int64.
-            mask: a mask of four axes, which transformers hands on as it is.
-            settings: what goes on to the attention of every layer.
+            mask: a mask of four axes, which transformers passes on unchanged.
+            settings: passed on to the attention of every layer.
         """
         output = base.model.language_model(
             **inputs, position_ids=self.position_ids(positions), attention_mask=mask, use_cache=False, **settings
@@ -81,40 +92,42 @@ class QwenVL(Architecture):
     axes = 3
 
     def positions(self, base: Any, prompts: PromptBatch) -> Tensor:
-        """Rotary positions ``[3, B, P]``: an image spreads over rows and columns."""
+        """Rotary positions ``[3, B, P]``: time, and an image token's row and column."""
         return _rotary_positions(base, prompts)
 
 
 class Qwen3VL(Architecture):
-    """Qwen3-VL, whose first layers get image features of their own ("deepstack").
+    """Qwen3-VL, whose first layers add image features of their own ("deepstack").
 
-    A feature is then wider than the hidden size: the embedding first, then what each of those layers adds.
+    A feature is therefore wider than the hidden size: the embedding first, then the features of each of these layers.
     """
 
     axes = 3
 
     def positions(self, base: Any, prompts: PromptBatch) -> Tensor:
-        """Rotary positions ``[3, B, P]``: an image spreads over rows and columns."""
+        """Rotary positions ``[3, B, P]``: time, and an image token's row and column."""
         return _rotary_positions(base, prompts)
 
-    def features(self, base: Any, prompts: PromptBatch) -> tuple[Tensor, ...]:
+    def image_features(self, base: Any, prompts: PromptBatch) -> tuple[Tensor, ...]:
         """Image features of the B prompts, ``[image tokens, (1 + layers) * D]`` each."""
         output = base.get_image_features(**prompts.vision)
         lengths = [len(part) for part in output.pooler_output]
-        # transformers 5.17 leaves the further features of all images in one piece, later ones divide them too.
-        further = (level.split(lengths) if isinstance(level, Tensor) else level for level in output.deepstack_features)
-        levels = [output.pooler_output, *further]
+        # transformers 5.17 returns the deepstack features of all images in one tensor, later versions one per image.
+        deepstack = (
+            level.split(lengths) if isinstance(level, Tensor) else level for level in output.deepstack_features
+        )
+        levels = [output.pooler_output, *deepstack]
         return tuple(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
 
     def inputs(self, base: Any, tokens: Tensor, image: Tensor | None) -> dict[str, Any]:
-        """Embeddings, and for the first layers what they add in the image tokens' places."""
+        """Embeddings, and the features that the first layers add at the image tokens."""
         if image is None:
             return super().inputs(base, tokens, None)
-        first, *further = image.split(base.get_input_embeddings().embedding_dim, dim=1)
+        first, *deepstack = image.split(base.get_input_embeddings().embedding_dim, dim=1)
         return {
             **super().inputs(base, tokens, first),
-            "visual_pos_masks": self.image_places(base, tokens),
-            "deepstack_visual_embeds": further,
+            "visual_pos_masks": self.image_mask(base, tokens),
+            "deepstack_visual_embeds": deepstack,
         }
 
 
@@ -124,11 +137,11 @@ class InternVL(Architecture):
     axes = 1
 
     def positions(self, base: Any, prompts: PromptBatch) -> Tensor:
-        """Places ``[1, B, P]`` of the tokens in their prompt."""
+        """Index ``[1, B, P]`` of each token in its prompt."""
         return (prompts.mask.long().cumsum(1) - 1).clamp(min=0)[None]
 
     def position_ids(self, positions: Tensor) -> Tensor:
-        """Places ``[B, L]``: the language model knows no axes."""
+        """Positions ``[B, L]``: the language model has one axis and takes none."""
         return positions[0]
 
 
@@ -142,10 +155,13 @@ _BY_MODEL_TYPE: dict[str, type[Architecture]] = {
 
 
 def architecture_of(config: Any) -> Architecture | None:
-    """The architecture of a model whose completions can share a row; None where each needs a row of its own.
+    """The architecture of a model whose completions can share a prompt; None if each completion needs its own row.
 
-    Rows are shared by an attention mask. Layers that see a window or carry a state (``layer_types``) would mix the
-    completions of a row whatever the mask says.
+    Completions that share a prompt are separated by the attention alone. Layers with sliding windows or a recurrent
+    state (``layer_types``) would mix them.
+
+    Args:
+        config: of the whole model.
     """
     layers = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
     if config.model_type not in _BY_MODEL_TYPE or layers != {"full_attention"}:

@@ -1,4 +1,4 @@
-"""Where the policy comes from: a model folder or hub name, its precision, its adapters, its resolution."""
+"""Which model the policy is and how it is loaded: folder or hub name, precision, adapters, resolution."""
 
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
@@ -16,61 +15,64 @@ from vr1.policy.policy import Policy
 
 
 def set_resolution(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
-    """Bound the pixels of the model's input.
+    """Set the smallest and largest area of the model's input.
 
-    Qwen's processors keep an image between two areas, which are set here; InternVL's cuts it into tiles of one size,
-    whose number follows from the areas. How an image is resized between the bounds stays the processor's own rule.
+    Qwen's image processors resize an image to an area between two bounds, which are set here. InternVL's cuts an image
+    into tiles of one size, whose number follows from the areas. How an image is resized within the bounds is the
+    processor's own rule.
 
     Args:
         image_processor: of transformers; changed in place.
-        min_pixels: smallest input in pixels; None keeps the processor's own.
-        max_pixels: largest input in pixels; None keeps the processor's own.
+        min_pixels: smallest input in pixels; None leaves the processor's own.
+        max_pixels: largest input in pixels; None leaves the processor's own.
 
     Raises:
-        UserError: the smallest is above the largest, or the processor has one size for all images.
+        UserError: the smallest is above the largest, or the processor resizes all images to one size.
     """
     size = dict(image_processor.size)
     if hasattr(image_processor, "merge_size"):
-        least, most = min_pixels or size["shortest_edge"], max_pixels or size["longest_edge"]
-        _refuse_crossed(least, most)
-        size.update(shortest_edge=least, longest_edge=most)
+        smallest, largest = min_pixels or size["shortest_edge"], max_pixels or size["longest_edge"]
+        _check_order(smallest, largest)
+        size.update(shortest_edge=smallest, longest_edge=largest)
         image_processor.size = type(image_processor.size)(**size)
     elif min_pixels is None and max_pixels is None:
         return
     elif hasattr(image_processor, "max_patches"):
         tile = size["height"] * size["width"]
-        least, most = (min_pixels or tile) // tile, (max_pixels or tile * image_processor.max_patches) // tile
-        _refuse_crossed(min_pixels or tile, max_pixels or tile * image_processor.max_patches)
-        image_processor.min_patches, image_processor.max_patches = max(least, 1), max(most, 1)
+        smallest, largest = (min_pixels or tile) // tile, (max_pixels or tile * image_processor.max_patches) // tile
+        _check_order(min_pixels or tile, max_pixels or tile * image_processor.max_patches)
+        image_processor.min_patches, image_processor.max_patches = max(smallest, 1), max(largest, 1)
         image_processor.crop_to_patches = image_processor.max_patches > 1
     else:
         raise UserError(
             f"policy: min_pixels={min_pixels} and max_pixels={max_pixels}: the {type(image_processor).__name__} of this"
-            f" model makes every image {size}; leave both out"
+            f" model resizes every image to {size}; leave both out"
         )
 
 
-def _refuse_crossed(least: int, most: int) -> None:
-    if least > most:
-        raise UserError(f"policy: min_pixels={least} is more than max_pixels={most}; lower it")
+def _check_order(smallest: int, largest: int) -> None:
+    if smallest > largest:
+        raise UserError(f"policy: min_pixels={smallest} is more than max_pixels={largest}; lower it")
 
 
 EMBEDDED_MODEL = str(files("vr1") / "embedded")
-# What transformers' models call the parts that turn an image into features.
-_SEEING = ("visual", "vision_tower", "multi_modal_projector")
-# What keeps its precision where the rest is held in 4 bits.
-UNQUANTIZED = (*(f"model.{name}" for name in _SEEING), "lm_head")
+# Names of the parts that turn an image into features, in transformers' models.
+_VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
+# Parts that stay in ``dtype`` when the rest is quantized to 4 bits.
+UNQUANTIZED = (*(f"model.{name}" for name in _VISION_PARTS), "lm_head")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Low-rank adapters on the language model; the vision tower stays as it is.
+    """Low-rank adapters (LoRA) on the language model; the vision tower stays as it is.
 
     Args:
         rank: rank of the update.
         alpha: the update is scaled by ``alpha / rank``.
-        dropout: dropout on the adapters' input.
+        dropout: probability of dropout on the adapters' input.
         targets: names of the linear layers that get an adapter.
+
+    Source: LoRA, arXiv 2106.09685.
     """
 
     rank: int = 16
@@ -86,16 +88,16 @@ class PolicySource:
     """Which model to train or evaluate, and how to load it.
 
     Args:
-        path: a folder with a Hugging Face model, or a hub name. Default: the small model that comes with vr1.
+        path: a folder with a Hugging Face model, or a hub name. Default: the small model that is part of vr1.
         dtype: precision of the weights.
-        lora: train adapters instead of the weights; then the reference policy is the model with the adapters off.
-        quantize: hold the base weights in 4 bits (``nf4``, double quantisation); needs ``lora``.
-        freeze_vision: leave the vision tower as it is.
+        lora: train adapters instead of the weights; the reference is then the model with the adapters switched off.
+        quantize: store the base weights in 4 bits (``nf4``, double quantization); requires ``lora``.
+        freeze_vision: do not train the vision tower.
         gradient_checkpointing: recompute activations in backward: less memory, a third more time.
-        min_pixels: smallest model input in pixels; None keeps the processor's own.
-        max_pixels: largest model input in pixels, in training and evaluation alike; None keeps the processor's own.
+        min_pixels: smallest model input in pixels; None leaves the processor's own.
+        max_pixels: largest model input in pixels, in training and evaluation; None leaves the processor's own.
         share_prompt: compute image and prompt once per group of completions (true) or once per completion (false);
-            None shares them where the model can.
+            None shares them if the model can.
 
     Raises:
         UserError: ``quantize`` without ``lora``.
@@ -114,14 +116,14 @@ class PolicySource:
     def __post_init__(self) -> None:
         if self.quantize and self.lora is None:
             raise UserError(
-                "policy: quantize='nf4' needs adapters, since 4-bit weights cannot be trained: set lora too"
+                "policy: quantize='nf4' requires adapters, since 4-bit weights cannot be trained; set policy.lora too"
             )
 
     def check(self) -> None:
-        """Refuse a path that holds no vision-language model, before anything heavy is loaded.
+        """Check that the path holds a vision-language model, before any weights are loaded.
 
         Raises:
-            UserError: nothing there, no model there, or a model without a vision tower.
+            UserError: nothing is found, it is no model, it has no vision tower, or its weights are pickled.
         """
         path = Path(self.path)
         hub_name = self.path.count("/") == 1 and not self.path.startswith((".", "~", "/")) and not path.exists()
@@ -133,46 +135,56 @@ class PolicySource:
         try:
             config = AutoConfig.from_pretrained(self.path)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"policy.path={self.path}: no model could be found there ({error})") from error
+            raise UserError(
+                f"policy.path={self.path}: no model was found there ({error}); check the path or name"
+            ) from error
         if not hasattr(config, "vision_config"):
             raise UserError(
-                f"policy.path={self.path}: a {config.model_type} model does not see images; give a vision-language"
+                f"policy.path={self.path}: a {config.model_type} model takes no images; give a vision-language"
                 " model such as Qwen/Qwen2.5-VL-3B-Instruct"
             )
         if config.is_encoder_decoder:
             raise UserError(
-                f"policy.path={self.path}: a {config.model_type} model is an encoder with a decoder; give a model that"
-                " goes on from its prompt, such as Qwen/Qwen2.5-VL-3B-Instruct"
+                f"policy.path={self.path}: a {config.model_type} model is an encoder-decoder; give a decoder-only model"
+                " such as Qwen/Qwen2.5-VL-3B-Instruct"
             )
         if path.is_dir() and not any(path.glob("*.safetensors")):
-            others = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights at all"
+            others = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights"
             raise UserError(
-                f"policy.path={self.path}: found {others}, and only weights in safetensors are read (pickled ones can"
-                " run code); load such a model with transformers once and write it anew by save_pretrained"
+                f"policy.path={self.path}: found {others}, but only safetensors weights are read (pickled weights can"
+                " run code); load the model with transformers once and save it again with save_pretrained"
             )
 
     def family(self) -> Family:
-        """The family of the model, by its config.
+        """The family of the model, chosen by its config.
 
         Raises:
-            UserError: none is known for such a model; the message says how to set one.
+            UserError: no family is known for this kind of model; the message says how to set one.
         """
         return family_of(AutoConfig.from_pretrained(self.path).model_type)
 
     def processor(self) -> Any:
-        """The model's processor, with this source's resolution."""
+        """The model's processor, with ``min_pixels`` and ``max_pixels`` set.
+
+        Raises:
+            UserError: tokenizer or image processor cannot be read, or the resolution cannot be set.
+        """
         try:
             processor = AutoProcessor.from_pretrained(self.path)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"policy.path={self.path}: its tokenizer or image processor cannot be read ({error}); copy those files"
+                f"policy.path={self.path}: its tokenizer or image processor cannot be read ({error}); copy these files"
                 " of the original model into the folder"
             ) from error
         set_resolution(processor.image_processor, self.min_pixels, self.max_pixels)
         return processor
 
     def load(self) -> Policy:
-        """Load the weights (safetensors only) and add what the settings ask for."""
+        """Load the weights (safetensors only) and apply the settings.
+
+        Raises:
+            UserError: no layer has one of the names ``lora.targets``.
+        """
         quantization = None
         if self.quantize:
             quantization = BitsAndBytesConfig(
@@ -185,37 +197,41 @@ class PolicySource:
         network: Any = AutoModelForImageTextToText.from_pretrained(
             self.path,
             dtype=getattr(torch, self.dtype),
-            # What shares prompts brings a mask of its own, which of the implementations only this one takes as it is.
+            # Sharing prompts passes a mask of its own, which only this implementation takes unchanged.
             attn_implementation="sdpa",
             quantization_config=quantization,
             use_safetensors=True,
         )
-        for layer in network.modules():
-            if isinstance(layer, Linear4bit):
-                # On some CPUs bitsandbytes repacks the weights at the first rollout, for good and for a product that
-                # has no gradient: what is below it could not be trained after that.
-                layer.support_avx512bf16_for_cpu = False
-        return Policy(self.prepared(network), self.share_prompt)
+        return self.wrap(network)
 
-    def prepared(self, network: Any) -> Any:
-        """A transformers model with its parts frozen, recomputed and adapted as the settings ask for."""
+    def wrap(self, network: Any) -> Policy:
+        """Make a policy of a transformers model, with parts frozen, recomputed and adapted according to the settings.
+
+        Args:
+            network: a model of transformers with the weights of ``path``, or with none (``meta`` device); changed in
+                place.
+
+        Raises:
+            UserError: no layer has one of the names ``lora.targets``.
+        """
         if self.freeze_vision:
-            for part in _seeing_parts(network):
-                part.requires_grad_(False)
-        if self.gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            _leave_inputs_alone(network)
+            for name in _VISION_PARTS:
+                if hasattr(network.model, name):
+                    getattr(network.model, name).requires_grad_(False)
+        base = network
         if self.lora is not None:
             try:
-                # In 4 bits too: peft's own preparation would widen all that is not quantised, for nothing.
+                # For 4-bit weights too: peft's own preparation would convert all other weights to float32.
                 network = get_peft_model(network, self.lora_config())
             except ValueError as error:
                 raise UserError(f"policy.lora.targets={self.lora.targets}: {error}") from error
-            _leave_inputs_alone(network.get_base_model())
-        return network.train()
+        if self.gradient_checkpointing:
+            # After the adapters: peft and transformers would both add hooks for reentrant checkpointing.
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return Policy(network.train(), self.share_prompt)
 
     def lora_config(self) -> LoraConfig:
-        """The adapters as peft describes them; only for a source that has some."""
+        """The adapters as peft's configuration; ``lora`` must be set."""
         assert self.lora is not None
         names = "|".join(self.lora.targets)
         return LoraConfig(
@@ -225,13 +241,3 @@ class PolicySource:
             target_modules=rf".*language_model.*\.({names})",
             task_type="CAUSAL_LM",
         )
-
-
-def _leave_inputs_alone(network: Any) -> None:
-    """Undo what reentrant checkpointing would need: here it had backward go through a frozen vision tower."""
-    if getattr(network, "_require_grads_hooks", None):
-        network.disable_input_require_grads()
-
-
-def _seeing_parts(network: Any) -> list[torch.nn.Module]:
-    return [getattr(network.model, name) for name in _SEEING if hasattr(network.model, name)]

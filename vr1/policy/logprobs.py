@@ -1,4 +1,4 @@
-"""Log-probs and entropies of sampled tokens: from hidden states, or by a forward of one row per completion.
+"""Log-probs and entropies of completion tokens: from hidden states, or by a forward of one row per completion.
 
 Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, T scored tokens, D hidden size, V
 vocabulary.
@@ -13,14 +13,17 @@ from torch.utils.checkpoint import checkpoint
 
 from vr1.prompts import PromptBatch
 
-# Logits of this many tokens exist at a time: 1,024 rows of a 152K vocabulary are 0.6 GB in float32.
+# Tokens whose logits exist at the same time: 1,024 rows of a 152K vocabulary are 0.6 GB in float32.
 _CHUNK = 1024
 
 
 def token_log_probs(
     head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies ``[T]`` of ``targets`` under ``head(hidden)``, chunk by chunk: no more logits exist.
+    """Log-probs of tokens and entropies of their distributions, in chunks, so that few logits exist at a time.
+
+    ``log p = z[target] - logsumexp(z)`` and ``H = logsumexp(z) - sum(softmax(z) * z)`` with
+    ``z = head(hidden) / temperature``.
 
     Args:
         head: maps hidden states ``[..., D]`` to float32 logits ``[..., V]``.
@@ -43,7 +46,7 @@ def token_log_probs(
             logits = logits / temperature
         total = logits.logsumexp(-1)
         log_probs = logits.gather(-1, target[:, None])[:, 0] - total
-        # Last, since what is computed anew for backward ends with what backward needs.
+        # Last: recomputation in backward stops once it has all that backward needs.
         with torch.no_grad():
             entropy = total - torch.softmax(logits, dim=-1).mul_(logits).sum(-1)
         return log_probs, entropy
@@ -55,39 +58,50 @@ def token_log_probs(
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def plain_log_probs(
+def unshared_log_probs(
     network: Any, prompts: PromptBatch, tokens: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of every completion token; arguments and returns as in `Policy.log_probs`."""
+    """Log-probs of completions by transformers' forward, one row per completion, image and prompt included.
+
+    Args:
+        network: a model of transformers, or a peft model around one.
+        prompts: B prompts.
+        tokens: ``[B, G, C]`` int64.
+        mask: ``[B, G, C]`` bool.
+        temperature: the temperature that the tokens were sampled with.
+
+    Returns:
+        Log-probs and entropies, as `vr1.policy.policy.Policy.log_probs` returns them.
+    """
     log_probs, entropies = [], []
     for row in range(len(prompts)):
         length = int(mask[row].sum(1).max())
-        answers, kept = tokens[row, :, :length], mask[row, :, :length]
+        answers, present = tokens[row, :, :length], mask[row, :, :length]
         group = len(answers)
         prompt = prompts.tokens[row][prompts.mask[row]].expand(group, -1)
         types = {}
         if name := prompts.types_name:
             prompt_types = prompts.token_types[row][prompts.mask[row]].expand(group, -1)
-            # Text is 0 for all but PaliGemma, which sees its prompt as a whole (0) and its answer word by word (1).
+            # Text is 0, except for PaliGemma, whose prompt is 0 (bidirectional) and whose answer is 1 (causal).
             answer_type = int(network.config.model_type == "paligemma")
             types[name] = torch.cat([prompt_types, torch.full_like(answers, answer_type)], dim=1)
         logits = network(
             input_ids=torch.cat([prompt, answers], dim=1),
-            attention_mask=torch.cat([torch.ones_like(prompt), kept.long()], dim=1),
+            attention_mask=torch.cat([torch.ones_like(prompt), present.long()], dim=1),
             **types,
-            **repeated(prompts, [row], group),
+            **repeat_vision(prompts, [row], group),
             use_cache=False,
-            # The last one predicts what follows the answer.
+            # The last of these predicts the token after the answer.
             logits_to_keep=length + 1,
         ).logits[:, :-1]
-        values, entropy = token_log_probs(Tensor.float, logits[kept], answers[kept], temperature)
+        values, entropy = token_log_probs(Tensor.float, logits[present], answers[present], temperature)
         empty = torch.zeros(mask[row].shape, device=mask.device)
         log_probs.append(empty.masked_scatter(mask[row], values))
         entropies.append(empty.masked_scatter(mask[row], entropy))
     return torch.stack(log_probs), torch.stack(entropies)
 
 
-def repeated(prompts: PromptBatch, rows: list[int], times: int) -> dict[str, Tensor]:
-    """The image tensors of some of the prompts, each prompt's ``times`` after another."""
+def repeat_vision(prompts: PromptBatch, rows: list[int], times: int) -> dict[str, Tensor]:
+    """The image tensors of some prompts by argument name, each prompt's repeated ``times`` in a row."""
     parts = [prompts.vision_of(row) for row in rows for _ in range(times)]
     return {name: torch.cat([part[name] for part in parts]) for name in prompts.vision}

@@ -1,9 +1,10 @@
-"""An untrained small Qwen2.5-VL with everything that belongs to it: tokenizer, chat template, image processor.
+"""A tiny untrained Qwen2.5-VL with its tokenizer, chat template and image processor.
 
-    python -m vr1.policy.tiny --out runs/blank
+    python -m vr1.policy.tiny --out runs/tiny
 
-writes a folder that loads by ``from_pretrained`` as any released Qwen2.5-VL does. It is where the embedded model began,
-and what tests and benchmarks build their models from. The classes are transformers' own; only sizes are chosen here.
+writes a folder that loads with ``from_pretrained`` like any released Qwen2.5-VL. The embedded model was trained from
+it, and tests and benchmarks build their models with it. All classes are transformers' own; only the sizes are chosen
+here.
 """
 
 import itertools
@@ -49,11 +50,11 @@ CHAT_TEMPLATE = (
 
 
 def _pieces() -> Regex:
-    """What a token may not cross.
+    """A pattern of the pieces of a text; no token crosses from one piece into the next.
 
-    The family's fixed phrases and the pieces of its answers are whole, which makes prompts and answers half as long;
-    words come without their spaces, so that a label is spelled alike in question and answer and can be copied; numbers
-    of up to three digits are tokens of their own.
+    The family's fixed phrases and the fixed parts of its answers are pieces, which makes prompts and answers half as
+    long. Words are pieces without their spaces, so that a label has the same tokens in question and answer and can be
+    copied. Numbers of up to three digits are pieces.
     """
     family = Qwen25VL()
     phrases = [part for names in (("#",), ("#", "#")) for part in family.instruction(names).split("#")]
@@ -63,7 +64,7 @@ def _pieces() -> Regex:
 
 
 def build_tokenizer(max_number: int = 399) -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which each whole number up to ``max_number`` is one token.
+    """A byte-level BPE tokenizer in which each integer from 0 to ``max_number`` is one token.
 
     Example:
         >>> build_tokenizer().tokenize('[112, 5]')
@@ -93,7 +94,7 @@ def build_tokenizer(max_number: int = 399) -> PreTrainedTokenizerFast:
 
 
 def _corpus(max_number: int) -> Iterator[str]:
-    """What the tokenizer learns its merges from: numbers, and questions and answers in the family's own words."""
+    """Texts that the tokenizer is trained on: numbers, and the family's questions and answers."""
     family = Qwen25VL()
     for number in range(max_number + 1):
         yield from [str(number)] * 3
@@ -107,7 +108,7 @@ def _corpus(max_number: int) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes of a small Qwen2.5-VL.
+    """Sizes of a tiny Qwen2.5-VL.
 
     Args:
         hidden: width of the language model.
@@ -119,12 +120,12 @@ class Sizes:
         vision_layers: layers of the vision tower.
         vision_heads: attention heads of the vision tower.
         vision_intermediate: width of the vision tower's MLPs.
-        rope_theta: base of the rotary positions of the language model. Columns get the slowest of the rotary pairs:
-            over the handful of columns of a small image they hardly turn at the usual base of a million.
+        rope_theta: base of the rotary positions of the language model. Columns use the slowest rotary pairs, whose
+            angles would hardly change over the few columns of a small image at the usual base of a million.
         vision_rope_theta: base of the rotary positions of the vision tower, small for the same reason.
 
     Raises:
-        UserError: the head size does not split into the three parts of Qwen's rotary positions.
+        UserError: the head size cannot be split into the three parts of Qwen's rotary positions.
     """
 
     hidden: int = 192
@@ -153,7 +154,13 @@ class Sizes:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    """A randomly initialised Qwen2.5-VL of the given sizes for the given tokenizer."""
+    """Build a randomly initialized Qwen2.5-VL.
+
+    Args:
+        tokenizer: as `build_tokenizer` returns it.
+        sizes: sizes of the model.
+        seed: seed of the initial weights.
+    """
     ids: dict[str, int] = {token: tokenizer.vocab[token] for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
         text_config={
@@ -192,19 +199,19 @@ def build_model(tokenizer: PreTrainedTokenizerFast, sizes: Sizes, seed: int = 0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
-        _initialise(model, tokenizer, sizes)
+        _initialize(model, tokenizer, sizes)
     model.generation_config.eos_token_id = [ids["<|im_end|>"], ids["<|endoftext|>"]]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     return model
 
 
 @torch.no_grad()
-def _initialise(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> None:
-    """Initial weights for a narrow model; the usual standard deviation of 0.02 is meant for thousands of units.
+def _initialize(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, sizes: Sizes) -> None:
+    """Set the initial weights of a narrow model; the usual standard deviation of 0.02 suits thousands of units.
 
-    Every matrix keeps the variance of its input; what writes into the residual stream starts smaller, by the number of
-    such writes; neighbouring numbers start as neighbours, on waves of many lengths, or each coordinate would have to be
-    learned as a word unrelated to the next.
+    Every matrix preserves the variance of its input. Matrices that add to the residual stream start smaller, by the
+    number of such additions. Embeddings of numbers start on sinusoids of many wavelengths, so that close numbers are
+    close; otherwise each coordinate would have to be learned as an unrelated word.
     """
     for name, weight in model.named_parameters():
         if weight.dim() < 2:
@@ -225,7 +232,7 @@ def _initialise(model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrained
 def build_processor(
     tokenizer: PreTrainedTokenizerFast, min_pixels: int = 56 * 56, max_pixels: int = 112 * 112
 ) -> Qwen2_5_VLProcessor:
-    """Qwen2.5-VL's processor with its usual resize rule, between ``min_pixels`` and ``max_pixels``."""
+    """Build Qwen2.5-VL's processor, which resizes images to an area from ``min_pixels`` to ``max_pixels``."""
     size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
@@ -235,13 +242,13 @@ def build_processor(
     )
 
 
-def write_blank(out: Path, sizes: Sizes = Sizes(), max_pixels: int = 112 * 112, seed: int = 0) -> None:
-    """Write an untrained Qwen2.5-VL to a folder.
+def write_model(out: Path, sizes: Sizes = Sizes(), max_pixels: int = 112 * 112, seed: int = 0) -> None:
+    """Write a tiny untrained Qwen2.5-VL to a folder.
 
     Args:
-        out: folder to write; loads by ``from_pretrained``.
+        out: folder to write; loads with ``from_pretrained``.
         sizes: sizes of the model.
-        max_pixels: largest model input in pixels; larger images are made smaller, as for the released models.
+        max_pixels: largest model input in pixels; larger images are resized, as by the released models.
         seed: seed of the initial weights.
     """
     tokenizer = build_tokenizer()
@@ -252,4 +259,4 @@ def write_blank(out: Path, sizes: Sizes = Sizes(), max_pixels: int = 112 * 112, 
 
 
 if __name__ == "__main__":
-    auto_cli(write_blank, as_positional=False)
+    auto_cli(write_model, as_positional=False)

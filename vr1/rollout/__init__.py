@@ -1,6 +1,13 @@
-"""Rollouts: prompts -> sampled completions."""
+"""Rollouts: prompts -> sampled completions.
+
+In reading order: `generate` prefills the prompts and chooses between two ways of decoding.
+
+- `shared` decodes with image and prompt computed once per group. Each step runs the language model for one token a row
+  (`decoder`), with keys and values of prompts and completions in a `cache`, and samples the next token (`sampling`).
+- `hf_generate` decodes with transformers' ``generate``, one row per completion, for models that cannot share prompts.
+"""
 
 from vr1.rollout.generate import generate
-from vr1.rollout.sampling import Sampling
+from vr1.rollout.sampling import Sampling, sample_token
 
-__all__ = ["Sampling", "generate"]
+__all__ = ["Sampling", "generate", "sample_token"]

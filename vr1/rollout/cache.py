@@ -1,7 +1,7 @@
-"""Keys and values of a rollout: the prompts' once, whatever the size of the group, and each completion's own.
+"""Keys and values of a rollout: those of a prompt once for its group, and those of each completion.
 
-Shape letters: B prompts, P prompt tokens, W places of a prompt, R rows still running, H query heads, K key and value
-heads, E width of a head, S tokens of the completions so far.
+Shape letters: B prompts, P prompt tokens, W slots of a prompt, R running rows, H query heads, K key and value heads, E
+head width, S tokens of the completions so far.
 """
 
 import torch
@@ -9,48 +9,71 @@ from torch import Tensor
 
 from vr1.types import Prefix
 
-# Room for this many tokens at first; it doubles when it is used up, so that long limits cost nothing by themselves.
-_ROOM = 64
+# Capacity for completion tokens at first. It doubles when it is full, so that a high token limit alone costs nothing.
+_INITIAL_CAPACITY = 64
+
+
+def cache_capacity(tokens: int) -> int:
+    """How many completion tokens a `GroupCache` has allocated memory for when it stores some.
+
+    While it grows, one layer at a time has both its old and its new memory.
+
+    Args:
+        tokens: completion tokens of each row.
+
+    Example:
+        >>> [cache_capacity(tokens) for tokens in (1, 64, 65, 512)]
+        [64, 64, 128, 512]
+    """
+    capacity = _INITIAL_CAPACITY
+    while capacity < tokens:
+        capacity *= 2
+    return capacity
 
 
 class GroupCache:
     """The attention of new tokens, which stores their keys and values.
 
-    A new token looks at two parts, the prompt's keys, which its whole group shares, and its completion's own. A softmax
-    over both together makes them one attention. All queries of a group meet the prompt's keys in one product, so the
-    prompt is read once per group.
+    A new token attends to two sets of keys: the prompt's, which its whole group shares, and those of its completion.
+    One softmax over the scores of both makes it one attention. All queries of a group are multiplied with the prompt's
+    keys in one product, so that the prompt's keys and values are read once per group.
 
-    Everything is laid out by prompt, head and place, so that both parts are plain batched products. A prompt has as
-    many places as the largest group still has rows; what stands in the places left over is never looked at.
+    Tensors are laid out by prompt, head and slot, so that both sets are plain batched products. A prompt has as many
+    slots as the largest group has running rows; unused slots are computed and ignored.
 
     Args:
         prefix: the prompts.
         group: completions of each prompt.
+
+    Attributes:
+        kv_heads: K.
+        prompt_keys: of each layer, ``[B * K, E, P]``.
+        prompt_values: of each layer, ``[B * K, P, E]``.
     """
 
     def __init__(self, prefix: Prefix, group: int) -> None:
-        self.prompts, self.width = len(prefix.mask), group
-        # [B * K, E, P] and [B * K, P, E]: as the products want them.
+        self._prompts, self._slots = len(prefix.mask), group
+        # Laid out for the products.
         self.prompt_keys = [part.detach().flatten(0, 1).transpose(1, 2) for part in prefix.keys]
         self.prompt_values = [part.detach().flatten(0, 1) for part in prefix.values]
-        self.shared_heads = prefix.keys[0].shape[1]
+        self.kv_heads = prefix.keys[0].shape[1]
         mask = None if bool(prefix.mask.all()) else ~prefix.mask
-        self.padding = None if mask is None else mask.repeat_interleave(self.shared_heads, dim=0)[:, None]
-        # [2, B, K, W, room, E]: keys, then values.
-        self.own: list[Tensor] = []
-        self.length = 0
-        self.places = torch.arange(self.prompts * group, device=prefix.mask.device)
+        self._padding = None if mask is None else mask.repeat_interleave(self.kv_heads, dim=0)[:, None]
+        # Of each layer, keys then values: [2, B, K, W, capacity, E].
+        self._own: list[Tensor] = []
+        self._length = 0
+        self._slot_of_row = torch.arange(self._prompts * group, device=prefix.mask.device)
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Attention of a new token in each row, ``[R, H, 1, E]`` and ``[R, K, 1, E]`` twice -> ``[R, 1, H, E]``."""
-        seen = self.attend(layer, query[:, :, 0] * scaling, torch.cat([key, value], dim=1)[:, :, 0])
-        return seen.view(len(seen), 1, *query.shape[1::2])
+        """Attention of one new token in each row, as `vr1.policy.attention.Sharing` with Q = S = 1."""
+        output = self.attend(layer, query[:, :, 0] * scaling, torch.cat([key, value], dim=1)[:, :, 0])
+        return output.view(len(output), 1, *query.shape[1::2])
 
     def attend(self, layer: int, query: Tensor, own: Tensor) -> Tensor:
-        """The same for callers that lay out heads by themselves.
+        """The same attention with keys and values in one tensor, which saves copies.
 
         Args:
-            layer: number of the layer.
+            layer: number of the layer, from 0; layers are called in order.
             query: ``[R, H, E]``, scaled.
             own: ``[R, 2 * K, E]``, the new token's keys, then its values.
 
@@ -58,61 +81,67 @@ class GroupCache:
             ``[R, H * E]``.
         """
         keys, values = self._store(layer, own)
-        queries = self._by_prompt(query)
+        queries = self._group_queries(query)
         to_prompt = torch.bmm(queries, self.prompt_keys[layer])
-        if self.padding is not None:
-            to_prompt.masked_fill_(self.padding, -torch.inf)
+        if self._padding is not None:
+            to_prompt.masked_fill_(self._padding, -torch.inf)
         to_own = torch.bmm(queries.view(len(keys), -1, keys.shape[2]), keys.transpose(1, 2))
         scores = torch.cat([to_prompt, to_own.view(*queries.shape[:2], -1)], dim=-1)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
-        of_prompt, of_own = weights.split([to_prompt.shape[2], self.length], dim=-1)
+        of_prompt, of_own = weights.split([to_prompt.shape[2], self._length], dim=-1)
         result = torch.bmm(of_prompt, self.prompt_values[layer]).view(len(keys), -1, keys.shape[2])
-        return self._by_row(torch.baddbmm(result, of_own.reshape(len(keys), -1, self.length), values))
+        return self._to_rows(torch.baddbmm(result, of_own.reshape(len(keys), -1, self._length), values))
 
-    def keep(self, rows: Tensor) -> None:
-        """Leave out all rows but these ``[R']``, in ascending order, and the prompts without any."""
-        before = self.places[rows] // self.width, self.places[rows] % self.width
-        alive, prompt, counts = before[0].unique_consecutive(return_inverse=True, return_counts=True)
-        if len(alive) < self.prompts:
-            shape = (self.prompts, self.shared_heads)
+    def select(self, rows: Tensor) -> None:
+        """Remove all rows but some, and the prompts without rows.
+
+        Args:
+            rows: ``[R']`` int64, the rows that stay, ascending.
+        """
+        before = self._slot_of_row[rows] // self._slots, self._slot_of_row[rows] % self._slots
+        remaining, prompt, counts = before[0].unique_consecutive(return_inverse=True, return_counts=True)
+        if len(remaining) < self._prompts:
+            shape = (self._prompts, self.kv_heads)
             for kind in (self.prompt_keys, self.prompt_values):
-                kind[:] = [part.unflatten(0, shape)[alive].flatten(0, 1) for part in kind]
-            if self.padding is not None:
-                self.padding = self.padding.unflatten(0, shape)[alive].flatten(0, 1)
-        self.prompts, self.width = len(alive), int(counts.max())
+                kind[:] = [part.unflatten(0, shape)[remaining].flatten(0, 1) for part in kind]
+            if self._padding is not None:
+                self._padding = self._padding.unflatten(0, shape)[remaining].flatten(0, 1)
+        self._prompts, self._slots = len(remaining), int(counts.max())
         rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[prompt]
-        self.places = prompt * self.width + rank
-        for layer, part in enumerate(self.own):
-            kept = part[:, before[0], :, before[1]]
-            self.own[layer] = kept.new_zeros(2, self.prompts, self.shared_heads, self.width, *kept.shape[3:])
-            self.own[layer][:, prompt, :, rank] = kept
+        self._slot_of_row = prompt * self._slots + rank
+        for layer, part in enumerate(self._own):
+            stay = part[:, before[0], :, before[1]]
+            self._own[layer] = stay.new_zeros(2, self._prompts, self.kv_heads, self._slots, *stay.shape[3:])
+            self._own[layer][:, prompt, :, rank] = stay
 
     def _store(self, layer: int, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in the keys and values ``[R, 2 * K, E]`` of a token; all so far, ``[B * K * W, S, E]`` each."""
+        """Store keys and values ``[R, 2 * K, E]`` of a token; returns all so far, ``[B * K * W, S, E]`` each."""
         if layer == 0:
-            self.length += 1
-        token = self._at_places(own).view(self.prompts, self.width, 2, self.shared_heads, -1).permute(2, 0, 3, 1, 4)
-        if layer == len(self.own):
-            self.own.append(token.new_zeros(*token.shape[:4], _ROOM, token.shape[4]))
-        elif self.length > self.own[layer].shape[4]:
-            self.own[layer] = torch.cat([self.own[layer], torch.zeros_like(self.own[layer])], dim=4)
-        self.own[layer][..., self.length - 1, :] = token
-        keys, values = self.own[layer][..., : self.length, :].flatten(1, 3).unbind()
+            self._length += 1
+        token = self._to_slots(own).view(self._prompts, self._slots, 2, self.kv_heads, -1).permute(2, 0, 3, 1, 4)
+        if layer == len(self._own):
+            self._own.append(token.new_zeros(*token.shape[:4], cache_capacity(self._length), token.shape[4]))
+        elif self._length > (full := self._own[layer].shape[4]):
+            grown = token.new_zeros(*token.shape[:4], cache_capacity(self._length), token.shape[4])
+            grown[..., :full, :] = self._own[layer]
+            self._own[layer] = grown
+        self._own[layer][..., self._length - 1, :] = token
+        keys, values = self._own[layer][..., : self._length, :].flatten(1, 3).unbind()
         return keys, values
 
-    def _by_prompt(self, query: Tensor) -> Tensor:
-        """``[R, H, E]`` -> ``[B * K, W * H / K, E]``: what meets the same keys side by side."""
-        shape = (self.prompts, self.width, self.shared_heads, -1, query.shape[2])
-        return self._at_places(query).view(shape).transpose(1, 2).reshape(shape[0] * shape[2], -1, shape[4])
+    def _group_queries(self, query: Tensor) -> Tensor:
+        """``[R, H, E]`` -> ``[B * K, W * H / K, E]``: queries to the same prompt keys side by side."""
+        shape = (self._prompts, self._slots, self.kv_heads, -1, query.shape[2])
+        return self._to_slots(query).view(shape).transpose(1, 2).reshape(shape[0] * shape[2], -1, shape[4])
 
-    def _by_row(self, seen: Tensor) -> Tensor:
+    def _to_rows(self, output: Tensor) -> Tensor:
         """``[B * K * W, H / K, E]`` -> ``[R, H * E]``."""
-        rows = seen.view(self.prompts, self.shared_heads, self.width, -1).transpose(1, 2)
-        rows = rows.reshape(self.prompts * self.width, -1)
-        return rows if len(rows) == len(self.places) else rows[self.places]
+        rows = output.view(self._prompts, self.kv_heads, self._slots, -1).transpose(1, 2)
+        rows = rows.reshape(self._prompts * self._slots, -1)
+        return rows if len(rows) == len(self._slot_of_row) else rows[self._slot_of_row]
 
-    def _at_places(self, rows: Tensor) -> Tensor:
+    def _to_slots(self, rows: Tensor) -> Tensor:
         """``[R, ...]`` -> ``[B * W, ...]``."""
-        if len(rows) == self.prompts * self.width:
+        if len(rows) == self._prompts * self._slots:
             return rows
-        return rows.new_zeros(self.prompts * self.width, *rows.shape[1:]).index_copy(0, self.places, rows)
+        return rows.new_zeros(self._prompts * self._slots, *rows.shape[1:]).index_copy(0, self._slot_of_row, rows)

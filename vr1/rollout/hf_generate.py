@@ -1,4 +1,4 @@
-"""Decoding by transformers' own ``generate``, a row per completion: for models whose rows cannot share a prompt.
+"""Decoding by transformers' ``generate``, one row per completion, for models that cannot share prompts.
 
 Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, R rows, V vocabulary.
 """
@@ -9,51 +9,61 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
-from vr1.policy.logprobs import repeated
+from vr1.policy.logprobs import repeat_vision
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
-from vr1.rollout.sampling import Sampling, choose
+from vr1.rollout.sampling import Sampling, sample_token
 
 
-class _Chooser(LogitsProcessor):
-    """Leaves one token per row for a greedy search to find: the one that `choose` takes."""
+class _SampledTokenOnly(LogitsProcessor):
+    """Leaves greedy search one token per row: the one that `sample_token` returns."""
 
-    def __init__(self, sampling: Sampling, chances: Tensor, forbidden: list[int], prompt_tokens: int) -> None:
-        self.sampling, self.chances, self.forbidden = sampling, chances, forbidden
+    def __init__(self, sampling: Sampling, uniform: Tensor, forbidden: list[int], prompt_tokens: int) -> None:
+        self.sampling, self.uniform, self.forbidden = sampling, uniform, forbidden
         self.prompt_tokens = prompt_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        """Scores ``[R, V]`` with all but the chosen token at minus infinity."""
+        """Scores ``[R, V]`` with all but the sampled token at minus infinity."""
         scores = scores.float()
         scores[:, self.forbidden] = -torch.inf
-        chosen = choose(scores, self.sampling, self.chances[:, input_ids.shape[1] - self.prompt_tokens])
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+        sampled = sample_token(scores, self.sampling, self.uniform[:, input_ids.shape[1] - self.prompt_tokens])
+        return torch.full_like(scores, -torch.inf).scatter(1, sampled[:, None], 0.0)
 
 
-def decode_plain(
-    policy: Policy, prompts: PromptBatch, sampling: Sampling, chances: Tensor
+def decode_unshared(
+    policy: Policy, prompts: PromptBatch, sampling: Sampling, uniform: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample G completions of each of B prompts; further arguments and returns as in `decode_shared`."""
+    """Sample G completions of each of B prompts.
+
+    Args:
+        policy: any policy.
+        prompts: B prompts.
+        sampling: group size, temperature, top-p and length limit.
+        uniform: ``[B * G, max_new_tokens]`` uniform random numbers in [0, 1).
+
+    Returns:
+        Tokens, lengths and finished, as `vr1.rollout.shared.decode_shared` returns them.
+    """
     group, width = sampling.group_size, prompts.tokens.shape[1]
     types = {prompts.types_name: prompts.token_types.repeat_interleave(group, dim=0)} if prompts.types_name else {}
     answers = policy.network.generate(
         input_ids=prompts.tokens.repeat_interleave(group, dim=0),
         attention_mask=prompts.mask.long().repeat_interleave(group, dim=0),
         **types,
-        **repeated(prompts, list(range(len(prompts))), group),
-        generation_config=_settings(policy, sampling),
-        logits_processor=[_Chooser(sampling, chances, policy.forbidden_tokens, width)],
+        **repeat_vision(prompts, list(range(len(prompts))), group),
+        generation_config=_generation_config(policy, sampling),
+        logits_processor=[_SampledTokenOnly(sampling, uniform, policy.forbidden_tokens, width)],
     )
     tokens = answers[:, width:]
     ends = torch.isin(tokens, torch.tensor(policy.eos_tokens, device=tokens.device))
     finished = ends.any(1)
-    # An end token stands at the first place where it is found; what follows is padding.
+    # A completion ends with its first end token; what follows is padding.
     lengths = torch.where(finished, ends.long().argmax(1) + 1, tokens.shape[1])
     return tokens, lengths, finished
 
 
-def _settings(policy: Policy, sampling: Sampling) -> Any:
-    # Each one said, or the model's own generation config would fill it in: released models come with penalties.
+def _generation_config(policy: Policy, sampling: Sampling) -> Any:
+    # All explicit: others would be filled in from the model's own config, and released models come with penalties.
     return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=False,

@@ -17,9 +17,9 @@ class Sampling:
 
     Args:
         group_size: completions per prompt (G).
-        temperature: logits are divided by it; 0 is greedy.
-        top_p: sample from the smallest set of tokens whose probability reaches this; 1 keeps all.
-        max_new_tokens: longest completion.
+        temperature: logits are divided by it; 0 is greedy decoding.
+        top_p: sample from the smallest set of tokens whose probabilities sum to at least this; 1 samples from all.
+        max_new_tokens: longest completion in tokens.
 
     Raises:
         UserError: a setting outside its range.
@@ -34,29 +34,31 @@ class Sampling:
         if self.group_size < 1:
             raise UserError(f"sampling: group_size={self.group_size} must be at least 1")
         if self.temperature < 0:
-            raise UserError(f"sampling: temperature={self.temperature} must not be negative; 0 is greedy")
+            raise UserError(f"sampling: temperature={self.temperature} must not be negative; 0 is greedy decoding")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"sampling: top_p={self.top_p} must lie above 0 and at most at 1; 1 keeps every token")
+            raise UserError(f"sampling: top_p={self.top_p} must be above 0 and at most 1; 1 samples from all tokens")
         if self.max_new_tokens < 1:
             raise UserError(f"sampling: max_new_tokens={self.max_new_tokens} must be at least 1")
 
 
-def choose(logits: Tensor, sampling: Sampling, chance: Tensor) -> Tensor:
-    """One token per row by inversion of the distribution function.
+def sample_token(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """Sample one token per row by inverting the cumulative distribution.
+
+    The token is the first whose cumulative probability is above the uniform number.
 
     Args:
         logits: ``[R, V]`` float32.
         sampling: temperature and top-p.
-        chance: ``[R]`` uniform numbers in [0, 1).
+        uniform: ``[R]`` uniform random numbers in [0, 1).
 
     Returns:
         ``[R]`` int64 tokens.
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 0.0, 5.0]])
-        >>> choose(logits, Sampling(), torch.tensor([0.7, 0.0])).tolist()
+        >>> sample_token(logits, Sampling(), torch.tensor([0.7, 0.0])).tolist()
         [1, 0]
-        >>> choose(logits, Sampling(temperature=0), torch.tensor([0.7, 0.0])).tolist()
+        >>> sample_token(logits, Sampling(temperature=0), torch.tensor([0.7, 0.0])).tolist()
         [0, 2]
     """
     if sampling.temperature == 0:
@@ -65,10 +67,10 @@ def choose(logits: Tensor, sampling: Sampling, chance: Tensor) -> Tensor:
     probabilities = torch.softmax(scaled, dim=-1)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
-        # The most likely token always stays: what is cut lies behind the tokens that already reach top_p.
+        # The most likely token always stays: a token is cut if those before it already reach top_p.
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= sampling.top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
     cumulative = probabilities.double().cumsum(-1)
-    # A chance below the total lands on a token of positive probability, rounding of the sum included.
-    threshold = chance.double().clamp(max=1 - 1e-12) * cumulative[:, -1]
+    # A threshold below the total falls on a token of positive probability, even though the sum is rounded.
+    threshold = uniform.double().clamp(max=1 - 1e-12) * cumulative[:, -1]
     return torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -1,6 +1,6 @@
-"""Decoding with the image and the prompt computed once per group.
+"""Decoding with image and prompt computed once per group.
 
-Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, R rows still running, V vocabulary.
+Shape letters: B prompts, G group size, C completion tokens, R running rows, V vocabulary.
 """
 
 import torch
@@ -8,56 +8,56 @@ from torch import Tensor
 
 from vr1.policy.policy import Policy
 from vr1.rollout.cache import GroupCache
-from vr1.rollout.decoder import decoder
-from vr1.rollout.sampling import Sampling, choose
+from vr1.rollout.decoder import make_decoder
+from vr1.rollout.sampling import Sampling, sample_token
 from vr1.types import Prefix
 
-# The finished rows leave the cache when no more than this share of its rows is still running: that copies what is left
-# of the completions once, and every later step is cheaper for it.
+# Finished rows leave the cache when at most this share of its rows is running: this copies the keys and values of the
+# remaining completions once and makes every later step cheaper.
 _COMPACT_BELOW = 0.75
 
 
-def decode_shared(policy: Policy, prefix: Prefix, sampling: Sampling, chances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def decode_shared(policy: Policy, prefix: Prefix, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sample G completions of each of B prompts.
 
     Args:
         policy: a policy that shares prompts.
-        prefix: what it made of the B prompts.
+        prefix: its prefill of the B prompts.
         sampling: group size, temperature, top-p and length limit.
-        chances: ``[B * G, limit]`` uniform numbers in [0, 1).
+        uniform: ``[B * G, max_new_tokens]`` uniform random numbers in [0, 1).
 
     Returns:
-        Tokens ``[B * G, C]`` int64, their lengths ``[B * G]`` int64, and which are finished ``[B * G]`` bool.
+        Tokens ``[B * G, C]`` int64, their lengths ``[B * G]`` int64, and whether they are finished ``[B * G]`` bool.
     """
     group, limit = sampling.group_size, sampling.max_new_tokens
-    device, number = prefix.state.device, len(prefix.state) * group
+    device, total = prefix.state.device, len(prefix.state) * group
     forbidden = torch.tensor(policy.forbidden_tokens, device=device)
     ends = torch.tensor(policy.eos_tokens, device=device)
-    tokens = torch.full((number, limit), int(ends[0]), device=device)
-    lengths = torch.full((number,), limit, device=device)
-    finished = torch.zeros(number, dtype=torch.bool, device=device)
-    # Which row of the result each row of the cache is, and where its first token stands.
-    index = torch.arange(number, device=device)
-    position = prefix.following.repeat_interleave(group)
+    tokens = torch.full((total, limit), int(ends[0]), device=device)
+    lengths = torch.full((total,), limit, device=device)
+    finished = torch.zeros(total, dtype=torch.bool, device=device)
+    # For each row of the cache: its row in the result, and the position of its first token.
+    index = torch.arange(total, device=device)
+    position = prefix.next_position.repeat_interleave(group)
     cache = GroupCache(prefix, group)
-    run = decoder(policy, cache, number)
+    decoder = make_decoder(policy, cache, total)
     logits = policy.logits(prefix.state.detach()).repeat_interleave(group, dim=0)
     steps = 0
     for step in range(limit):
         steps = step + 1
         logits[:, forbidden] = -torch.inf
-        chosen = choose(logits, sampling, chances[index, step])
+        sampled = sample_token(logits, sampling, uniform[index, step])
         running = ~finished[index]
-        tokens[index[running], step] = chosen[running]
-        ended = running & torch.isin(chosen, ends)
+        tokens[index[running], step] = sampled[running]
+        ended = running & torch.isin(sampled, ends)
         finished[index[ended]] = True
         lengths[index[ended]] = steps
-        keep = (running & ~ended).nonzero()[:, 0]
-        if not len(keep) or steps == limit:
+        remaining = (running & ~ended).nonzero()[:, 0]
+        if not len(remaining) or steps == limit:
             break
-        if len(keep) <= _COMPACT_BELOW * len(index):
-            cache.keep(keep)
-            index, position, chosen = index[keep], position[keep], chosen[keep]
-            run = decoder(policy, cache, len(keep))
-        logits = run(chosen, position + step)
+        if len(remaining) <= _COMPACT_BELOW * len(index):
+            cache.select(remaining)
+            index, position, sampled = index[remaining], position[remaining], sampled[remaining]
+            decoder = make_decoder(policy, cache, len(remaining))
+        logits = decoder(sampled, position + step)
     return tokens[:, :steps], lengths, finished

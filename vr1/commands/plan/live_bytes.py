@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import vr1.policy.attention
-
 
 class LiveBytes:
     """A context in which every new tensor without content is counted as long as it lives.
@@ -39,13 +37,10 @@ class LiveBytes:
         self._modes = ExitStack()
 
     def __enter__(self) -> "LiveBytes":
-        name = "scaled_dot_product_attention"
-        original = getattr(F, name)
-        # No torch function mode: those are off within backward, where activations are recomputed.
-        for caller in (F, vr1.policy.attention):
-            if getattr(caller, name, None) is original:
-                setattr(caller, name, _fused(original))
-                self._modes.callback(setattr, caller, name, original)
+        original = F.scaled_dot_product_attention
+        # No torch function mode: these are off within backward, where activations are recomputed.
+        F.scaled_dot_product_attention = _fused(original)
+        self._modes.callback(setattr, F, "scaled_dot_product_attention", original)
         self._modes.enter_context(_Counter(self))
         return self
 

@@ -167,9 +167,9 @@ def _logits(policy: Policy, tokens: Tensor) -> float:
 def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float, float, float]:
     """Bytes that the prompts' forward holds and works with, of keys and values at the end, and of choosing tokens."""
     batch, width = prompts.tokens.shape
-    with_graph = not (needs.sharded or policy.drops_out)
+    with_graph = not (needs.sharded or policy.has_dropout)
     with torch.set_grad_enabled(with_graph), LiveBytes() as live:
-        prefix = policy.read(prompts)
+        prefix = policy.prefill(prompts)
         working, kept = live.peak, live.now
     of_prompts, layers = _bytes((*prefix.keys, *prefix.values)), len(prefix.keys)
     rows = batch * needs.group_size

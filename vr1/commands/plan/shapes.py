@@ -76,8 +76,8 @@ def empty_policy(needs: Needs) -> Policy:
             network.requires_grad_(False)
             for layer in four_bit_layers(network):
                 layer.__class__ = FourBitLinear
-        network = source.prepared(network)
-    return Policy(network.to(dtype) if needs.mixed else network, source.share_prompt)
+        policy = source.wrap(network)
+    return policy.to(dtype) if needs.mixed else policy
 
 
 def four_bit_layers(network: nn.Module) -> list[nn.Linear]:
