@@ -206,8 +206,8 @@ class AnnotatedDataModule(RecordDataModule):
         self.bad_records: BadRecords = bad_records
         self.questions = Questions(task=task, empty_images=empty_images, negatives=negatives, categories=categories)
 
-    def skip_bad_records(self) -> None:
-        """From now on, leave faulty records out and report them, as ``bad_records: skip`` does."""
+    def report_bad_records(self) -> None:
+        """Leave faulty records out and report them, as ``bad_records: skip`` does."""
         self.bad_records = "skip"
 
     def open(

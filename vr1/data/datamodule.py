@@ -106,10 +106,11 @@ class RecordDataModule(L.LightningDataModule, ABC):
         """Whether records can only be read from front to back."""
         return False
 
-    def skip_bad_records(self) -> None:
-        """From now on, leave faulty records out and report them, as the setting ``bad_records: skip`` does.
+    def report_bad_records(self) -> None:
+        """Prepare for a reader that reports every faulty record and continues, as `vr1 check` does.
 
-        Nothing changes where a data set has no records that can be faulty.
+        Sources that are built from now on open in spite of faulty records. Nothing changes where no record can be
+        faulty.
         """
 
     def setup(self, stage: str) -> None:

@@ -96,10 +96,10 @@ class MixtureDataModule(RecordDataModule):
             raise UserError(f"data.records={records} must be at least 1")
         self.parts, self.records, self.evaluate = parts, records, evaluate or list(parts)
 
-    def skip_bad_records(self) -> None:
-        """From now on, leave faulty records of all parts out and report them."""
+    def report_bad_records(self) -> None:
+        """The same for all parts."""
         for part in self.parts.values():
-            part.skip_bad_records()
+            part.report_bad_records()
 
     def read(self, split: Split) -> Source:
         """The mixed training records, or the records of the parts to evaluate one after the other.

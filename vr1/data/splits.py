@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vr1.data.annotations import AnnotationTable
+from vr1.data.datamodule import MissingSplitError
 from vr1.data.validation import Problems
-from vr1.errors import UserError
 
 SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
 """Names that folders and files use for a split, and the one name that this package uses for it."""
@@ -53,12 +53,12 @@ def take_portion(
         annotations: the file, for messages.
 
     Raises:
-        UserError: the file has too few images for the portion to hold one.
+        MissingSplitError: the file has too few images for the portion to hold one.
     """
     names = table.file_names
     chosen = portion.of(names)
     if names and not chosen:
-        raise UserError(
+        raise MissingSplitError(
             f"annotations={annotations}: none of its {len(names)} images falls into the part {portion.start:g} to "
             f"{portion.stop:g} of them; a data set this small needs a file of its own for each split"
         )

@@ -174,9 +174,9 @@ class VisionR1DataModule(RecordDataModule):
         """Whether ``streaming`` is set."""
         return self.streaming
 
-    def skip_bad_records(self) -> None:
-        """From now on, leave faulty records out and report them, as ``bad_records: skip`` does."""
-        self.bad_records, self._source = "skip", None
+    def report_bad_records(self) -> None:
+        """Leave faulty records out and report them; a stream raises when it reads one, and then continues."""
+        self.bad_records, self._source = "error" if self.streaming else "skip", None
 
     def build(self, split: Split) -> Source:
         """The records of one split after selection; a stream selects while it reads.

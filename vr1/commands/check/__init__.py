@@ -1,1 +1,1 @@
-"""Reads a data set once, as a training would, and says what is in it and what is wrong with it."""
+"""Reads a full data set once, as a training would, and reports what is in it and what is wrong with it."""

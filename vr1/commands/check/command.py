@@ -12,10 +12,10 @@ def main(argv: Sequence[str]) -> int:
     """Run the command.
 
     Args:
-        argv: the words after ``python -m vr1 check``: those of ``fit``, and ``--out``.
+        argv: the arguments after ``python -m vr1 check``: those of ``fit``, and ``--out``.
 
     Returns:
-        The exit status: 0 if nothing is wrong, 1 if there are anomalies, 2 for a mistake in the settings.
+        The exit status: 0 if nothing is wrong, 1 if there are anomalies, 2 for an error in the settings.
     """
     parser = argparse.ArgumentParser(
         prog="vr1 check",
@@ -24,16 +24,16 @@ def main(argv: Sequence[str]) -> int:
         " and record, prompt lengths, and ten records drawn as the model sees them. Takes the settings of `vr1 fit`.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/check"), help="folder for check.txt and the pictures")
-    options, words = parser.parse_known_args(argv)
-    # Here, so that --help does not wait for torch.
+    options, arguments = parser.parse_known_args(argv)
+    # Imported late, so that --help does not wait for torch.
     from vr1.commands.check.splits import check
     from vr1.commands.trainer import objects_of
 
     try:
-        module, data = objects_of(["fit", *words])
+        module, data = objects_of(["fit", *arguments])
         return check(module.encoder, data, options.out)
     except (ValueError, OSError) as error:
-        if (ours := user_message(error)) is None:
+        if (message := user_message(error)) is None:
             raise
-        print(f"vr1 check: error: {ours}", file=sys.stderr)
+        print(f"vr1 check: error: {message}", file=sys.stderr)
         return 2

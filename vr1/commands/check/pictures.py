@@ -1,4 +1,4 @@
-"""Pictures of a check: histograms, and records as the model will see them."""
+"""Pictures of a check: histograms, and records as the model sees them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +12,7 @@ from vr1.boxes import rescale
 from vr1.commands.check.summary import OBJECTS, SIDES, Summary, bins
 from vr1.detections import read_detections
 from vr1.drawing import draw_grid, draw_tile
+from vr1.errors import UserError
 from vr1.matching import BoxMatcher
 from vr1.prompts import PromptEncoder
 from vr1.types import DetectionRecord, Prediction, Targets
@@ -26,36 +27,37 @@ def histograms(summaries: Sequence[Summary]) -> Figure:
         parts: list[tuple[str, list[tuple[str, int]]]] = [
             ("objects a record", bins([len(item.labels) for item in readable], OBJECTS)),
             ("box side, px of the image", bins([side for item in readable for side in item.sides], SIDES)),
-            ("box side, px of the input", bins([side for item in readable for side in item.seen_sides], SIDES)),
+            ("box side, px of the input", bins([side for item in readable for side in item.input_sides], SIDES)),
         ]
-        for axis, (title, found) in zip(row, parts, strict=False):
-            axis.bar([name for name, _ in found], [count for _, count in found], color="#4477aa")
+        for axis, (title, named) in zip(row, parts, strict=False):
+            axis.bar([name for name, _ in named], [count for _, count in named], color="#4477aa")
             axis.set_title(f"{summary.name}: {title}", fontsize=9)
             axis.tick_params(labelsize=7)
         tokens = [item.tokens for item in readable]
         row[3].hist(tokens, bins=40, range=(0, max([summary.limit, *tokens])), color="#4477aa")
+        row[3].tick_params(labelsize=7)
         row[3].axvline(summary.limit, color="#cc3311")
         row[3].set_title(f"{summary.name}: prompt tokens (line: limit)", fontsize=9)
     return figure
 
 
 def draw_records(source: Any, encoder: PromptEncoder, number: int, seed: int) -> Image.Image:
-    """Records drawn by chance, at the size to which the model's own processor resizes them.
+    """Some records at the size to which the model's own processor resizes them.
 
-    Shown are the true boxes as the model would say them: written in its family's grammar for this input, and read back.
+    The boxes are the true ones as the model would write them: in its family's grammar for this input, and read back.
 
     Args:
         source: records by index, at least one.
         encoder: the model's, without a limit.
         number: how many records.
-        seed: draws them.
+        seed: chooses them.
     """
     order = np.random.default_rng(seed).permutation(len(source))[:number]
     tiles = []
     for index in sorted(order.tolist()):
         try:
             tiles.append(draw_tile(as_seen(source[index], encoder), judge=False))
-        except ValueError:
+        except UserError:
             continue  # it is among the anomalies already
     return draw_grid(
         tiles or [Image.new("RGB", (64, 64))], f"{len(tiles)} records as the model sees them", legend=False
@@ -63,7 +65,15 @@ def draw_records(source: Any, encoder: PromptEncoder, number: int, seed: int) ->
 
 
 def as_seen(record: DetectionRecord, encoder: PromptEncoder) -> Prediction:
-    """A record at the size of the model's input, answered with its own true boxes, written and read back."""
+    """A record at the size of the model's input, answered with its own true boxes.
+
+    Args:
+        record: any record.
+        encoder: the model's, whose family writes and reads the answer.
+
+    Returns:
+        The record resized, and the boxes as they are read back from the written answer.
+    """
     prompts = encoder([record])
     size = prompts.input_sizes[0]
     resized = replace(
@@ -73,14 +83,14 @@ def as_seen(record: DetectionRecord, encoder: PromptEncoder) -> Prediction:
     family = encoder.family
     labels = tuple(record.labels[row] for row in rows)
     text = family.write(family.from_image(record.boxes_xyxy[rows], record.image_size, size), labels)
-    found = read_detections(text, family, record.image_size, size)
-    found = replace(found, boxes_xyxy=rescale(found.boxes_xyxy, record.image_size, size))
+    detections = read_detections(text, family, record.image_size, size)
+    detections = replace(detections, boxes_xyxy=rescale(detections.boxes_xyxy, record.image_size, size))
     targets = Targets(boxes_xyxy=resized.boxes_xyxy[rows], labels=labels)
     return Prediction(
         record=resized,
         instruction=prompts.instructions[0],
         completion=text,
-        detections=found,
-        match=BoxMatcher()(found, targets),
+        detections=detections,
+        match=BoxMatcher()(detections, targets),
         rewards={},
     )

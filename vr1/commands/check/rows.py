@@ -1,14 +1,25 @@
-"""What a check keeps of each record: numbers and, where something is wrong, words."""
+"""Reads every record of a source once: the numbers to count, and what is wrong or unusual with each."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from vr1.errors import UserError
 from vr1.prompts import PromptEncoder
+from vr1.types import Boxes, DetectionRecord
+
+UNREADABLE = "record that cannot be read"
+NO_PROMPT = "record of which the model's processor makes no prompt"
+TOO_LONG = "prompt longer than model.max_prompt_tokens"
+GREYSCALE = "greyscale image"
+FULL_IMAGE = "box that covers 98 % of its image or more"
+NO_OBJECT = "record without an object"
+_FULL = 0.98
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,20 +31,28 @@ class Row:
         set_name: which of several data sets it belongs to.
         labels: M labels, crowd regions left out.
         sides: M square roots of the boxes' areas, in pixels of the image.
-        seen_sides: the same in pixels of the model's input.
+        input_sides: the same in pixels of the model's input.
         crowd: number of crowd regions.
-        tokens: length of its prompt, image tokens included.
-        faults: what is wrong with it, kind and detail.
+        tokens: length of its prompt, image tokens included; 0 where there is none.
+        faults: what is wrong with it: kind and detail. Training stops at such a record, or leaves it out.
+        remarks: what is unusual about it, likewise; no reason to stop.
+        picture: digest of the pixels; equal for equal images.
+        question: the categories that its prompt names.
+        boxes: M boxes in pixels of the image.
     """
 
     origin: str
     set_name: str = ""
     labels: tuple[str, ...] = ()
     sides: tuple[float, ...] = ()
-    seen_sides: tuple[float, ...] = ()
+    input_sides: tuple[float, ...] = ()
     crowd: int = 0
     tokens: int = 0
     faults: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[tuple[str, str], ...] = ()
+    picture: bytes = b""
+    question: tuple[str, ...] = ()
+    boxes: tuple[tuple[float, ...], ...] = ()
 
 
 class _Rows(Dataset[Row]):
@@ -49,31 +68,57 @@ class _Rows(Dataset[Row]):
         try:
             record = self.source[index]
         except UserError as error:
-            return Row(origin=f"record {index}", faults=(("record that cannot be read", str(error)),))
-        faults = [("record that cannot be read, replaced by the next one", item.error) for item in record.replaces]
+            return Row(origin=f"record {index}", faults=((UNREADABLE, str(error)),))
+        if record.replaces:
+            # The record that takes its place has a row of its own.
+            return Row(origin=f"record {index}", faults=((UNREADABLE, record.replaces[0].error),))
         try:
             prompts = self.encoder([record])
         except UserError as error:
-            faults.append(("record of which the model's processor makes no prompt", str(error)))
-            return Row(origin=record.origin, set_name=record.set_name, faults=tuple(faults))
+            return Row(origin=record.origin, set_name=record.set_name, faults=((NO_PROMPT, str(error)),))
         rows = ~record.crowd
         boxes = record.boxes_xyxy[rows]
-        areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        (width, height), (seen_width, seen_height) = record.image_size, prompts.input_sizes[0]
-        scale = (seen_width * seen_height / (width * height)) ** 0.5
+        sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
+        (width, height), (input_width, input_height) = record.image_size, prompts.input_sizes[0]
+        scale = (input_width * input_height / (width * height)) ** 0.5
         tokens = int(prompts.mask.sum())
-        if tokens > self.limit:
-            faults.append(("prompt longer than max_prompt_tokens", f"{record.origin}: {tokens} of {self.limit} tokens"))
+        long = ((TOO_LONG, f"{record.origin}: {tokens} of {self.limit} tokens"),) if tokens > self.limit else ()
         return Row(
             origin=record.origin,
             set_name=record.set_name,
-            labels=tuple(label for label, kept in zip(record.labels, rows, strict=True) if kept),
-            sides=tuple(np.sqrt(areas).tolist()),
-            seen_sides=tuple((np.sqrt(areas) * scale).tolist()),
+            labels=tuple(label for label, counts in zip(record.labels, rows, strict=True) if counts),
+            sides=tuple(sides.tolist()),
+            input_sides=tuple((sides * scale).tolist()),
             crowd=int(record.crowd.sum()),
             tokens=tokens,
-            faults=tuple(faults),
+            faults=long,
+            remarks=tuple(_remarks(record, boxes)),
+            picture=hashlib.blake2b(repr(record.image_size).encode() + record.image.tobytes(), digest_size=16).digest(),
+            question=record.categories,
+            boxes=tuple(map(tuple, boxes.tolist())),
         )
+
+
+def _remarks(record: DetectionRecord, boxes: Boxes) -> Iterator[tuple[str, str]]:
+    if is_greyscale(record.image):
+        yield GREYSCALE, record.origin
+    if not len(record.labels):
+        yield NO_OBJECT, record.origin
+    width, height = record.image_size
+    for x1, y1, x2, y2 in boxes.tolist():
+        if (x2 - x1) * (y2 - y1) >= _FULL * width * height:
+            yield FULL_IMAGE, f"{record.origin}: box {x1:g}, {y1:g}, {x2:g}, {y2:g} on {width} x {height}"
+
+
+def is_greyscale(image: Image.Image) -> bool:
+    """Whether red, green and blue are the same in every pixel of an RGB image.
+
+    Example:
+        >>> is_greyscale(Image.new("RGB", (4, 2), (9, 9, 9))), is_greyscale(Image.new("RGB", (4, 2), (9, 9, 8)))
+        (True, False)
+    """
+    red, green, blue = (band.tobytes() for band in image.split())
+    return red == green == blue
 
 
 def read_rows(source: Any, encoder: PromptEncoder, limit: int, num_workers: int) -> Iterator[Row]:
@@ -82,7 +127,7 @@ def read_rows(source: Any, encoder: PromptEncoder, limit: int, num_workers: int)
     Args:
         source: records by index.
         encoder: the model's, without a limit: prompts are made as in training.
-        limit: longest prompt that training would take, in tokens; those above it are told.
+        limit: longest prompt that training takes, in tokens; a longer one is a fault.
         num_workers: processes that read.
     """
     yield from DataLoader(_Rows(source, encoder, limit), batch_size=None, num_workers=num_workers)
