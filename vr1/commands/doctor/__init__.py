@@ -1,1 +1,1 @@
-"""What of an installation and of a machine a training needs, looked at and tried."""
+"""Checks of the installation and the machine before a training."""

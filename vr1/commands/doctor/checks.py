@@ -1,11 +1,11 @@
-"""What ``vr1 doctor`` checks: installed versions, the machine, and what a training calls, tried for real."""
+"""The checks of ``vr1 doctor``: installed packages, the machine, and functions that a training needs."""
 
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,180 +15,229 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
+__all__ = [
+    "FUNCTION_CHECKS",
+    "CheckResult",
+    "check_4bit_weights",
+    "check_cpu",
+    "check_disk",
+    "check_embedded_model",
+    "check_functions",
+    "check_gpus",
+    "check_machine",
+    "check_memory",
+    "check_operators",
+    "check_packages",
+    "check_requirement",
+    "check_shared_memory",
+]
+
+_GIB = 2**30
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Observation:
-    """What was found of one thing.
+class CheckResult:
+    """The result of one check.
 
     Attributes:
-        what: the thing.
-        told: what was found.
-        state: ``fault`` where a training cannot work or will not end well, ``note`` where it could do better.
-        mend: what to do about it; empty where all is well.
+        name: the package, part of the machine or function that was checked.
+        state: ``fault`` where a training fails, ``note`` where it may fail or could be faster, else ``ok``.
+        message: what the check found.
+        fix: how to fix it; empty if there is nothing to fix.
 
     Example:
-        >>> print(Observation(what="disk", told="3 GiB free", state="note", mend="a 7B checkpoint takes 15 GiB"))
+        >>> print(CheckResult(name="disk", message="3 GiB free", state="note", fix="a 7B checkpoint takes 15 GiB"))
         note   disk: 3 GiB free; a 7B checkpoint takes 15 GiB
     """
 
-    what: str
-    told: str
+    name: str
     state: Literal["ok", "note", "fault"] = "ok"
-    mend: str = ""
+    message: str
+    fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.state:6} {self.what}: {self.told}{f'; {self.mend}' if self.mend else ''}"
+        return f"{self.state:6} {self.name}: {self.message}{f'; {self.fix}' if self.fix else ''}"
 
 
-def observe_packages(distribution: str = "vr1") -> list[Observation]:
-    """Python and every package that a distribution requires.
+def check_packages(distribution: str = "vr1") -> list[CheckResult]:
+    """Check Python, a distribution and every package that it requires.
 
     Args:
-        distribution: name of the installed distribution whose requirements count.
+        distribution: name of the installed distribution.
 
     Example:
-        >>> observe_packages("no such distribution")[1].state
+        >>> check_packages("no such distribution")[1].state
         'fault'
     """
-    found = [Observation(what="Python", told=f"{platform.python_version()}, {sys.executable}")]
+    results = [CheckResult(name="Python", message=f"{platform.python_version()}, {sys.executable}")]
     try:
-        asked = metadata.requires(distribution) or []
+        requirements = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
-        mend = "run `pip install -e . -c constraints.txt` in its folder"
-        return [*found, Observation(what=distribution, told="not installed", state="fault", mend=mend)]
-    found.append(Observation(what=distribution, told=metadata.version(distribution)))
-    return found + [observe_requirement(line) for line in asked if "extra ==" not in line]
+        fix = "run `pip install -e . -c constraints.txt` in its folder"
+        return [*results, CheckResult(name=distribution, state="fault", message="not installed", fix=fix)]
+    results.append(CheckResult(name=distribution, message=metadata.version(distribution)))
+    return results + [check_requirement(line) for line in requirements if "extra ==" not in line]
 
 
-def observe_requirement(line: str) -> Observation:
-    """One requirement as packages write it.
+def check_requirement(line: str) -> CheckResult:
+    """Check that a required package is installed in a version that fits.
+
+    Args:
+        line: the requirement as in ``pyproject.toml``, such as ``torch>=2.11``.
 
     Example:
-        >>> observe_requirement("packaging>=9999").told.split(" (")[1]
-        'asked: >=9999)'
+        >>> check_requirement("packaging>=9999").message.split(" (")[1]
+        'required: >=9999)'
     """
     requirement = Requirement(line)
-    mend = f"run `pip install '{requirement.name}{requirement.specifier}'`"
+    fix = f"run `pip install '{requirement.name}{requirement.specifier}'`"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
-        return Observation(what=requirement.name, told="not installed", state="fault", mend=mend)
+        return CheckResult(name=requirement.name, state="fault", message="not installed", fix=fix)
     if not requirement.specifier.contains(version, prereleases=True):
-        told = f"{version} (asked: {requirement.specifier})"
-        return Observation(what=requirement.name, told=told, state="fault", mend=mend)
-    return Observation(what=requirement.name, told=version)
+        message = f"{version} (required: {requirement.specifier})"
+        return CheckResult(name=requirement.name, state="fault", message=message, fix=fix)
+    return CheckResult(name=requirement.name, message=version)
 
 
-_GIB = 2**30
-# A batch of decoded images crosses from a worker in shared memory.
-_LEAST_SHARED = _GIB
-_LEAST_DISK = 10 * _GIB
-# Where the kernel tells of NVIDIA's driver, whatever torch was built for.
-_DRIVER = Path("/proc/driver/nvidia/version")
+def check_machine() -> list[CheckResult]:
+    """Check CPU, memory, disk and GPUs."""
+    return [check_cpu(), check_memory(), *check_shared_memory(), check_disk(Path.cwd()), *check_gpus()]
 
 
-def observe_machine() -> list[Observation]:
-    """Cores, memory, disk and GPUs."""
-    return [_cores(), _memory(), *_shared_memory(Path("/dev/shm")), _disk(Path.cwd()), *_gpus()]
-
-
-def _cores() -> Observation:
+def check_cpu() -> CheckResult:
+    """Check that torch uses no more threads than there are cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
-    told = f"{cores} cores, {threads} threads a process"
+    message = f"{cores} cores, {threads} threads a process"
     if threads > cores:
-        return Observation(what="CPU", told=told, state="fault", mend=f"set OMP_NUM_THREADS to {cores} or less")
-    return Observation(what="CPU", told=told)
+        return CheckResult(name="CPU", state="fault", message=message, fix=f"set OMP_NUM_THREADS to {cores} or less")
+    return CheckResult(name="CPU", message=message)
 
 
-def _memory() -> Observation:
+def check_memory() -> CheckResult:
+    """Check that 4 GiB of main memory are free."""
     memory = psutil.virtual_memory()
-    told = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free"
+    message = f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free"
     if memory.available < 4 * _GIB:
-        return Observation(what="memory", told=told, state="note", mend="importing everything takes 1, the demo 2 GiB")
-    return Observation(what="memory", told=told)
+        fix = "importing all packages takes 1 GiB, the demo 2 GiB"
+        return CheckResult(name="memory", state="note", message=message, fix=fix)
+    return CheckResult(name="memory", message=message)
 
 
-def _shared_memory(folder: Path) -> Iterator[Observation]:
-    """What worker processes hand their batches over in, where there is such a folder."""
+def check_shared_memory(folder: Path = Path("/dev/shm")) -> list[CheckResult]:
+    """Check that 1 GiB of shared memory is free, which data loader workers pass batches through.
+
+    Args:
+        folder: where shared memory is mounted; without such a folder there is nothing to check.
+    """
     if not folder.is_dir():
-        return
+        return []
     free = shutil.disk_usage(folder).free
-    told = f"{free / _GIB:.1f} GiB free in {folder}"
-    if free < _LEAST_SHARED:
-        mend = "workers may end with a bus error: start the container with --shm-size 8g, or set --data.num_workers 0"
-        yield Observation(what="shared memory", told=told, state="note", mend=mend)
+    message = f"{free / _GIB:.1f} GiB free in {folder}"
+    if free < _GIB:
+        fix = "workers may crash with a bus error: start the container with --shm-size 8g, or set --data.num_workers 0"
+        return [CheckResult(name="shared memory", state="note", message=message, fix=fix)]
+    return [CheckResult(name="shared memory", message=message)]
+
+
+def check_disk(folder: Path) -> CheckResult:
+    """Check that 10 GiB are free on the disk of a folder."""
+    free = shutil.disk_usage(folder).free
+    message = f"{free / _GIB:.1f} GiB free in {folder}"
+    if free < 10 * _GIB:
+        fix = "a full checkpoint of a 7B model takes 15 GiB and its optimizer state twice that; adapters take megabytes"
+        return CheckResult(name="disk", state="note", message=message, fix=fix)
+    return CheckResult(name="disk", message=message)
+
+
+def check_gpus(driver: Path = _NVIDIA_DRIVER) -> list[CheckResult]:
+    """Check every GPU, or why there is none.
+
+    Args:
+        driver: a file that exists if NVIDIA's driver is installed, whether torch can use it or not.
+    """
+    cuda = torch.version.cuda or getattr(torch.version, "hip", None)
+    if torch.cuda.is_available():
+        return [_check_gpu(number, cuda) for number in range(torch.cuda.device_count())]
+    if not driver.is_file():
+        return [CheckResult(name="GPU", message="none; the embedded model trains without one")]
+    if not cuda:
+        message, fix = "the driver is installed, but torch is built without CUDA", "install a CUDA build of torch"
     else:
-        yield Observation(what="shared memory", told=told)
+        message = f"the driver is installed, but torch for CUDA {cuda} cannot use it"
+        fix = "update the driver, or install torch for an older CUDA; see also CUDA_VISIBLE_DEVICES"
+    return [CheckResult(name="GPU", state="fault", message=message, fix=fix)]
 
 
-def _disk(folder: Path) -> Observation:
-    free = shutil.disk_usage(folder).free
-    told = f"{free / _GIB:.1f} GiB free in {folder}"
-    if free < _LEAST_DISK:
-        mend = "a whole checkpoint of a 7B takes 15 GiB and its optimizer twice that; adapters take megabytes"
-        return Observation(what="disk", told=told, state="note", mend=mend)
-    return Observation(what="disk", told=told)
+def _check_gpu(number: int, cuda: str | None) -> CheckResult:
+    properties = torch.cuda.get_device_properties(number)
+    free, total = torch.cuda.mem_get_info(number)
+    name = f"GPU {number}"
+    message = f"{properties.name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free, CUDA {cuda}"
+    if (properties.major, properties.minor) < (8, 0):
+        fix = "no bfloat16 in hardware: set --model.policy.dtype float16 or float32"
+        return CheckResult(name=name, state="note", message=message, fix=fix)
+    if free < total / 2:
+        return CheckResult(
+            name=name, state="note", message=message, fix="another process has the rest (nvidia-smi)"
+        )
+    return CheckResult(name=name, message=message)
 
 
-def _gpus() -> Iterator[Observation]:
-    built = torch.version.cuda or getattr(torch.version, "hip", None)
-    if not torch.cuda.is_available():
-        if _DRIVER.is_file() and not built:
-            told = "a driver is there, but torch is built without CUDA"
-            yield Observation(what="GPU", told=told, state="fault", mend="install a CUDA build of torch")
-        elif _DRIVER.is_file():
-            told = f"a driver is there, but torch for CUDA {built} cannot use it"
-            mend = "update the driver, or install torch for an older CUDA; see also CUDA_VISIBLE_DEVICES"
-            yield Observation(what="GPU", told=told, state="fault", mend=mend)
-        else:
-            yield Observation(what="GPU", told="none; the embedded model trains without one")
-        return
-    for number in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(number)
-        free, total = torch.cuda.mem_get_info(number)
-        told = f"{properties.name}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free, CUDA {built}"
-        state, mend = "ok", ""
-        if (properties.major, properties.minor) < (8, 0):
-            state, mend = "note", "no bfloat16 in hardware: set --model.policy.dtype float16 or float32"
-        elif free < total / 2:
-            state, mend = "note", "another process holds the rest, see nvidia-smi"
-        yield Observation(what=f"GPU {number}", told=told, state=state, mend=mend)  # type: ignore[arg-type]
+def check_operators() -> str:
+    """Call a compiled operator of torchvision, which fails if it was built for another torch.
 
+    Returns:
+        A message of success.
 
-def try_operators() -> str:
-    """Compiled operators of torchvision fit this torch."""
+    Raises:
+        RuntimeError: the operator computes a wrong result.
+    """
     from torchvision.ops import nms
 
-    kept = nms(torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 8.0]]), torch.tensor([0.5, 0.9]), 0.5)
-    if kept.tolist() != [1]:
-        raise RuntimeError(f"non-maximum suppression kept {kept.tolist()} where it had to keep [1]")
+    rows = nms(torch.tensor([[0.0, 0.0, 9.0, 9.0], [0.0, 0.0, 9.0, 8.0]]), torch.tensor([0.5, 0.9]), 0.5).tolist()
+    if rows != [1]:
+        raise RuntimeError(f"non-maximum suppression returned rows {rows} instead of [1]")
     return "compiled operators work"
 
 
-def try_four_bits() -> str:
-    """A matrix is held in 4 bits by bitsandbytes and multiplied by, on the GPU where there is one."""
+def check_4bit_weights() -> str:
+    """Multiply by a matrix in 4 bits (bitsandbytes), on the GPU where there is one.
+
+    Returns:
+        A message of success.
+
+    Raises:
+        RuntimeError: the product is wrong.
+    """
     from bitsandbytes.nn import Linear4bit
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(0)
-    plain = torch.nn.Linear(256, 256, bias=False)
-    plain.weight.data = torch.randn(256, 256, generator=generator)
+    full = torch.nn.Linear(256, 256, bias=False)
+    full.weight.data = torch.randn(256, 256, generator=generator)
     packed = Linear4bit(256, 256, bias=False, compute_dtype=torch.float32, quant_type="nf4", quant_storage=torch.uint8)
-    packed.load_state_dict(plain.state_dict())
+    packed.load_state_dict(full.state_dict())
     packed = packed.to(device)
     rows = torch.randn(8, 256, generator=generator)
     with torch.no_grad():
-        expected, found = plain(rows), packed(rows.to(device)).float().cpu()
-    error = float((found - expected).norm() / expected.norm())
-    # 4 bits of a normal distribution are off by 0.1; anything else is no rounding.
+        expected, product = full(rows), packed(rows.to(device)).float().cpu()
+    error = float((product - expected).norm() / expected.norm())
+    # The relative error of NF4 on normally distributed weights is 0.1.
     if not error < 0.2:
-        raise RuntimeError(f"a product with 4-bit weights is off by {error:.2f} of its size")
-    return f"4-bit product on {device}, off by {error:.2f} of its size as 4 bits are"
+        raise RuntimeError(f"a product with 4-bit weights has a relative error of {error:.2f}")
+    return f"4-bit product on {device}, relative error {error:.2f} (0.1 is usual)"
 
 
-def try_embedded_model() -> str:
-    """The embedded model loads, sees a scene and answers."""
+def check_embedded_model() -> str:
+    """Load the embedded model and let it answer a question about a synthetic scene.
+
+    Returns:
+        A message with the number of predicted boxes and the time.
+    """
     from vr1.data.synthetic import SceneSource
     from vr1.policy.loading import PolicySource
     from vr1.prompts import PromptEncoder
@@ -205,26 +254,26 @@ def try_embedded_model() -> str:
     return f"loads and answers with {boxes} box{'' if boxes == 1 else 'es'} in {time.perf_counter() - started:.1f} s"
 
 
-TRIALS: dict[str, tuple[Callable[[], str], str]] = {
-    "torchvision": (try_operators, "install the torchvision that belongs to this torch"),
-    "bitsandbytes": (try_four_bits, "--model.policy.quantize will not work here; reinstall bitsandbytes for this CUDA"),
-    "embedded model": (try_embedded_model, "no model will work here before this one does"),
+FUNCTION_CHECKS: dict[str, tuple[Callable[[], str], str]] = {
+    "torchvision": (check_operators, "install the torchvision release that belongs to this torch"),
+    "bitsandbytes": (check_4bit_weights, "--model.policy.quantize fails here; reinstall bitsandbytes for this CUDA"),
+    "embedded model": (check_embedded_model, "no model works before this one does"),
 }
-"""What is tried, by the thing that it tells of: the trial, and what its failure means."""
+"""By name: a function to call, which returns a message or raises, and the fix where it raises."""
 
 
-def observe_trials(trials: dict[str, tuple[Callable[[], str], str]] = TRIALS) -> list[Observation]:
-    """Try everything; a failure of whatever kind is told with its last line.
+def check_functions(checks: Mapping[str, tuple[Callable[[], str], str]] = FUNCTION_CHECKS) -> list[CheckResult]:
+    """Call every function; a failure of any kind is a fault, reported with the last line of its message.
 
     Example:
-        >>> observe_trials({"nothing": (lambda: str(1 / 0), "learn to divide")})[0].told
+        >>> check_functions({"division": (lambda: str(1 / 0), "learn to divide")})[0].message
         'ZeroDivisionError: division by zero'
     """
-    found = []
-    for what, (attempt, mend) in trials.items():
+    results = []
+    for name, (function, fix) in checks.items():
         try:
-            found.append(Observation(what=what, told=attempt()))
+            results.append(CheckResult(name=name, message=function()))
         except Exception as error:
-            told = f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[-1]}"
-            found.append(Observation(what=what, told=told, state="fault", mend=mend))
-    return found
+            message = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[-1]}"
+            results.append(CheckResult(name=name, state="fault", message=message, fix=fix))
+    return results

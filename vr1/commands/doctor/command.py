@@ -1,44 +1,44 @@
-"""``python -m vr1 doctor``: whether a training can work here, before one is started."""
+"""``python -m vr1 doctor``: whether a training can run on this machine."""
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from vr1.commands.doctor.checks import Observation
+if TYPE_CHECKING:
+    from vr1.commands.doctor.checks import CheckResult
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command.
 
     Args:
-        argv: the words after ``python -m vr1 doctor``.
+        argv: the arguments after ``python -m vr1 doctor``.
 
     Returns:
-        The exit status: 0, or 1 where something was found that keeps a training from working.
+        The exit status: 0, or 1 if there is a fault that a training fails with.
     """
     _parser().parse_args(argv)
-    # Here, so that --help does not wait for torch.
-    from vr1.commands.doctor.checks import observe_packages
+    # Imported here, so that --help does not wait for torch.
+    from vr1.commands.doctor.checks import check_functions, check_machine, check_packages
 
-    found = _show("packages", observe_packages())
-    if any(seen.state == "fault" for seen in found):
-        print("\nThe packages first: the rest cannot be looked at before they are as they should be.")
+    results = _show("packages", check_packages())
+    if any(result.state == "fault" for result in results):
+        print("\nFix the packages first: the other checks need them.")
         return 1
-    from vr1.commands.doctor.checks import observe_machine, observe_trials
-
-    found += _show("machine", observe_machine()) + _show("tried", observe_trials())
-    count = {state: sum(seen.state == state for seen in found) for state in ("fault", "note")}
+    results += _show("machine", check_machine()) + _show("functions", check_functions())
+    count = {state: sum(result.state == state for result in results) for state in ("fault", "note")}
     print(f"\nfaults: {count['fault']}, notes: {count['note']}")
     return int(count["fault"] > 0)
 
 
-def _show(title: str, found: list[Observation]) -> list[Observation]:
-    print(f"\n{title}", *(f"  {seen}" for seen in found), sep="\n", flush=True)
-    return found
+def _show(title: str, results: "list[CheckResult]") -> "list[CheckResult]":
+    print(f"\n{title}", *(f"  {result}" for result in results), sep="\n", flush=True)
+    return results
 
 
 def _parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog="vr1 doctor",
         allow_abbrev=False,
-        description="Look at versions, memory, disk and GPUs, and try 4-bit weights and the embedded model.",
+        description="Check versions, memory, disk and GPUs, and try 4-bit weights and the embedded model.",
     )
