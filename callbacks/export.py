@@ -8,7 +8,8 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from callbacks.outputs import run_folder
-from vr1.checkpoints.export import model_card, write_model
+from vr1.checkpoints.export import write_model
+from vr1.checkpoints.model_card import model_card
 from vr1.errors import UserError
 from vr1.modules.base import DetectionModule
 from vr1.strategies import FullySharded

@@ -117,7 +117,7 @@ class TestSettings:
     def test_prompt_that_is_too_long(self, told, tmp_path, data):
         words = on_coco(coco(tmp_path / "data")) if data == "photographs" else ()
         message = told("--model.max_prompt_tokens", 8, *words, scenes=not words)
-        assert "and max_prompt_tokens is 8. A prompt is never cut, since that would cut image tokens" in message
+        assert "and max_prompt_tokens is 8. Prompts are never truncated, since that would remove image" in message
 
     def test_one_large_image_among_small_ones(self, told, tmp_path, encoder):
         root = coco(tmp_path / "data", size=(56, 56))

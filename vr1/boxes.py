@@ -1,6 +1,6 @@
-"""Boxes as corner arrays: change of frame, pairwise IoU and GIoU.
+"""Boxes ``[x1, y1, x2, y2]`` as arrays: change of frame, pairwise IoU and GIoU.
 
-Shape letters: N and M boxes. All boxes are ``[x1, y1, x2, y2]``.
+Shape letters: N and M boxes.
 """
 
 from typing import Literal
@@ -10,17 +10,17 @@ import numpy as np
 from vr1.types import Boxes
 
 Frame = Literal["input", "image"] | float
-"""What the numbers of a box count: pixels of the model's ``input``, pixels of the ``image`` as stored, or, where it is
-a number, both axes from 0 to that number over the whole image, whatever its size (1000, or 1)."""
+"""Unit of the coordinates of a box: pixels of the model's ``input``, pixels of the ``image`` as stored, or the number
+that both axes of the image end at, whatever its size (such as 1000 or 1)."""
 
 
 def frame_size(frame: Frame, image_size: tuple[int, int], input_size: tuple[int, int]) -> tuple[float, float]:
-    """The largest x and y of a frame.
+    """Largest x and y of a frame.
 
     Args:
-        frame: what the coordinates count.
+        frame: unit of the coordinates.
         image_size: width and height in pixels of the image as stored.
-        input_size: width and height in pixels of what the processor made of it.
+        input_size: width and height in pixels of the image as the processor resized it.
 
     Example:
         >>> frame_size("input", (640, 480), (364, 280)), frame_size(1000, (640, 480), (364, 280))
@@ -34,7 +34,7 @@ def frame_size(frame: Frame, image_size: tuple[int, int], input_size: tuple[int,
 
 
 def rescale(boxes: Boxes, from_size: tuple[float, float], to_size: tuple[float, float]) -> Boxes:
-    """Carry boxes from an image of one size to the same image at another size.
+    """Convert boxes from one size of an image to another.
 
     Args:
         boxes: ``[N, 4]`` corners in pixels of the image at ``from_size``.
@@ -73,14 +73,14 @@ def pairwise_iou(boxes: Boxes, others: Boxes) -> Boxes:
 
 
 def pairwise_giou(boxes: Boxes, others: Boxes) -> Boxes:
-    """Generalised intersection over union: IoU less the share of the common hull that neither box covers.
+    """Generalised IoU: IoU minus the share of the smallest enclosing box that neither box covers.
 
     Args:
         boxes: ``[N, 4]`` corners, any frame.
         others: ``[M, 4]`` corners in the same frame.
 
     Returns:
-        ``[N, M]`` float64 in -1..1; 0 where the common hull has no area.
+        ``[N, M]`` float64 in -1..1; 0 where the smallest enclosing box has no area.
 
     Source: Rezatofighi et al., Generalized Intersection over Union, arXiv 1902.09630, algorithm 1.
 
@@ -93,13 +93,13 @@ def pairwise_giou(boxes: Boxes, others: Boxes) -> Boxes:
     intersection, union = _intersection_and_union(first, second)
     width = np.maximum(first[2], second[2]) - np.minimum(first[0], second[0])
     height = np.maximum(first[3], second[3]) - np.minimum(first[1], second[1])
-    hull = width * height
+    enclosing = width * height
     iou = intersection / np.where(union > 0, union, 1.0)
-    return iou - (hull - union) / np.where(hull > 0, hull, 1.0)
+    return iou - (enclosing - union) / np.where(enclosing > 0, enclosing, 1.0)
 
 
 def _intersection_and_union(first: Boxes, second: Boxes) -> tuple[Boxes, Boxes]:
-    """Areas ``[N, M]`` shared and covered by boxes ``[4, N, 1]`` and ``[4, 1, M]``."""
+    """Areas ``[N, M]`` of intersection and union of boxes ``[4, N, 1]`` and ``[4, 1, M]``."""
     width = np.minimum(first[2], second[2]) - np.maximum(first[0], second[0])
     height = np.minimum(first[3], second[3]) - np.maximum(first[1], second[1])
     intersection = np.maximum(width, 0.0) * np.maximum(height, 0.0)

@@ -1,4 +1,4 @@
-"""Completion -> detections: the boxes of an answer in image pixels, their validity and their scores.
+"""From a completion to detections: boxes in image pixels, whether the answer is valid, and a score for each box.
 
 Shape letters: N predicted boxes, C tokens of a completion.
 """
@@ -18,7 +18,7 @@ from vr1.families.lenient_json import NUMBER
 from vr1.types import Boxes, Detections
 
 SCORE = 0.99
-"""Every released evaluation of this method gives each box this score; `vr1.detections` tells boxes apart."""
+"""The score of every box in all released evaluations of this method; `box_scores` computes one for each box."""
 
 
 def read_detections(
@@ -27,16 +27,16 @@ def read_detections(
     image_size: tuple[int, int],
     input_size: tuple[int, int],
 ) -> Detections:
-    """Read a completion into boxes in image pixels.
+    """Parse a completion into boxes in image pixels. No completion raises an error.
 
-    Boxes that are usable but not valid (corners swapped, outside the image) are ordered, clipped and kept, so that
-    recall and precision still see them; only ``valid`` tells.
+    Boxes with swapped corners or outside the image are sorted and clipped, so that they count for recall and precision;
+    the answer is then not ``valid``.
 
     Args:
-        completion: the text as the model wrote it. It never raises, whatever it holds.
-        family: grammar and coordinate frame.
+        completion: the text as the model wrote it.
+        family: form of the answer and coordinate frame.
         image_size: width and height of the image in pixels.
-        input_size: width and height in pixels of what the processor made of it.
+        input_size: width and height in pixels of the image as the model saw it.
 
     Returns:
         N detections, each with the score `SCORE`.
@@ -46,8 +46,8 @@ def read_detections(
     Example:
         >>> from vr1.families import Qwen25VL
         >>> text = '[{"bbox_2d": [30, 2, 10, 400], "label": "cat"}]'
-        >>> found = read_detections(text, Qwen25VL(), image_size=(200, 400), input_size=(100, 200))
-        >>> found.boxes_xyxy.tolist(), found.well_formed, found.valid
+        >>> detections = read_detections(text, Qwen25VL(), image_size=(200, 400), input_size=(100, 200))
+        >>> detections.boxes_xyxy.tolist(), detections.well_formed, detections.valid
         ([[20.0, 4.0, 60.0, 400.0]], True, False)
     """
     answer = family.read(completion)
@@ -57,8 +57,8 @@ def read_detections(
     inside = _in_frame(boxes, frame)
     if not inside:
         finite = np.isfinite(boxes).all(axis=1)
-        labels = tuple(label for label, is_finite in zip(labels, finite, strict=True) if is_finite)
-        # Clipped before it is converted, since a coordinate of 1e308 would overflow in the conversion.
+        labels = tuple(label for label, is_finite in zip(labels, finite.tolist(), strict=True) if is_finite)
+        # Clip before the change of frame, in which a coordinate of 1e308 would overflow.
         boxes = _ordered_and_clipped(boxes[finite], frame)
     return Detections(
         boxes_xyxy=family.to_image(boxes, image_size, input_size),
@@ -71,14 +71,14 @@ def read_detections(
 
 
 def _in_frame(boxes: Boxes, frame: Boxes) -> bool:
-    """All boxes ``[N, 4]`` are finite and ordered, have an area and lie in ``0..frame``."""
+    """Whether all boxes ``[N, 4]`` are finite, have ``x1 < x2`` and ``y1 < y2``, and are inside ``0..frame``."""
     top_left, bottom_right = boxes[:, :2], boxes[:, 2:]
     ordered = (top_left < bottom_right).all()
     return bool(ordered and (top_left >= 0).all() and (bottom_right <= frame).all())
 
 
 def _ordered_and_clipped(boxes: Boxes, frame: Boxes) -> Boxes:
-    """Boxes ``[N, 4]`` with the smaller coordinates first and all of them in ``0..frame``."""
+    """Boxes ``[N, 4]`` with the smaller coordinates first, clipped to ``0..frame``."""
     corners = np.sort(boxes.reshape(-1, 2, 2), axis=1)
     return np.clip(corners, 0.0, frame).reshape(-1, 4)
 
@@ -89,16 +89,15 @@ _NUMBER = re.compile(NUMBER)
 def box_scores(
     completion: str, boxes: Boxes, ends: Sequence[int], log_probs: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """A score in 0..1 for each box: the geometric mean of the probabilities of the tokens that its numbers are in.
+    """A score in 0..1 for each box: the geometric mean of the probabilities of its tokens.
 
-    The tokens between the numbers count too: they are part of how the box is written, and nearly certain. A box whose
-    numbers are not found in the text (a family may read a number as another than is written) gets the geometric mean
-    over the whole completion.
+    Its tokens are those from its first number to its last, separators included. A box whose numbers are not in the text
+    (a family may shift them) gets the geometric mean over the full completion.
 
     Args:
         completion: the answer as the model wrote it.
-        boxes: ``[N, 4]`` as written, in the order of the text; which of the numbers is ``x1`` does not matter.
-        ends: C positions in ``completion``, each behind the text of one token; see `token_ends`.
+        boxes: ``[N, 4]`` as written, in the order of the text; the order of the four numbers does not matter.
+        ends: C positions in ``completion``, the end of the text of each token; see `token_ends`.
         log_probs: ``[C]`` log-probability of each token.
 
     Returns:
@@ -111,29 +110,29 @@ def box_scores(
         [0.1]
     """
     ends = list(ends)
-    everything = float(np.exp(log_probs.mean())) if len(log_probs) else 0.0
+    full_score = float(np.exp(log_probs.mean())) if len(log_probs) else 0.0
     scores = []
     for span in _spans(completion, boxes):
         if span is None:
-            scores.append(everything)
+            scores.append(full_score)
             continue
-        # The first token that ends behind the span's start, up to the first that reaches its end.
+        # From the first token that ends after the start of the span to the first that reaches its end.
         first, last = bisect_left(ends, span[0] + 1), bisect_left(ends, span[1])
         own = log_probs[first : last + 1]
-        scores.append(float(np.exp(own.mean())) if len(own) else everything)
+        scores.append(float(np.exp(own.mean())) if len(own) else full_score)
     return np.asarray(scores, np.float64)
 
 
 def token_ends(tokenizer: Any, tokens: Sequence[int], left_out: Collection[int]) -> list[int]:
-    """For each token of a completion, how many characters of its text are written after it.
+    """For each token of a completion, the position in the text at which it ends.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
         tokens: C token ids.
-        left_out: tokens that are not shown in the text.
+        left_out: tokens that are not part of the text.
 
     Returns:
-        C positions. A character of several tokens belongs to the last of them.
+        C positions. A character that is made of several tokens belongs to the last of them.
     """
     stream, length, ends = DecodeStream(skip_special_tokens=False), 0, []
     for token in tokens:
@@ -144,19 +143,19 @@ def token_ends(tokenizer: Any, tokens: Sequence[int], left_out: Collection[int])
 
 
 def _spans(completion: str, boxes: Boxes) -> list[tuple[int, int] | None]:
-    """Where the four numbers of each box stand in the text, from the first's start to the last's end."""
+    """For each box, start and end in the text of its four numbers; None where they are not there."""
     numbers = [(float(match[0]), match.start(), match.end()) for match in _NUMBER.finditer(completion)]
     places = defaultdict(list)
     for place in range(len(numbers) - 3):
         places[tuple(sorted(value for value, _, _ in numbers[place : place + 4]))].append(place)
     spans: list[tuple[int, int] | None] = []
     limit = len(numbers)
-    # From the end, since a model that reasons first may write a box there already.
+    # From the end, since the reasoning in front of an answer may contain the same boxes.
     for box in reversed(boxes.tolist()):
-        found = places.get(tuple(sorted(box)), [])
-        if not (index := bisect_right(found, limit - 4)):
+        candidates = places.get(tuple(sorted(box)), [])
+        if not (index := bisect_right(candidates, limit - 4)):
             spans.append(None)
             continue
-        limit = found[index - 1]
+        limit = candidates[index - 1]
         spans.append((numbers[limit][1], numbers[limit + 3][2]))
     return spans[::-1]

@@ -1,4 +1,4 @@
-"""Records -> model inputs: the chat prompt of each record, tokenised and padded on the left, with its image.
+"""From records to model inputs: the chat prompt of each record with its image, tokenised and padded on the left.
 
 Shape letters: B prompts, P prompt tokens, G group size, C completion tokens.
 """
@@ -20,7 +20,7 @@ from vr1.types import DetectionRecord
 def input_sizes(
     processor: Any, encoded: Mapping[str, Tensor], image_sizes: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int]]:
-    """Sizes of the B model inputs, read off what the processor gave.
+    """Sizes of the B images as the processor resized them.
 
     Args:
         processor: the model's processor.
@@ -28,7 +28,7 @@ def input_sizes(
         image_sizes: B (width, height) pairs in pixels of the images as stored.
 
     Returns:
-        B (width, height) pairs in pixels. Where an image was cut into tiles: of the canvas that they cover.
+        B (width, height) pairs in pixels. For an image that was split into tiles: the size of all tiles together.
     """
     if "image_grid_thw" in encoded:
         patch = processor.image_processor.patch_size
@@ -45,7 +45,7 @@ def input_sizes(
 
 
 _TYPES = ("mm_token_type_ids", "token_type_ids")
-# Whatever else a processor gives belongs to the images.
+# All other tensors of a processor's output belong to the images.
 _TEXT = {"input_ids", "attention_mask", "labels", "num_patches", *_TYPES}
 
 
@@ -56,14 +56,14 @@ class PromptBatch:
     Attributes:
         records: B records.
         instructions: B texts of the question.
-        input_sizes: B (width, height) pairs, pixels of the image as the model sees it.
+        input_sizes: B (width, height) pairs in pixels of the image as the model sees it.
         tokens: ``[B, P]`` int64, padded on the left.
         mask: ``[B, P]`` bool, true on tokens.
         vision: the processor's image tensors (``pixel_values``, ``image_grid_thw``, ...).
-        token_types: ``[B, P]`` int64, what the processor says of each token (Qwen: 0 for text and 1 for image tokens).
-        types_name: what the model calls them; empty where it asks for none.
+        token_types: ``[B, P]`` int64, the type of each token as the processor gives it (Qwen: 0 text, 1 image).
+        types_name: name of this argument of the model; empty where it takes none.
         image_tokens: B counts of image tokens.
-        markers: special tokens that belong to an answer and stay in its text.
+        markers: special tokens that are part of an answer and stay in its text.
     """
 
     records: list[DetectionRecord]
@@ -81,7 +81,7 @@ class PromptBatch:
         return len(self.records)
 
     def to(self, device: Any, non_blocking: bool = False) -> "PromptBatch":
-        """The same prompts on another device; Lightning calls this."""
+        """The same prompts on another device. Lightning calls this."""
         return replace(
             self,
             tokens=self.tokens.to(device, non_blocking=non_blocking),
@@ -93,10 +93,10 @@ class PromptBatch:
     def vision_of(self, row: int) -> dict[str, Tensor]:
         """The image tensors of one prompt.
 
-        Processors lay out a batch in one of two ways: one entry an image, or as many as it has tokens, in proportion.
+        A tensor has one row for each image, or rows in proportion to the image's tokens.
 
         Raises:
-            UserError: a tensor that is laid out otherwise.
+            UserError: a tensor of another layout.
         """
         parts = {}
         for name, value in self.vision.items():
@@ -104,18 +104,18 @@ class PromptBatch:
             if len(value) != len(self):
                 counts = [len(value) * tokens // sum(self.image_tokens) for tokens in self.image_tokens]
             if sum(counts) != len(value):
-                raise UserError(f"{name} has {len(value)} entries, which {len(self)} prompts cannot share out")
+                raise UserError(f"{name} has {len(value)} entries, which cannot be split among {len(self)} prompts")
             parts[name] = value.split(counts)[row]
         return parts
 
 
 class PromptEncoder:
-    """Turns records into prompts for one model.
+    """Encodes records as prompts of one model.
 
     Args:
-        processor: the model's own processor; its chat template, tokenizer and resize rule are used as they are.
-        family: wording of the question.
-        max_prompt_tokens: longest prompt, image tokens included.
+        processor: the model's own processor, which resizes the image and has chat template and tokenizer.
+        family: the questions.
+        max_prompt_tokens: length of the longest prompt, image tokens included.
     """
 
     def __init__(self, processor: Any, family: Family, max_prompt_tokens: int) -> None:
@@ -127,8 +127,8 @@ class PromptEncoder:
         """Encode a batch.
 
         Raises:
-            UserError: the processor refuses an image, or a prompt is longer than ``max_prompt_tokens``. It is never
-                cut: that would cut image tokens.
+            UserError: the processor refuses an image, or a prompt is longer than ``max_prompt_tokens``. Prompts are
+                never truncated, since that would remove image tokens.
         """
         instructions = [
             self.family.refer(record.categories[0]) if record.referring else self.family.instruction(record.categories)
@@ -136,7 +136,7 @@ class PromptEncoder:
         ]
         encoded = self._process(records, instructions)
         tokens, mask = encoded["input_ids"], encoded["attention_mask"].bool()
-        self._refuse_long(records, tokens, mask)
+        self._check_lengths(records, tokens, mask)
         types_name = next((name for name in _TYPES if name in encoded), "")
         return PromptBatch(
             records=list(records),
@@ -152,9 +152,9 @@ class PromptEncoder:
         )
 
     def chat(self, instruction: str) -> str:
-        """The prompt text: one user turn of an image and the instruction, ready for the model's answer.
+        """The prompt text: one user message of an image and the instruction, and the start of the model's answer.
 
-        A processor without a chat template (PaliGemma's) gets the image and the instruction alone.
+        Without a chat template (PaliGemma) it is the image token and the instruction.
         """
         if self.processor.chat_template is None:
             return f"{self.processor.image_token}{instruction}"
@@ -168,11 +168,11 @@ class PromptEncoder:
     def targets(
         self, prompts: PromptBatch, eos_token_id: int, order: Literal["annotated", "sorted"] = "annotated"
     ) -> tuple[Tensor, Tensor]:
-        """What a model should answer, written in the family's grammar and closed by the end token.
+        """The correct answers, written as the family's models would write them, with the end token.
 
         Args:
             prompts: B prompts.
-            eos_token_id: the token that closes an answer.
+            eos_token_id: the token that ends an answer.
             order: boxes as annotated, or sorted by their left edge (then the top).
 
         Returns:
@@ -193,7 +193,7 @@ class PromptEncoder:
         return tokens[:, None].to(prompts.tokens.device), mask[:, None].to(prompts.tokens.device)
 
     def _process(self, records: Sequence[DetectionRecord], instructions: Sequence[str]) -> Any:
-        """What the processor makes of a batch; an error names the record that it is about."""
+        """The processor's output for a batch. An error names the record."""
         try:
             return self.processor(
                 text=[self.chat(instruction) for instruction in instructions],
@@ -210,17 +210,17 @@ class PromptEncoder:
             width, height = records[0].image_size
             raise UserError(
                 f"{records[0].origin}: the model's processor refuses the image of {width} x {height} pixels ({error});"
-                " leave it out, or cut or pad it"
+                " remove, crop or pad it"
             ) from error
 
-    def _refuse_long(self, records: Sequence[DetectionRecord], tokens: Tensor, mask: Tensor) -> None:
+    def _check_lengths(self, records: Sequence[DetectionRecord], tokens: Tensor, mask: Tensor) -> None:
         lengths = mask.sum(1)
-        worst = int(lengths.argmax())
-        if lengths[worst] <= self.max_prompt_tokens:
+        longest = int(lengths.argmax())
+        if lengths[longest] <= self.max_prompt_tokens:
             return
-        image_tokens = int((tokens[worst] == self.processor.image_token_id).sum())
+        image_tokens = int((tokens[longest] == self.processor.image_token_id).sum())
         raise UserError(
-            f"{records[worst].origin}: the prompt has {int(lengths[worst])} tokens, {image_tokens} for the image"
-            f", and max_prompt_tokens is {self.max_prompt_tokens}. A prompt is never cut, since that would cut image"
-            " tokens: raise max_prompt_tokens, or lower max_pixels so that the image takes fewer"
+            f"{records[longest].origin}: the prompt has {int(lengths[longest])} tokens, {image_tokens} for the image"
+            f", and max_prompt_tokens is {self.max_prompt_tokens}. Prompts are never truncated, since that would"
+            " remove image tokens: raise max_prompt_tokens, or lower max_pixels so that the image takes fewer"
         )

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -14,8 +16,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndByte
 
 from tests.command import run, small, steps
 from tests.trainers import trainer
+from vr1.checkpoints.model_card import model_card
 from vr1.cli import main
 from vr1.data import SceneDataModule, SceneSource, SceneStyle
+from vr1.families import Qwen2VL
 from vr1.modules.sft import SFTModule
 from vr1.policy import Lora, PolicySource
 
@@ -49,7 +53,7 @@ def export(ckpt, out, *words):
 
 @torch.no_grad()
 def logits(network, folder):
-    """What a model makes of an image, asked as the folder's own processor and chat template do."""
+    """Logits for an image and a question, encoded by the processor and chat template of the folder."""
     processor = AutoProcessor.from_pretrained(folder)
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Locate every star."}]}]
     text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
@@ -94,7 +98,7 @@ def test_a_qlora_run_is_adapters_of_a_base_in_four_bits(trained, tiny_model, tmp
     base = AutoModelForImageTextToText.from_pretrained(tiny_model, quantization_config=four_bits, dtype=torch.float32)
     for layer in base.modules():
         if isinstance(layer, Linear4bit):
-            # The sizes of the blank model are none that bitsandbytes could repack for the CPU.
+            # bitsandbytes cannot repack matrices of the tiny model's sizes for the CPU.
             layer.support_avx512bf16_for_cpu = False
     assert_trained(folder, PeftModel.from_pretrained(base, folder), policy, tiny_model)
     assert "in 4 bits" in (folder / "README.md").read_text()
@@ -141,16 +145,48 @@ def test_the_card_of_a_run_of_the_command_line(tiny_model, tmp_path):
     for readme in (folder / "README.md", version / "model" / "README.md"):
         card = readme.read_text()
         head = yaml.safe_load(card.split("---")[1])
-        assert head["base_model"] == str(tiny_model)
-        assert f"python -m vr1 fit --config {words[1]}" in card
+        assert "base_model" not in head, "the base is a folder of this machine"
+        assert f"`{tiny_model.name}`" in card
+        assert str(tmp_path) not in card
+        assert str(tiny_model) not in card
+        assert "python -m vr1 fit --config demo.yaml" in card
+        assert "| several categories | `Locate every item from the category list" in card
         assert "| val/map |" in card
         assert "train_scenes: 4" in card.split("## Data")[1].split("##")[0]
         assert "max_steps: 1" in card.split("## Configuration")[1]
-    assert f"python -m vr1 export --ckpt {ckpt} --out '{folder}'" in (folder / "README.md").read_text()
+    assert f"python -m vr1 export --ckpt {ckpt.name} --out 'with space'" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_example_of_the_card_runs_in_the_exported_folder(trained, tmp_path, kind):
+    _, ckpt = trained(kind)
+    folder = export(ckpt, tmp_path / "out")
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_card_names_hub_models_and_no_folder_of_the_machine():
+    run = {
+        "policy": {"path": "Qwen/Qwen2.5-VL-3B-Instruct", "quantize": None},
+        "figures": {},
+        "module": "GRPOModule",
+        "prompt": Qwen2VL().prompt_info(),
+        "command": "python -m vr1 fit --config /home/me/my.yaml --data.root=/data/cats --data.test '[/a/b.json, c/d]'",
+        "config": "data: {root: ~/cats, url: 'https://host/a/b', files: [/data/one.json]}",
+    }
+    card = model_card(run, step=1, adapters=False)
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert "--config my.yaml --data.root=cats --data.test '[b.json, c/d]'" in card
+    assert "root: cats" in card
+    assert "- one.json" in card
+    assert "https://host/a/b" in card
+    assert "skip_special_tokens=False" in card
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words", "told"),
+    ("damage", "words", "message"),
     [
         (lambda state: state.pop("vr1"), [], "does not say which model it was trained from"),
         (lambda state: state["state_dict"].popitem(), [], "does not belong to its base"),
@@ -158,15 +194,15 @@ def test_the_card_of_a_run_of_the_command_line(tiny_model, tmp_path):
         (lambda state: None, ["--base", "nowhere/at/all"], "policy.path=nowhere/at/all: no config.json there"),
     ],
 )
-def test_what_cannot_be_exported_is_told_in_one_line(trained, tmp_path, capsys, spoil, words, told):
+def test_what_cannot_be_exported_is_a_one_line_error(trained, tmp_path, capsys, damage, words, message):
     state = torch.load(trained("full")[1], weights_only=True)
-    spoil(state)
-    torch.save(state, tmp_path / "spoilt.ckpt")
+    damage(state)
+    torch.save(state, tmp_path / "damaged.ckpt")
     capsys.readouterr()
-    assert main(["export", "--ckpt", str(tmp_path / "spoilt.ckpt"), "--out", str(tmp_path / "out"), *words]) == 2
+    assert main(["export", "--ckpt", str(tmp_path / "damaged.ckpt"), "--out", str(tmp_path / "out"), *words]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("vr1 export: error: ")
-    assert told in line
+    assert message in line
     assert not (tmp_path / "out").exists()
 
 
@@ -191,8 +227,8 @@ def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(trained, tmp_path,
     torch.testing.assert_close(logits(network, tmp_path / "out"), logits(policy, tmp_path / "out"))
 
     assert main(["export", "--ckpt", str(kept / "last.ckpt"), "--out", str(tmp_path / "other")]) == 2
-    assert "beside it there is epoch=0-step=3.ckpt, old.ckpt" in capsys.readouterr().err
+    assert "in its folder are epoch=0-step=3.ckpt, old.ckpt" in capsys.readouterr().err
     shutil.rmtree(kept)
     (tmp_path / "run" / "run.json").write_text("{}")
     assert main(["export", "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "other")]) == 2
-    assert "kept no checkpoint" in capsys.readouterr().err
+    assert "has no checkpoint" in capsys.readouterr().err

@@ -1,12 +1,11 @@
-"""A trained model as a folder that transformers and peft load by ``from_pretrained``, with a model card."""
+"""A trained model as a folder that transformers and peft load by ``from_pretrained``."""
 
 import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -14,8 +13,6 @@ from vr1.checkpoints.state import source_of
 from vr1.errors import UserError
 from vr1.policy.loading import PolicySource
 from vr1.policy.patches import four_bit_layers
-from vr1.runs.facts import versions
-from vr1.runs.tables import markdown_table
 
 _PREFIX = "policy.network."
 
@@ -26,7 +23,7 @@ def write_model(network: Any, processor: Any, folder: Path, dtype: str | None = 
     Args:
         network: a transformers model, or a peft model, of which the adapters alone are written.
         processor: the processor that it was trained with.
-        folder: made where it is missing; files of the same names are replaced.
+        folder: created if it is missing; files of the same names are replaced.
         dtype: precision of the written weights, a name of torch's; None keeps that of ``network``.
         card: text of ``README.md``; None leaves what peft writes.
     """
@@ -35,7 +32,7 @@ def write_model(network: Any, processor: Any, folder: Path, dtype: str | None = 
         kind = getattr(torch, dtype)
         weights = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
     network.save_pretrained(folder, state_dict=weights)
-    if dtype is not None and not hasattr(network, "peft_config"):
+    if dtype is not None and not isinstance(network, PeftModel):
         _write_precision(network.config, dtype, folder)
     processor.save_pretrained(folder)
     if card is not None:
@@ -120,87 +117,3 @@ def _write_precision(config: Any, dtype: str, folder: Path) -> None:
     for part in (written, *(getattr(written, name) for name in written.sub_configs)):
         part.dtype = dtype
     written.save_pretrained(folder)
-
-
-_PACKAGES = ("vr1", "torch", "transformers", "peft", "lightning", "bitsandbytes")
-
-
-def model_card(run: dict[str, Any], step: int, adapters: bool, command: str = "") -> str:
-    """A model card in Markdown, with the front matter that the Hugging Face hub reads.
-
-    Args:
-        run: what `vr1.checkpoints.state.add_run` stored: ``policy`` (settings), ``figures`` by name, ``module``, and,
-            of runs of the command line, ``command`` and ``config`` (YAML).
-        step: optimizer steps that were made.
-        adapters: the folder holds adapters alone.
-        command: how the folder was written, if not by the run itself.
-
-    Example:
-        >>> policy, figures = {"path": "some/base", "quantize": None}, {"val/map": 0.25}
-        >>> run = {"policy": policy, "figures": figures, "module": "GRPOModule"}
-        >>> card = model_card(run, step=10, adapters=False)
-        >>> "base_model: some/base" in card, "| val/map | 0.25 |" in card
-        (True, True)
-    """
-    policy, config = run["policy"], run.get("config", "")
-    data = (yaml.safe_load(config) or {}).get("data") if config else None
-    sections = [
-        _front_matter(policy["path"], adapters),
-        f"# {policy['path'].rstrip('/').split('/')[-1]}, trained with vr1",
-        f"{'Adapters for' if adapters else 'A fine-tuned'} `{policy['path']}`, trained by `{run['module']}` of vr1"
-        f" (Vision-R1, arXiv 2503.18013) for {step} optimizer steps.",
-        "## Load it\n\n" + _code("python", _LOAD_ADAPTERS if adapters else _LOAD),
-        "## Figures\n\n" + _table(run["figures"]),
-        "## Data\n\n" + (_code("yaml", yaml.safe_dump(data, sort_keys=False)) if data else _UNTOLD),
-        "## Command\n\n" + _code("bash", "\n".join(filter(None, (run.get("command"), command))) or _UNTOLD),
-        "## Policy\n\n" + _code("yaml", yaml.safe_dump(dict(policy), sort_keys=False)),
-        "## Configuration\n\n" + (_code("yaml", config) if config else _UNTOLD),
-        "## Versions\n\n" + ", ".join(f"{name} {version}" for name, version in versions(_PACKAGES).items()) + ".",
-    ]
-    if policy["quantize"] and adapters:
-        sections.insert(4, _FOUR_BITS)
-    return "\n\n".join(section.strip() for section in sections) + "\n"
-
-
-_UNTOLD = "Not recorded: the run was not started by `python -m vr1`."
-_LOAD = """
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-model = AutoModelForImageTextToText.from_pretrained("this folder")
-processor = AutoProcessor.from_pretrained("this folder")
-"""
-_LOAD_ADAPTERS = """
-from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-base = AutoModelForImageTextToText.from_pretrained("the base model")
-model = PeftModel.from_pretrained(base, "this folder")
-processor = AutoProcessor.from_pretrained("this folder")
-"""
-_FOUR_BITS = (
-    "The adapters were trained on the base in 4 bits (NF4, double quantisation; vision tower and `lm_head` left as they"
-    " are). On the base in full precision they work too, with slightly other answers."
-)
-
-
-def _front_matter(base: str, adapters: bool) -> str:
-    head = {
-        "base_model": base,
-        "library_name": "peft" if adapters else "transformers",
-        "pipeline_tag": "image-text-to-text",
-        "tags": ["object-detection", "grpo", "vr1"],
-    }
-    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
-
-
-def _code(language: str, text: str) -> str:
-    return f"```{language}\n{text.strip()}\n```"
-
-
-def _table(figures: dict[str, float]) -> str:
-    """The figures of validation first; times and counters of single steps say nothing of the model."""
-    told = {name: value for name, value in figures.items() if "/" in name and not name.startswith(("perf/", "rule/"))}
-    if not told:
-        return "None were logged."
-    ordered = sorted(told, key=lambda name: (not name.startswith("val/"), name))
-    return markdown_table(["metric", "value"], [[name, f"{told[name]:.4g}"] for name in ordered])

@@ -1,13 +1,12 @@
-"""``python -m vr1 export``: a checkpoint as an ordinary Hugging Face folder."""
+"""``python -m vr1 export``: a checkpoint as a Hugging Face folder."""
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from vr1.errors import UserError
+from vr1.errors import UserError, report_user_error
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -16,18 +15,17 @@ def main(argv: Sequence[str]) -> int:
     """Run the command.
 
     Args:
-        argv: the words after ``python -m vr1 export``.
+        argv: the arguments after ``python -m vr1 export``.
 
     Returns:
-        The exit status: 2 for a user's mistake, which is told in one line.
+        The exit status: 0, or 2 after a one-line message for an error that the user can fix.
     """
     settings = _parser().parse_args(argv)
     command = shlex.join(["python", "-m", "vr1", "export", *argv])
     try:
         print(export(settings.ckpt, settings.out, settings.merge, settings.dtype, settings.base, command))
-    except (ValueError, OSError) as error:
-        print(f"vr1 export: error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        return report_user_error("vr1 export", error)
     return 0
 
 
@@ -35,22 +33,23 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
     """Write the model of a checkpoint.
 
     Args:
-        ckpt: a checkpoint of a run of vr1, or the folder of a run, whose newest checkpoint is taken.
+        ckpt: a checkpoint of a run of vr1, or the folder of a run, whose newest checkpoint is used.
         out: folder to write.
-        merge: add the adapters to the weights of the base.
-        dtype: precision of the written weights; None takes that of the run.
-        base: where the base model is now, if not where the run found it.
-        command: the exact command, for the model card.
+        merge: merge the adapters into the weights of the base.
+        dtype: dtype of the written weights; None takes that of the run.
+        base: folder or hub name of the base model; None takes the one that the run used.
+        command: this command, for the model card.
 
     Returns:
-        One line that says what was written.
+        A one-line summary.
 
     Raises:
         UserError: the checkpoint, its base or the folder cannot be used.
     """
-    # Here, so that --help does not wait for torch.
-    from vr1.checkpoints.export import model_card, trained_network, write_model
+    # Imported here, so that --help does not wait for torch.
+    from vr1.checkpoints.export import trained_network, write_model
     from vr1.checkpoints.files import read_checkpoint
+    from vr1.checkpoints.model_card import model_card
     from vr1.checkpoints.shards import read_shards
     from vr1.checkpoints.state import run_of, source_of
 
@@ -61,30 +60,32 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
     source = source_of(checkpoint)
     if base is not None:
         source = replace(source, path=base)
-        run_of(checkpoint)["policy"] = asdict(source)
     source.check()
     if merge and source.lora is None:
         raise UserError("--merge: this run trained all weights, so there are no adapters to merge; leave --merge out")
     adapters = source.lora is not None and not merge
+    # Checkpoints of version 0.1.0 do not store the prompt.
+    run = {"prompt": source.family().prompt_info()} if "prompt" not in run_of(checkpoint) else {}
+    run_of(checkpoint).update(run, policy=asdict(source))
     card = model_card(run_of(checkpoint), checkpoint["global_step"], adapters, command)
     network = trained_network(checkpoint, merge, dtype)
     write_model(network, source.processor(), out, dtype, card)
-    what = f"adapters for {source.path}" if adapters else "a whole model"
+    what = f"adapters for {source.path}" if adapters else "a full model"
     return f"{out}: {what} after {checkpoint['global_step']} steps, with processor and model card"
 
 
 def _newest(path: Path) -> Path:
-    """The newest checkpoint of a run, where that is the folder of one."""
-    there = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if there:
-        return there[-1]
+    """The newest checkpoint if the path is the folder of a run, else the path."""
+    checkpoints = sorted((path / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if checkpoints:
+        return checkpoints[-1]
     if (path / "run.json").is_file():
         raise UserError(
-            f"--ckpt {path} is the folder of a run that kept no checkpoint; its model may be in {path}/model"
+            f"--ckpt {path} is the folder of a run that has no checkpoint; its model may be in {path}/model"
         )
-    beside = sorted(file.name for file in path.parent.glob("*.ckpt"))
-    if not path.exists() and beside:
-        raise UserError(f"--ckpt {path} does not exist; beside it there is {', '.join(beside)}")
+    others = sorted(file.name for file in path.parent.glob("*.ckpt"))
+    if not path.exists() and others:
+        raise UserError(f"--ckpt {path} does not exist; in its folder are {', '.join(others)}")
     return path
 
 
@@ -96,9 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a run (.ckpt), or its folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; new or empty")
-    parser.add_argument("--merge", action="store_true", help="one whole model instead of adapters alone")
-    parser.add_argument("--dtype", choices=DTYPES, help="precision of the written weights; default: that of the run")
-    parser.add_argument(
-        "--base", help="folder or hub name of the base model, if it is no longer where the run found it"
-    )
+    parser.add_argument("--merge", action="store_true", help="write one full model instead of adapters")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the written weights; default: that of the run")
+    parser.add_argument("--base", help="folder or hub name of the base model; default: the one that the run used")
     return parser

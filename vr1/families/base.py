@@ -1,9 +1,12 @@
-"""What a model family is: its wording of the question, its grammar of the answer, its coordinate frame."""
+"""The base class of model families: questions, form of the answer, coordinate frame.
+
+Shape letter: N boxes.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from vr1.boxes import Frame, frame_size, rescale
 from vr1.errors import UserError
@@ -15,16 +18,16 @@ from vr1.types import Answer, Boxes
 
 @dataclass(frozen=True, kw_only=True)
 class Wording:
-    """Questions with ``{categories}`` where the categories go, or the expression.
+    """Templates of the questions; ``{categories}`` stands for the categories or the referring expression.
 
     Args:
-        one: asks for every object of one category (grounding).
-        several: asks for every object of a list of categories (detection); None words it as ``one``.
-        referring: asks for the one object that an expression describes; None words it as ``one``.
-        between: what stands between two categories.
+        one: question about all objects of one category (grounding).
+        several: question about all objects of several categories (detection); None uses ``one``.
+        referring: question about the one object that an expression describes; None uses ``one``.
+        between: separator of two categories.
 
     Raises:
-        UserError: a text without ``{categories}``.
+        UserError: a template without ``{categories}``.
 
     Example:
         >>> Wording(one="Find every {categories}.", between=" and ").question(["cat", "dog"])
@@ -39,32 +42,31 @@ class Wording:
     def __post_init__(self) -> None:
         for name, text in (("one", self.one), ("several", self.several), ("referring", self.referring)):
             if text is not None and "{categories}" not in text:
-                raise UserError(f"wording.{name}={text!r}: needs {{categories}} where the categories go")
+                raise UserError(f"wording.{name}={text!r}: needs {{categories}}, which the categories replace")
 
     def question(self, categories: Sequence[str]) -> str:
-        """The question for these categories."""
+        """The question about these categories."""
         text = self.several if self.several is not None and len(categories) > 1 else self.one
         return text.replace("{categories}", self.between.join(categories))
 
     def refer(self, expression: str) -> str:
-        """The question for the one object of an expression."""
+        """The question about the one object that an expression describes."""
         return (self.one if self.referring is None else self.referring).replace("{categories}", expression)
 
 
 class Family(ABC):
-    """The way one family of models is asked for boxes and writes them.
+    """The questions that a family of models was trained on and the form of its answers.
 
-    Families differ in the attributes below alone, unless one overrides a method. A family is stateless. Sizes are
-    ``(width, height)`` in pixels: ``image_size`` of the image as stored, ``input_size`` of what the processor made of
-    it (the model's input). How an image is resized is not said here: that is the processor's own rule, and there is no
-    second copy of it.
+    A family is stateless; most subclasses only set the attributes below. All sizes are ``(width, height)`` in pixels:
+    ``image_size`` of the image as stored, ``input_size`` of the image as the processor resized it for the model. A
+    family does not resize images: the processor does.
 
     Attributes:
-        model_types: the ``model_type`` of the configs that this family is chosen for.
-        frame: what the numbers of a written box count.
-        wording: the questions.
-        grammar: the items of an answer; None for a JSON list of ``bbox_2d`` and ``label``.
-        markers: special tokens that belong to an answer. A decoder that drops special tokens must keep these.
+        model_types: the ``model_type`` values of ``config.json`` that select this family.
+        frame: unit of the coordinates in an answer; see `vr1.boxes.Frame`.
+        wording: templates of the questions.
+        grammar: templates of an answer; None for a JSON list of ``bbox_2d`` and ``label``.
+        markers: special tokens that are part of an answer and stay in its text.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -75,25 +77,25 @@ class Family(ABC):
     @property
     @abstractmethod
     def wording(self) -> Wording:
-        """The questions; most families give theirs as a class attribute."""
+        """Templates of the questions; a class attribute in most families."""
 
     def instruction(self, categories: Sequence[str]) -> str:
-        """The text of the question that asks for every object of the given categories."""
+        """The question about all objects of the given categories."""
         return self.wording.question(categories)
 
     def refer(self, expression: str) -> str:
-        """The text of the question that asks for the one object that an expression describes."""
+        """The question about the one object that an expression describes."""
         return self.wording.refer(expression)
 
     def read(self, completion: str) -> Answer:
-        """Read a completion; see `read_items` and `read_json_answer`.
+        """Parse a completion; see `read_items` and `read_json_answer`.
 
-        Never raises: text that is no answer gives an answer without boxes.
+        Never raises: text without boxes is an answer without boxes.
         """
         return read_items(completion, self.grammar) if self.grammar else read_json_answer(completion)
 
     def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write boxes ``[N, 4]``, given in the family's own frame, as the family's models would."""
+        """Write boxes ``[N, 4]`` of the family's frame and their N labels as an answer of its models."""
         return self.grammar.write(boxes, labels) if self.grammar else write_json_answer(boxes, labels)
 
     def to_image(self, boxes: Boxes, image_size: tuple[int, int], input_size: tuple[int, int]) -> Boxes:
@@ -105,5 +107,20 @@ class Family(ABC):
         return rescale(boxes, image_size, self.frame_size(image_size, input_size))
 
     def frame_size(self, image_size: tuple[int, int], input_size: tuple[int, int]) -> tuple[float, float]:
-        """The largest x and y that lie inside the image, in the family's frame."""
+        """Largest x and y inside the image, in the family's frame."""
         return frame_size(self.frame, image_size, input_size)
+
+    def prompt_info(self) -> dict[str, Any]:
+        """Questions and frame as plain values, for checkpoints and model cards.
+
+        Returns:
+            ``one``, ``several`` and ``referring`` (questions about ``CATEGORY`` or ``EXPRESSION``), ``frame``, and
+            ``special_tokens``: whether special tokens are part of an answer.
+        """
+        return {
+            "one": self.instruction(["CATEGORY"]),
+            "several": self.instruction(["CATEGORY 1", "CATEGORY 2"]),
+            "referring": self.refer("EXPRESSION"),
+            "frame": self.frame,
+            "special_tokens": bool(self.markers),
+        }

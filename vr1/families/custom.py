@@ -1,4 +1,4 @@
-"""A family described by settings alone, for models that this package does not know."""
+"""A family defined by settings, for models without a class of their own."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from vr1.families.item_grammar import ItemGrammar
 
 
 class CustomFamily(Family):
-    """Wording, grammar and frame from a YAML file.
+    """Questions, form of the answer and frame from a YAML file.
 
-    A model that writes ``cat: (1,2,30,40); dog: (5,6,70,80)``::
+    For a model that writes ``cat: (1,2,30,40); dog: (5,6,70,80)``::
 
         family:
           class_path: vr1.families.CustomFamily
@@ -22,14 +22,14 @@ class CustomFamily(Family):
             markers: []
 
     Args:
-        frame: what the coordinates count: pixels of the model's ``input``, pixels of the ``image``, or a number that
-            both axes go up to. There is no default, since a wrong one shows in no error.
-        wording: the questions.
-        grammar: the items of an answer; None for a JSON list of ``bbox_2d`` and ``label``.
-        markers: special tokens that belong to an answer.
+        frame: unit of the coordinates: pixels of the model's ``input``, pixels of the ``image``, or the number that
+            both axes end at. There is no default, since a wrong frame gives wrong boxes without an error.
+        wording: templates of the questions.
+        grammar: templates of an answer; None for a JSON list of ``bbox_2d`` and ``label``.
+        markers: special tokens that are part of an answer.
 
     Raises:
-        UserError: a frame that is not above 0.
+        UserError: ``frame`` is 0 or less.
 
     Example:
         >>> from vr1.types import as_boxes
@@ -46,11 +46,11 @@ class CustomFamily(Family):
         markers: Sequence[str] = (),
     ) -> None:
         if not isinstance(frame, str) and not frame > 0:
-            raise UserError(f"family.frame={frame} must lie above 0; 1000 is usual, or input, or image")
+            raise UserError(f"family.frame={frame} must be above 0; set it to 1000, input or image")
         self._wording = wording
         self.frame, self.grammar, self.markers = frame, grammar, tuple(markers)
 
     @property
     def wording(self) -> Wording:
-        """The questions."""
+        """Templates of the questions."""
         return self._wording

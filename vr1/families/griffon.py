@@ -5,16 +5,14 @@ from vr1.families.item_grammar import ItemGrammar
 
 
 class Griffon(Family):
-    """Griffon-G's way of grounding, and the wording of Vision-R1-Data.
+    """Griffon-G, whose questions are also those of Vision-R1-Data.
 
-    Supported are the words and the frame: recorded answers of Griffon are read, scored and evaluated, and its target
-    texts are written for supervised training. Its *weights* are not: no class of transformers holds them, they load by
-    the authors' own package alone, so that nothing here chooses this family by itself. Today one generates with that
-    package, records each answer as a line of a file and evaluates it by ``python -m vr1 score --family
-    vr1.families.Griffon``; or one teaches Griffon's answers to a model that transformers has, by setting this family
-    for it. Where no object is there the answer is ``None``: no published text says what Griffon writes then.
+    For recorded answers, and for other models that are trained to answer like Griffon. Griffon's own weights cannot be
+    loaded, since transformers has no class for them: generate with the authors' package, record each answer as a line
+    of a file, and evaluate it by ``python -m vr1 score --family Griffon``. Without an object the answer is ``None``; no
+    published text says what Griffon writes.
 
-    Source: Vision-R1, arXiv 2503.18013, supplementary (instructions and answers of Griffon-G).
+    Source: Vision-R1, arXiv 2503.18013, supplementary (questions and answers of Griffon-G).
 
     Example:
         >>> from vr1.types import as_boxes

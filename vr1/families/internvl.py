@@ -5,14 +5,14 @@ from vr1.families.item_grammar import ItemGrammar
 
 
 class InternVL(Family):
-    """InternVL's way of grounding (InternVL 2, 2.5 and 3, in the form that transformers has).
+    """InternVL 2, 2.5 and 3, as converted for transformers.
 
-    Neighbouring boxes of one label share an item. An image is cut into square tiles, or squeezed into one; coordinates
-    count over the whole image either way. Where no object is there, the answer is ``None``: the published formats have
-    no word for it.
+    Consecutive boxes of one label share an item. The processor splits an image into square tiles or resizes it to one;
+    coordinates refer to the full image in both cases. Without an object the answer is ``None``; the published formats
+    do not define one.
 
-    Source: InternVL's documentation, chat data format (grounding and detection data); its own
-        evaluation on RefCOCO (wording of referring expressions).
+    Source: InternVL's documentation, chat data format (grounding and detection data); its own evaluation on RefCOCO
+        (questions about referring expressions).
 
     Example:
         >>> from vr1.types import as_boxes

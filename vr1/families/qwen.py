@@ -5,13 +5,13 @@ from vr1.families.item_grammar import ItemGrammar
 
 
 class Qwen2VL(Family):
-    """Qwen2-VL's way of grounding.
+    """Qwen2-VL: special tokens around labels and boxes.
 
-    The markers are special tokens, which the rollout keeps in the text. A text without them is read too (recorded
-    answers often lost them), and so is JSON, which the instruct models write when they are asked to, in the same frame.
+    Answers without the special tokens are read too, since recorded answers often lack them, and so is JSON, which the
+    instruct models can write in the same frame.
 
-    Source: Qwen2-VL, arXiv 2409.12191, section 2.2 (grounding data); the wording is that of the model's users,
-        and for referring expressions, where none is published, ours.
+    Source: Qwen2-VL, arXiv 2409.12191, section 2.2 (grounding data). The questions are those that users of the model
+        published; the one about referring expressions is ours, since none is published.
 
     Example:
         >>> from vr1.types import as_boxes
@@ -39,9 +39,9 @@ class Qwen2VL(Family):
 
 
 class Qwen25VL(Family):
-    r"""Qwen2.5-VL's way of grounding.
+    r"""Qwen2.5-VL: a JSON list of boxes in pixels of the model's input.
 
-    Source: Vision-R1, arXiv 2503.18013, supplementary (instructions); Qwen2.5-VL's published cookbook (answers,
+    Source: Vision-R1, arXiv 2503.18013, supplementary (questions); Qwen2.5-VL's published cookbook (answers,
         referring expressions).
 
     Example:
@@ -66,12 +66,11 @@ class Qwen25VL(Family):
 
 
 class Qwen3VL(Family):
-    """Qwen3-VL's way of grounding: Qwen2.5-VL's answers in another frame.
+    """Qwen3-VL: the JSON answers of Qwen2.5-VL, but in a frame of 1000 by 1000.
 
-    The frame is what tells the two apart, and nothing in an answer shows it: numbers read in the wrong one are boxes in
-    the wrong place.
+    Nothing in an answer shows its frame: read in the wrong one, boxes are in the wrong place.
 
-    Source: Qwen3-VL's published cookbook on 2D grounding (wording, frame); arXiv 2511.21631 (appendix on evaluation
+    Source: Qwen3-VL's published cookbook on 2D grounding (questions, frame); arXiv 2511.21631 (appendix on evaluation
         prompts: referring expressions).
 
     Example:

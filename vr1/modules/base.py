@@ -144,7 +144,8 @@ class DetectionModule(L.LightningModule, ABC):
         Reading the figures may make the processes exchange results: call it on all of them.
         """
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-        started = {name: value for name, value in asdict(self.training_state.run).items() if value}
+        info = {"prompt": self.family.prompt_info(), **asdict(self.training_state.run)}
+        started = {name: value for name, value in info.items() if value}
         return {"policy": asdict(self.source), "module": type(self).__name__, "figures": figures, **started}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

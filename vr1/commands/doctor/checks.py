@@ -181,9 +181,7 @@ def _check_gpu(number: int, cuda: str | None) -> CheckResult:
         fix = "no bfloat16 in hardware: set --model.policy.dtype float16 or float32"
         return CheckResult(name=name, state="note", message=message, fix=fix)
     if free < total / 2:
-        return CheckResult(
-            name=name, state="note", message=message, fix="another process has the rest (nvidia-smi)"
-        )
+        return CheckResult(name=name, state="note", message=message, fix="another process has the rest (nvidia-smi)")
     return CheckResult(name=name, message=message)
 
 
