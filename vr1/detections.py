@@ -56,8 +56,8 @@ def read_detections(
     complete = answer.follows_template and not answer.problems
     inside = _in_frame(boxes, frame)
     if not inside:
-        finite = np.isfinite(boxes).all(axis=1)
-        labels = tuple(label for label, is_finite in zip(labels, finite.tolist(), strict=True) if is_finite)
+        finite = np.flatnonzero(np.isfinite(boxes).all(axis=1))
+        labels = tuple(labels[row] for row in finite)
         # Clip before the change of frame, in which a coordinate of 1e308 would overflow.
         boxes = _ordered_and_clipped(boxes[finite], frame)
     return Detections(
