@@ -42,7 +42,7 @@ def measure(boxes: int, completions: int, rounds: int) -> dict[str, float]:
         matches = [reward.matcher(*pair) for pair in zip(found, targets, strict=True)]
         matched = time.process_time()
         for term in reward.terms.values():
-            term(matches, reward.criterion)
+            term.scores(matches, reward.criterion)
         ended = time.process_time()
         for part, seconds in zip(times, (read - started, matched - read, ended - matched), strict=True):
             times[part].append(1e3 * seconds / completions)

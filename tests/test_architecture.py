@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up: a module imports from its own room and from rooms of the layers below, never from above.
 LAYERS = [
     {"errors"},
-    {"types", "distributed", "seeding", "timing", "advantage", "losses", "runs"},
+    {"types", "distributed", "seeding", "timing", "advantage", "losses", "optimizers", "runs"},
     {"boxes", "drawing"},
     {"data", "families", "matching"},
     {"prompts", "detections", "metrics", "rewards"},
@@ -17,7 +17,7 @@ LAYERS = [
     {"rollout", "checkpoints"},
     {"strategies"},
     {"modules"},
-    {"optimizers", "commands"},
+    {"commands"},
     {"cli", "__init__"},
     {"__main__"},
 ]

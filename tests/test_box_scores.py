@@ -110,7 +110,7 @@ def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
     for way in ("decode_shared", "decode_unshared"):
         monkeypatch.setattr(import_module("vr1.rollout.generate"), way, decoded)
     with torch.no_grad():
-        answers = module._answer(prompts)
+        answers = module.answer(prompts)
         for row, answer in enumerate(answers):
             assert answer.completion == written
             alone = module.encoder([prompts.records[row]])

@@ -1,4 +1,4 @@
-"""Losses against numbers worked out by hand and against a restatement in plain Python."""
+"""Losses against values computed by hand and against an independent implementation in plain Python."""
 
 import math
 
@@ -26,7 +26,7 @@ def batch():
     return log_probs, old, advantages, torch.arange(6) < lengths[..., None], reference
 
 
-def restated(batch, kl_coef, low, high, sequence, average):
+def in_python(batch, kl_coef, low, high, sequence, average):
     """Token by token in Python floats."""
     log_probs, old, advantages, mask, reference = batch
     completions = []
@@ -59,7 +59,11 @@ def mean_of_tokens(completions):
     [
         (GRPO(0.2, 0.2, 0.28), False, mean_of_means),
         (TokenMean(0.2, 0.2, 0.28), False, mean_of_tokens),
-        (DrGRPO(10, 0.2, 0.2, 0.28), False, lambda completions: sum(map(sum, completions)) / (12 * 10)),
+        (
+            DrGRPO(10, kl_coef=0.2, clip_low=0.2, clip_high=0.28),
+            False,
+            lambda completions: sum(map(sum, completions)) / (12 * 10),
+        ),
         (GSPO(0.2, 0.2, 0.28), True, mean_of_means),
     ],
     ids=["grpo", "token_mean", "dr_grpo", "gspo"],
@@ -67,7 +71,7 @@ def mean_of_tokens(completions):
 def test_losses_equal_their_definitions(batch, loss, sequence, average):
     log_probs, old, advantages, mask, reference = batch
     value, metrics = loss(terms(log_probs, old, advantages, mask, reference))
-    assert float(value.detach()) == pytest.approx(restated(batch, 0.2, 0.2, 0.28, sequence, average), rel=1e-5)
+    assert float(value.detach()) == pytest.approx(in_python(batch, 0.2, 0.2, 0.28, sequence, average), rel=1e-5)
     assert 0 < float(metrics["clip_fraction"]) < 1
     value.backward()
     assert (log_probs.grad[~mask] == 0).all()
@@ -102,19 +106,22 @@ def test_clip_high_lets_likely_tokens_grow_further():
     assert float(GRPO(0.0, 0.2, 0.28)(terms(log_probs, *arguments))[0].detach()) == pytest.approx(-1.25)
 
 
-def test_a_completion_without_counted_tokens_changes_nothing(batch):
+@pytest.mark.parametrize("loss", [GRPO(), TokenMean(), GSPO()], ids=["grpo", "token_mean", "gspo"])
+def test_a_completion_without_counted_tokens_changes_nothing(batch, loss):
+    """The loss and its gradient are those of the batch without that completion."""
     log_probs, old, advantages, mask, reference = batch
-    cut = mask.clone()
-    cut[0, 0] = False
-    kept = [0, *range(2, 12)]
-    with_it, _ = GRPO()(terms(log_probs, old, advantages, cut, reference))
-    rest = [
-        tensor.reshape(12, -1)[1:].unsqueeze(1) if tensor.dim() == 3 else tensor.reshape(12, 1)[1:]
-        for tensor in (log_probs, old, advantages, mask, reference)
-    ]
-    without, _ = GRPO()(terms(rest[0], rest[1], rest[2], rest[3], rest[4]))
-    assert len(kept) == 11
+    masked = mask.clone()
+    masked[0, 0] = False
+    with_it, _ = loss(terms(log_probs, old, advantages, masked, reference))
+    with_it.backward()
+    # The other 11 completions, as 11 prompts of one completion each.
+    others = [value.detach().flatten(0, 1)[1:, None] for value in (log_probs, old, advantages, mask, reference)]
+    others[0].requires_grad_()
+    without, _ = loss(terms(*others))
+    without.backward()
     torch.testing.assert_close(with_it, without)
+    torch.testing.assert_close(log_probs.grad.flatten(0, 1)[1:, None], others[0].grad)
+    assert (log_probs.grad[0, 0] == 0).all()
 
 
 def test_gspo_gradient_is_shared_by_the_sequence():
@@ -137,7 +144,7 @@ def test_k3_is_unbiased_and_never_negative():
     ("settings", "named"),
     [({"kl_coef": -0.1}, "kl_coef"), ({"clip_low": 1.0}, "clip_low"), ({"clip_high": -1.0}, "clip_high")],
 )
-def test_settings_out_of_range_are_refused(settings, named):
+def test_settings_out_of_range_are_errors(settings, named):
     with pytest.raises(ValueError, match=named):
         GRPO(**settings)
 

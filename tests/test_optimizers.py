@@ -47,18 +47,18 @@ def test_a_schedule_reaches_both_halves() -> None:
         assert torch.equal(value, before[name]), name
 
 
-def test_goes_on_from_its_state() -> None:
-    whole, cut = small_model(), small_model()
-    descend(whole, optimizer := MuonAdamW(whole.named_parameters(), lr=0.01), steps=1)
-    descend(cut, stopped := MuonAdamW(cut.named_parameters(), lr=0.01), steps=1)
-    resumed = MuonAdamW(cut.named_parameters(), lr=9.0)
+def test_resumes_from_its_state() -> None:
+    uninterrupted, interrupted = small_model(), small_model()
+    descend(uninterrupted, optimizer := MuonAdamW(uninterrupted.named_parameters(), lr=0.01), steps=1)
+    descend(interrupted, stopped := MuonAdamW(interrupted.named_parameters(), lr=0.01), steps=1)
+    resumed = MuonAdamW(interrupted.named_parameters(), lr=9.0)
     resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
-    descend(whole, optimizer)
-    descend(cut, resumed)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, cut.state_dict()[name]), name
+    descend(uninterrupted, optimizer)
+    descend(interrupted, resumed)
+    for name, value in uninterrupted.state_dict().items():
+        assert torch.equal(value, interrupted.state_dict()[name]), name
 
 
-def test_says_that_names_are_missing() -> None:
+def test_parameters_without_names_are_an_error() -> None:
     with pytest.raises(ValueError, match="named_parameters"):
-        MuonAdamW(small_model().parameters())  # type: ignore[arg-type]
+        MuonAdamW(small_model().parameters(), lr=0.1)  # type: ignore[arg-type]

@@ -14,14 +14,14 @@ from vr1.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Advantage:
-    """Centre rewards on their group's mean, and scale them.
+    """Centre rewards on the mean of their group, and scale them.
 
-    ``A = (r - mean_group) / (std + epsilon)``. A group whose rewards are all equal has the advantage 0 throughout and
-    so contributes nothing to the loss.
+    ``A = (r - mean_group) / (std + epsilon)``. In a zero-variance group, whose rewards are all equal, every advantage
+    is 0: it does not contribute to the policy gradient.
 
     Args:
-        scale: the standard deviation divided by: of the ``group`` (GRPO), of the whole ``batch``, or ``none`` at all
-            (Dr. GRPO, which shows that dividing by the group's weighs easy and hopeless prompts up).
+        scale: which standard deviation to divide by: that of the ``group`` (GRPO), that of the ``batch``, or ``none``
+            (Dr. GRPO, which shows that dividing by the group's gives more weight to very easy and very hard prompts).
         epsilon: added to the standard deviation.
 
     Raises:
@@ -48,7 +48,7 @@ class Advantage:
     def __call__(self, rewards: Tensor) -> Tensor:
         """Advantages ``[B, G]`` of rewards ``[B, G]``."""
         centred = rewards - rewards.mean(dim=1, keepdim=True)
-        # Rounding of the mean must not become an advantage when it is divided by a deviation of nearly nothing.
+        # A rounding error of the mean, divided by a tiny deviation, must not become an advantage.
         centred = centred.masked_fill(zero_variance_groups(rewards)[:, None], 0.0)
         if self.scale == "none":
             return centred
@@ -57,7 +57,13 @@ class Advantage:
 
 
 def zero_variance_groups(rewards: Tensor) -> Tensor:
-    """Which groups ``[B]`` of the rewards ``[B, G]`` have nothing to compare: all G are equal.
+    """Which groups have rewards that are all equal.
+
+    Args:
+        rewards: ``[B, G]``.
+
+    Returns:
+        ``[B]`` bool.
 
     Example:
         >>> zero_variance_groups(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist()

@@ -1,13 +1,14 @@
-"""Log-probs and advantages -> loss: the members of the GRPO family.
+"""Log-probabilities and advantages -> loss: the members of the GRPO family.
 
-All of them maximise ``min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)`` and hold the policy near its
-reference; they differ in what a ratio belongs to (token or sequence) and in how tokens are averaged.
+All of them maximise ``min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)`` and penalise the KL divergence to
+the reference; they differ in the unit of the ratio (token or sequence) and in how tokens are averaged.
 
 Shape letters: B prompts, G group size, C completion tokens.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +18,12 @@ from vr1.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PolicyTerms:
-    """What a loss is made from.
+    """The inputs of a loss.
 
     Attributes:
         log_probs: ``[B, G, C]`` float32 of the sampled tokens under the policy, with gradient.
         old_log_probs: ``[B, G, C]`` float32 under the policy that sampled them.
-        reference_log_probs: ``[B, G, C]`` float32 under the reference, or None where there is none.
+        reference_log_probs: ``[B, G, C]`` float32 under the reference, or None without a reference.
         advantages: ``[B, G]`` float32.
         mask: ``[B, G, C]`` bool, true on the tokens that count.
     """
@@ -35,9 +36,16 @@ class PolicyTerms:
 
 
 def k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(policy || reference) per token: ``exp(d) - d - 1`` with ``d = ref - policy``.
+    """Schulman's k3 estimate of KL(policy || reference) per token: ``exp(d) - d - 1`` with ``d = reference - policy``.
 
-    Unbiased and never negative.
+    It is unbiased and never negative.
+
+    Args:
+        log_probs: of the sampled tokens under the policy, of any shape.
+        reference_log_probs: of the same tokens under the reference.
+
+    Returns:
+        The estimate, in nats, of the same shape.
 
     Example:
         >>> k3(torch.tensor([0.0, -1.0]), torch.tensor([0.0, 0.0]))
@@ -53,10 +61,10 @@ class PolicyLoss(ABC):
     """A clipped policy-gradient loss.
 
     Args:
-        kl_coef: weight of the KL term to the reference (the paper's beta); 0 means that no reference is kept or run.
+        kl_coef: weight of the KL term (the paper's beta); 0 trains without a reference model.
         clip_low: the ratio is clipped below ``1 - clip_low``.
         clip_high: the ratio is clipped above ``1 + clip_high``; more than ``clip_low`` is DAPO's clip-higher.
-        mask_truncated: completions that were cut at the token limit do not count.
+        mask_truncated: leave out completions that were cut at the token limit.
 
     Raises:
         UserError: a negative coefficient, or ``clip_low`` of 1 or more.
@@ -66,7 +74,7 @@ class PolicyLoss(ABC):
         self, kl_coef: float = 0.2, clip_low: float = 0.2, clip_high: float = 0.2, mask_truncated: bool = False
     ) -> None:
         if kl_coef < 0:
-            raise UserError(f"loss: kl_coef={kl_coef} must not be negative; 0 leaves the reference out")
+            raise UserError(f"loss: kl_coef={kl_coef} must not be negative; 0 trains without a reference")
         if not 0 <= clip_low < 1 or clip_high < 0:
             raise UserError(
                 f"loss: clip_low={clip_low} must lie in 0..1 and clip_high={clip_high} must not be negative"
@@ -75,10 +83,17 @@ class PolicyLoss(ABC):
         self.mask_truncated = mask_truncated
 
     def __call__(self, terms: PolicyTerms) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss (a scalar) and what to log: ``kl``, ``clip_fraction``, ``ratio``, all without gradient.
+        """The loss of a batch: its `total` divided by its `weight`, 0 where no token counts.
 
-        The loss is the `total` over the `weight`, 0 where nothing counts. Processes with unlike weights must weight
-        their losses by them, so that their mean is the loss of all.
+        Processes whose weights differ must multiply their losses by them, so that the mean over processes is the loss
+        of all completions.
+
+        Args:
+            terms: the inputs, ``[B, G, C]``.
+
+        Returns:
+            The loss, a scalar with gradient, and scalars to log without: ``clip_fraction``, ``ratio`` and, with a
+            reference, ``kl``.
         """
         log_ratio = self.log_ratio(terms)
         ratio = log_ratio.exp()
@@ -98,15 +113,20 @@ class PolicyLoss(ABC):
         return self.total(per_token * mask, mask) / self.weight(mask).clamp(min=1), metrics
 
     def log_ratio(self, terms: PolicyTerms) -> Tensor:
-        """Logarithm ``[B, G, C]`` of new over old probability, token by token."""
+        """Logarithm ``[B, G, C]`` of new over old probability of each token."""
         return terms.log_probs - terms.old_log_probs
 
     @abstractmethod
     def total(self, per_token: Tensor, mask: Tensor) -> Tensor:
-        """Sum of the masked losses ``[B, G, C]``, in whatever unit `weight` counts; ``mask`` is float or bool."""
+        """Sum of the masked losses, in the unit that `weight` counts.
+
+        Args:
+            per_token: ``[B, G, C]`` float32, 0 where the mask is.
+            mask: ``[B, G, C]`` float or bool.
+        """
 
     def weight(self, mask: Tensor) -> Tensor:
-        """How much a batch counts: its completions that have a token that counts."""
+        """The number of completions with at least one token that counts."""
         return (mask.sum(-1) > 0).sum()
 
 
@@ -124,12 +144,12 @@ class GRPO(PolicyLoss):
     """
 
     def total(self, per_token: Tensor, mask: Tensor) -> Tensor:
-        """Sum of the completions' means; one without tokens that count adds 0."""
+        """Sum of the completions' means; a completion without tokens that count adds 0."""
         return (per_token.sum(-1) / mask.sum(-1).clamp(min=1)).sum()
 
 
 class TokenMean(PolicyLoss):
-    """Mean over all tokens of the batch, so that a long completion weighs more than a short one.
+    """Mean over all tokens of the batch: a long completion has more weight than a short one.
 
     Source: DAPO, arXiv 2503.14476, Eq. 12.
     """
@@ -144,27 +164,20 @@ class TokenMean(PolicyLoss):
 
 
 class DrGRPO(PolicyLoss):
-    """Sum over tokens, divided by a constant length, which does not favour short wrong answers over long ones.
+    """Sum over tokens divided by a constant, which does not favour short wrong answers over long ones.
 
     Args:
-        max_tokens: the constant, as a rule the rollout's limit.
-        kl_coef: weight of the KL term; 0 means that no reference is kept or run.
-        clip_low: the ratio is clipped below ``1 - clip_low``.
-        clip_high: the ratio is clipped above ``1 + clip_high``.
-        mask_truncated: completions that were cut at the token limit do not count.
+        max_tokens: the constant, usually the rollout's ``max_new_tokens``.
+        **kwargs: settings of `PolicyLoss`.
+
+    Raises:
+        UserError: ``max_tokens`` is less than 1.
 
     Source: Dr. GRPO, arXiv 2503.20783; combine it with ``Advantage(scale="none")``.
     """
 
-    def __init__(
-        self,
-        max_tokens: int,
-        kl_coef: float = 0.2,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        mask_truncated: bool = False,
-    ) -> None:
-        super().__init__(kl_coef, clip_low, clip_high, mask_truncated)
+    def __init__(self, max_tokens: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if max_tokens < 1:
             raise UserError(f"loss: max_tokens={max_tokens} must be at least 1; give the rollout's max_new_tokens")
         self.max_tokens = max_tokens
@@ -177,11 +190,11 @@ class DrGRPO(PolicyLoss):
 class GSPO(GRPO):
     """One ratio per sequence: the geometric mean of its tokens' ratios.
 
-    Source: GSPO, arXiv 2507.18071, Eq. 7; its clip range is far smaller, such as 3e-4 and 4e-4.
+    Source: GSPO, arXiv 2507.18071, Eq. 7; it uses a much smaller clip range, such as 3e-4 and 4e-4.
     """
 
     def log_ratio(self, terms: PolicyTerms) -> Tensor:
-        """The sequence's mean log-ratio at each of its tokens, with the gradient of the token there."""
+        """The sequence's mean log-ratio, repeated for each of its tokens."""
         mask = terms.mask.to(terms.log_probs.dtype)
         log_ratio = terms.log_probs - terms.old_log_probs
         return ((log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(mask)

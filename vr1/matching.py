@@ -1,4 +1,4 @@
-"""Detections x ground truth -> the one match that every reward term reads.
+"""Detections and ground truth -> the match that every reward term reads.
 
 Shape letters: N predicted boxes, M ground-truth boxes, K = min(N, M) matched pairs.
 """
@@ -14,38 +14,38 @@ from vr1.boxes import pairwise_giou, pairwise_iou
 from vr1.errors import UserError
 from vr1.types import Boxes, Detections, Match, Targets
 
-# Decides between assignments whose boxes are equally good, and is too small to decide anything else.
+# Decides between assignments of equal cost, and is too small to change any other.
 _TIE_BREAK = 1e-9
 
 
 class BoxMatcher:
-    """One-to-one assignment of predicted to true boxes that puts boxes before labels.
+    """One-to-one assignment of predicted to true boxes of the lowest total cost.
 
-    The assignment is the cheapest under ``cost = l1 * L1 - iou * IoU - giou * GIoU - label * [labels agree]``, L1 being
-    the sum of the four corner distances in pixels. Assignments of equal cost are decided by label agreement. Labels
-    agree if they are the same text, case, surrounding blanks and a final full stop aside.
+    ``cost = l1 * L1 - iou * IoU - giou * GIoU - label * [labels agree]``, where L1 is the sum of the four absolute
+    coordinate differences in pixels. Among assignments of equal cost, one with more agreeing labels is taken. Labels
+    agree if they are the same text, ignoring case, surrounding spaces and a final full stop.
 
     Args:
         l1: weight of the L1 distance.
         iou: weight of the IoU.
         giou: weight of the GIoU.
         label: weight of the label agreement.
-        overlap: what the rewards read of a pair: its IoU or its GIoU.
-        label_rule: ``zero``: a matched pair whose labels disagree has overlap 0; ``ignore``: labels do not matter.
+        overlap: which overlap of a pair the rewards read: its IoU or its GIoU.
+        label_rule: ``zero`` sets the overlap of a pair to 0 if its labels disagree; ``ignore`` does not.
 
     Raises:
-        UserError: if a weight is negative or not finite, or all are 0, or a choice is unknown.
+        UserError: a weight is negative or not finite, all are 0, or a choice is unknown.
 
     Source: Vision-R1, arXiv 2503.18013, section 3.2, Eq. 3 and Table 3 (box only against box and label). The released
         code is ``BoxMatcher(l1=1, iou=0, giou=1, label=1, overlap="giou", label_rule="ignore")``.
 
     Example:
         >>> from vr1.types import Detections, Targets, as_boxes
-        >>> found = Detections(
+        >>> detections = Detections(
         ...     boxes_xyxy=as_boxes([[0, 0, 9, 9], [0, 0, 10, 10]]), labels=("cat", "Cat."),
         ...     scores=np.full(2, 0.99), well_formed=True, valid=True,
         ... )
-        >>> match = BoxMatcher()(found, Targets(boxes_xyxy=as_boxes([0, 0, 10, 10]), labels=("cat",)))
+        >>> match = BoxMatcher()(detections, Targets(boxes_xyxy=as_boxes([0, 0, 10, 10]), labels=("cat",)))
         >>> match.predicted.tolist(), match.target.tolist(), match.overlap.tolist()
         ([1], [0], [1.0])
     """
@@ -73,10 +73,14 @@ class BoxMatcher:
         self.overlap, self.label_rule = overlap, label_rule
 
     def __call__(self, detections: Detections, targets: Targets) -> Match:
-        """Match the N detections of one completion to the M boxes of its image, both in image pixels.
+        """Match the N detections of one completion to the M true boxes of its image.
+
+        Args:
+            detections: N boxes in image pixels.
+            targets: M boxes in image pixels.
 
         Returns:
-            All K pairs of the cheapest assignment, in the order of the detections.
+            All K pairs of the assignment, in the order of the detections.
         """
         num_predicted, num_targets = len(detections), len(targets)
         predicted = target = np.zeros(0, dtype=np.int64)
@@ -87,9 +91,9 @@ class BoxMatcher:
             giou = pairwise_giou(boxes, others) if self.giou or self.overlap == "giou" else None
             agree = _labels_agree(detections.labels, targets.labels)
             predicted, target = self._assign(boxes, others, iou, giou, agree)
-            read = iou if self.overlap == "iou" else giou
-            assert read is not None
-            overlap = read[predicted, target]
+            overlaps = iou if self.overlap == "iou" else giou
+            assert overlaps is not None
+            overlap = overlaps[predicted, target]
             if self.label_rule == "zero":
                 overlap = overlap * agree[predicted, target]
         return Match(
@@ -105,7 +109,7 @@ class BoxMatcher:
     def _assign(
         self, boxes: Boxes, others: Boxes, iou: Boxes | None, giou: Boxes | None, agree: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and columns of the cheapest assignment, given what of the ``[N, M]`` matrices is at hand."""
+        """Rows and columns of the assignment; a ``[N, M]`` matrix that the cost does not need may be None."""
         if agree.size == 1:
             only = np.zeros(1, dtype=np.int64)
             return only, only
@@ -123,17 +127,17 @@ class BoxMatcher:
 
 def _labels_agree(predicted: tuple[str, ...], target: tuple[str, ...]) -> NDArray[np.bool_]:
     """``[N, M]`` bool: the two labels are the same text."""
-    # Each distinct label is looked at once: an answer repeats a few.
-    normal = {label: fold_label(label) for label in {*predicted, *target}}
-    number = {text: index for index, text in enumerate({*normal.values()})}
+    # Each distinct label is folded once: an answer repeats a few.
+    folded = {label: fold_label(label) for label in {*predicted, *target}}
+    number = {text: index for index, text in enumerate({*folded.values()})}
     if len(number) == 1:
         return np.ones((len(predicted), len(target)), dtype=np.bool_)
-    rows = np.array([number[normal[label]] for label in predicted])
-    return rows[:, None] == np.array([number[normal[label]] for label in target])
+    rows = np.array([number[folded[label]] for label in predicted])
+    return rows[:, None] == np.array([number[folded[label]] for label in target])
 
 
 def fold_label(label: str) -> str:
-    """A label as it is compared: without case, surrounding blanks and a final full stop, which models vary freely.
+    """A label as it is compared: without case, surrounding spaces and a final full stop, which models vary freely.
 
     Example:
         >>> fold_label(" Traffic Light. ")

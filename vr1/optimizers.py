@@ -1,5 +1,6 @@
-"""Muon for the matrices of a model and AdamW for the rest, as one optimizer."""
+"""Muon for the matrices of a model and AdamW for the rest, as one optimizer; and learning rates that nobody chose."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,25 +10,40 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from vr1.errors import UserError
 
-# Rows of these are looked up or scored one token at a time: they are no maps from one space to another.
+__all__ = ["MuonAdamW", "is_default_learning_rate"]
+
+# Their rows are vectors of single tokens: they are not maps from one space to another.
 _TOKEN_TABLES = ("embed_tokens", "lm_head")
 
 
-class MuonAdamW(Optimizer):
-    """`torch.optim.Muon` over weight matrices and `torch.optim.AdamW` over everything else, at one learning rate.
+def is_default_learning_rate(optimizer: Optimizer) -> bool:
+    """Whether all learning rates of an optimizer are the default of its class, and so perhaps nobody's choice.
 
-    Muon's update is scaled to the size of AdamW's, so that one learning rate and one schedule serve both. From random
-    weights it finds out where things are in an image in half the steps of AdamW.
+    Example:
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> [is_default_learning_rate(AdamW(layer.parameters(), **given)) for given in ({}, {"lr": 1e-6})]
+        [True, False]
+    """
+    setting = inspect.signature(type(optimizer)).parameters.get("lr")
+    rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
+    return setting is not None and bool(rates) and all(rate == setting.default for rate in rates)
+
+
+class MuonAdamW(Optimizer):
+    """`torch.optim.Muon` for weight matrices and `torch.optim.AdamW` for everything else, at one learning rate.
+
+    Muon's update is scaled to the size of AdamW's, so that both use the same learning rate and schedule. From random
+    weights it learns to locate objects in half the steps of AdamW.
 
     Args:
         params: (name, parameter) pairs.
         lr: learning rate of both.
-        betas: AdamW's moments.
+        betas: AdamW's coefficients of the moving averages.
         momentum: Muon's momentum.
-        weight_decay: of both.
+        weight_decay: weight decay of both.
 
     Raises:
-        UserError: parameters come without names, which tell a weight matrix from a table of tokens.
+        UserError: parameters come without names, which distinguish a weight matrix from a table of tokens.
 
     Example:
         >>> layer = torch.nn.Linear(3, 2)
@@ -42,7 +58,7 @@ class MuonAdamW(Optimizer):
     def __init__(
         self,
         params: Iterable[tuple[str, Tensor]],
-        lr: float = 1e-3,
+        lr: float,
         betas: tuple[float, float] = (0.9, 0.98),
         momentum: float = 0.95,
         weight_decay: float = 0.05,
@@ -58,15 +74,22 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One step of both."""
+        """One step of both optimizers.
+
+        Args:
+            closure: computes the loss again, with gradients.
+
+        Returns:
+            What ``closure`` returns; None without one.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Schedules and restored checkpoints change this object's groups and state: both halves work on these.
-        for part, groups in ((self._muon, self.param_groups[:1]), (self._adamw, self.param_groups[1:])):
-            part.param_groups, part.state = groups, self.state
-            part.step()
+        # Schedules and loaded checkpoints change the groups and the state of this object: both optimizers use these.
+        for optimizer, groups in ((self._muon, self.param_groups[:1]), (self._adamw, self.param_groups[1:])):
+            optimizer.param_groups, optimizer.state = groups, self.state
+            optimizer.step()
         return loss
 
 

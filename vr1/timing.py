@@ -1,4 +1,4 @@
-"""Which part of a training step is running, how long each has taken, and how many tokens it was about."""
+"""Which part of a training step is running, how long each part has taken, and how many tokens were trained on."""
 
 import time
 from collections import defaultdict
@@ -9,12 +9,12 @@ import torch
 
 
 class StepTimer:
-    """Seconds by part of the work, since the beginning of the run.
+    """Seconds by part of the training step, since the start of the run.
 
     Attributes:
-        part: the part that is running, or in which an error was raised; what is in none of them is ``policy``.
-        seconds: wall time by part that has ended, without ``policy``.
-        tokens: completion tokens that training steps were about.
+        part: the part that is running, or in which an error was raised; ``policy`` outside all measured parts.
+        seconds: wall time of each measured part.
+        tokens: completion tokens that were trained on.
 
     Example:
         >>> timer = StepTimer()
@@ -31,16 +31,16 @@ class StepTimer:
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
-        """Count the time within the block as that of ``part``."""
+        """Add the wall time of the block to ``part``."""
         started, self.part = _now(), part
         yield
-        # Not after an error: whoever handles it wants to know in which part it was.
+        # Not in a finally block: after an error, `part` still names where it was raised.
         self.seconds[part] += _now() - started
         self.part = "policy"
 
 
 def _now() -> float:
-    # A GPU works on behind: what was started in one part would be waited for in another.
+    # A GPU runs asynchronously: without this, work that one part starts would be measured in another.
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -22,7 +22,7 @@ from vr1.data import SceneDataModule, SceneStyle
 from vr1.modules.grpo import GRPOModule
 from vr1.modules.sft import SFTModule
 from vr1.policy import Lora, PolicySource
-from vr1.rewards import Criterion
+from vr1.rewards import Criterion, Reward, RewardTerm
 from vr1.rollout import Sampling
 
 pytestmark = [
@@ -32,13 +32,16 @@ pytestmark = [
 STEPS, STOP = 6, 3
 
 
-class RewardedByHash(GRPOModule):
-    """Rewards that an untrained model earns differently by every completion, scaled by the stage in force."""
+class Hash(RewardTerm):
+    """A reward that an untrained model earns differently by every completion, scaled by the stage."""
 
-    def _rewards(self, batch, rollout):
-        hashes = [[zlib.crc32(text.encode()) % 13 / 13 for text in texts] for texts in rollout.texts]
-        total = torch.tensor(hashes) * self.reward.criterion.xi0
-        return total, {"hash": total}
+    def score(self, match, criterion):
+        return zlib.crc32(match.detections.completion.encode()) % 13 / 13 * criterion.xi0
+
+
+class RewardedByHash(GRPOModule):
+    def __init__(self, **settings):
+        super().__init__(reward=Reward(terms={"hash": Hash()}), **settings)
 
 
 class Diary(Callback):

@@ -1,4 +1,4 @@
-"""Evaluation: what is logged is what the predictions say, computed another way."""
+"""Evaluation: logged metrics against an independent computation from the predictions."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from vr1.data import SceneDataModule, SceneSource, SceneStyle
 from vr1.data.mixture import SetsSource
 from vr1.metrics import CocoMetrics
 from vr1.metrics.answer_file import ScoredCompletion
-from vr1.modules.base import targets
+from vr1.modules.evaluation import targets_of
 from vr1.modules.grpo import GRPOModule
 from vr1.rollout import Sampling
 from vr1.types import Prediction, as_boxes
@@ -41,23 +41,24 @@ def trainer_of(tmp_path, *callbacks):
     )
 
 
-def good_answers(module, batch):
-    """Answers of an able model: true boxes, shifted or mislabelled in places, one of them unreadable."""
-    texts = []
-    for row, (record, size) in enumerate(zip(batch.records, batch.input_sizes, strict=True)):
-        shift = 3.0 * (record.image_id % 3)
-        boxes = module.family.from_image(record.boxes_xyxy, record.image_size, size)
-        limit = np.tile(np.array(size, float), 2)
-        text = module.family.write(np.clip(boxes + shift, 0, limit - 1), list(record.labels))
-        texts.append("I cannot see that." if row == 2 else text)
-    return [ScoredCompletion(completion=text) for text in texts]
+class GoodAnswers(GRPOModule):
+    """Answers with the true boxes, some of them shifted; one answer of a batch is not readable."""
+
+    def answer(self, prompts):
+        texts = []
+        for row, (record, size) in enumerate(zip(prompts.records, prompts.input_sizes, strict=True)):
+            shift = 3.0 * (record.image_id % 3)
+            boxes = self.family.from_image(record.boxes_xyxy, record.image_size, size)
+            limit = np.tile(np.array(size, float), 2)
+            text = self.family.write(np.clip(boxes + shift, 0, limit - 1), list(record.labels))
+            texts.append("I cannot see that." if row == 2 else text)
+        return [ScoredCompletion(completion=text) for text in texts]
 
 
 @pytest.fixture(params=["validate", "test"])
-def evaluated(request, source, tmp_path, monkeypatch):
-    """The stage, its metrics and its predictions, of a model that answers well."""
-    module = GRPOModule(policy=source)
-    monkeypatch.setattr(module, "_answer", lambda batch: good_answers(module, batch))
+def evaluated(request, source, tmp_path):
+    """Metrics and predictions of a model that answers well."""
+    module = GoodAnswers(policy=source)
     recorder = Recorder()
     data = SceneDataModule(
         SceneStyle(num_objects=(1, 4), absent=0.2), val_scenes=11, test_scenes=11, eval_batch_size=4, num_workers=0
@@ -111,9 +112,8 @@ def test_rewards_and_answer_statistics_are_means_over_the_predictions(evaluated)
     assert metrics["overlap"] == pytest.approx(overlaps.mean(), abs=1e-5)
 
 
-def test_a_second_evaluation_begins_anew(source, tmp_path, monkeypatch):
-    module = GRPOModule(policy=source)
-    monkeypatch.setattr(module, "_answer", lambda batch: good_answers(module, batch))
+def test_a_second_evaluation_starts_from_zero(source, tmp_path):
+    module = GoodAnswers(policy=source)
     data = SceneDataModule(SceneStyle(), val_scenes=5, eval_batch_size=4, num_workers=0)
     trainer = trainer_of(tmp_path)
     first, second = (trainer.validate(module, data, verbose=False) for _ in range(2))
@@ -149,7 +149,7 @@ def test_crowd_regions_are_no_targets(encoder, records):
         areas=np.ones(2),
         crowd=np.array([False, True]),
     )
-    [target] = targets(encoder([record]))
+    [target] = targets_of(encoder([record]))
     assert (target.boxes_xyxy.tolist(), target.labels) == ([[0, 0, 9, 9]], ("a",))
 
 
@@ -161,9 +161,8 @@ class TwoSets(SceneDataModule):
         return SetsSource(parts)
 
 
-def test_several_sets_are_logged_each_and_by_their_mean(source, tmp_path, monkeypatch):
-    module = GRPOModule(policy=source)
-    monkeypatch.setattr(module, "_answer", lambda batch: good_answers(module, batch))
+def test_several_sets_are_logged_each_and_by_their_mean(source, tmp_path):
+    module = GoodAnswers(policy=source)
     data = TwoSets(SceneStyle(num_objects=(1, 4)), eval_batch_size=4, num_workers=0)
     recorder = Recorder()
     [metrics] = trainer_of(tmp_path, recorder).validate(module, data, verbose=False)

@@ -1,4 +1,4 @@
-"""GRPO training through a real Trainer, with the tiny model and made scenes."""
+"""GRPO training through a real Trainer, with a tiny untrained model and synthetic scenes."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
-from vr1.modules.grpo import GRPOModule, merge
+from vr1.modules.grpo import GRPOModule, replace_groups
 from vr1.policy import Lora, Policy
 from vr1.rewards import Reward, RewardTerm
 from vr1.rollout import Sampling
@@ -16,18 +16,26 @@ from vr1.types import Rollout
 
 
 class CountsCommas(RewardTerm):
-    """A reward that an untrained model can already earn, differently by every completion."""
+    """A reward that an untrained model earns, differently by every completion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
 
     def score(self, match, criterion) -> float:
-        return float(match.detections.well_formed) + self.seen(match)
-
-    def seen(self, match) -> float:
-        self.calls = getattr(self, "calls", 0) + 1
-        return (self.calls * 7919 % 13) / 13
+        self.calls += 1
+        return float(match.detections.well_formed) + (self.calls * 7919 % 13) / 13
 
 
-def build(source, **settings) -> GRPOModule:
-    return GRPOModule(
+class Same(RewardTerm):
+    """A reward that every completion earns."""
+
+    def score(self, match, criterion) -> float:
+        return 0.3
+
+
+def build(source, kind=GRPOModule, **settings) -> GRPOModule:
+    return kind(
         policy=source,
         reward=settings.pop("reward", None) or Reward(terms={"commas": CountsCommas()}),
         sampling=Sampling(group_size=3, max_new_tokens=6),
@@ -82,11 +90,7 @@ def test_a_step_updates_the_policy_and_logs_what_it_did(source, tmp_path):
         assert torch.isfinite(logged[name]), name
 
 
-def test_equal_rewards_leave_the_policy_alone(source, tmp_path):
-    class Same(RewardTerm):
-        def score(self, match, criterion) -> float:
-            return 0.3
-
+def test_equal_rewards_do_not_change_the_policy(source, tmp_path):
     module = build(source, reward=Reward(terms={"same": Same()}), loss=GRPO(kl_coef=0.0))
     module.configure_model()
     before = weights(module)
@@ -136,7 +140,17 @@ def test_evaluation_holds_no_reference(source, tmp_path):
     assert module.reference is not None
 
 
-def test_several_updates_use_one_rollout(source, tmp_path, monkeypatch):
+class Collecting(GRPOModule):
+    """Counts its rollouts."""
+
+    collected = 0
+
+    def collect(self, batch):
+        self.collected += 1
+        return super().collect(batch)
+
+
+def test_several_updates_use_one_rollout(source, tmp_path):
     ratios = []
 
     class Watched(GRPO):
@@ -144,23 +158,17 @@ def test_several_updates_use_one_rollout(source, tmp_path, monkeypatch):
             ratios.append(super().log_ratio(terms))
             return ratios[-1]
 
-    module = build(source, updates_per_rollout=2, loss=Watched(kl_coef=0.0))
-    gathered = []
-    original = module._gather
-    monkeypatch.setattr(module, "_gather", lambda batch: gathered.append(batch) or original(batch))
+    module = build(source, Collecting, updates_per_rollout=2, loss=Watched(kl_coef=0.0))
     fit(module, tmp_path, steps=4)
-    assert len(gathered) == 2
+    assert module.collected == 2
     assert all((ratios[step] == 0).all() for step in (0, 2)), "the first update is on policy"
     assert all((ratios[step] != 0).any() for step in (1, 3)), "the second is not"
 
 
-def test_accumulation_with_several_updates_keeps_rollouts_apart(source, tmp_path, monkeypatch):
-    module = build(source, updates_per_rollout=2)
-    gathered = []
-    original = module._gather
-    monkeypatch.setattr(module, "_gather", lambda batch: gathered.append(batch) or original(batch))
+def test_accumulation_with_several_updates_has_one_rollout_for_each_batch(source, tmp_path):
+    module = build(source, Collecting, updates_per_rollout=2)
     fit(module, tmp_path, steps=2, accumulate_grad_batches=2)
-    assert len(gathered) == 2
+    assert module.collected == 2
     assert len(module.training_state.rollout_batches) == 2
 
 
@@ -169,32 +177,78 @@ def test_truncated_completions_can_be_masked(source, tmp_path):
     module.configure_model()
     before = weights(module)
     trainer = fit(module, tmp_path, steps=1)
-    # With this seed the untrained model never ends within six tokens, so that nothing is left to learn from.
+    # With this seed the untrained model never ends within six tokens, so all completions are masked.
     assert trainer.callback_metrics["grpo/truncated"] == 1
     for name, value in weights(module).items():
         assert (before[name] == value).all(), name
 
 
-def test_stuck_groups_are_sampled_again(source, tmp_path, monkeypatch):
-    class Same(RewardTerm):
-        def score(self, match, criterion) -> float:
-            return 0.3
+class Attempts(GRPOModule):
+    """Notes its attempts, and whether the prompts were read before."""
 
-    module = build(source, reward=Reward(terms={"same": Same()}), resample_zero_variance=2)
-    draws = []
-    original = module._rollout
-    prefixes = []
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.attempts = []
 
-    def rollout(batch, draw, prefix=None):
-        draws.append(draw)
-        prefixes.append(prefix)
-        return original(batch, draw, prefix)
+    def sample(self, batch, attempt=0, prefix=None):
+        self.attempts.append((attempt, prefix is not None))
+        return super().sample(batch, attempt, prefix)
 
-    monkeypatch.setattr(module, "_rollout", rollout)
+
+def test_zero_variance_groups_are_resampled(source, tmp_path):
+    module = build(source, Attempts, reward=Reward(terms={"same": Same()}), resample_zero_variance=2)
     fit(module, tmp_path, steps=1)
-    assert draws == [0, 1, 2]
-    assert prefixes[0] is None
-    assert prefixes[1] is prefixes[2] is not None, "prompts were read again for every draw"
+    assert module.attempts == [(0, False), (1, True), (2, True)], "each attempt but the first reuses the prefix"
+
+
+def test_only_rewards_that_are_trained_on_count(source, tmp_path):
+    """Resampled groups replace the first ones, in the logged value and in the term's mean."""
+
+    class ByAttempt(RewardTerm):
+        """The same for all completions of an attempt."""
+
+        calls = 0
+
+        def scores(self, matches, criterion):
+            self.calls += 1
+            return torch.full((len(matches),), float(self.calls))
+
+        def score(self, match, criterion) -> float:
+            raise NotImplementedError
+
+    term = ByAttempt()
+    module = build(source, reward=Reward(terms={"attempt": term}), resample_zero_variance=2)
+    trainer = fit(module, tmp_path, steps=1)
+    assert trainer.callback_metrics["reward/attempt"] == trainer.callback_metrics["reward/total"] == 3
+
+
+class EpochMeans(GRPOModule):
+    """Logs its terms for each epoch too, as any metric can be logged."""
+
+    def on_train_epoch_end(self):
+        self.log("epoch/commas", self.reward.terms["commas"])
+        self.log("epoch/total", self.reward.total)
+
+
+def test_a_term_is_logged_by_step_and_can_be_by_epoch(source, tmp_path):
+    steps, epochs = [], []
+
+    class Values(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            steps.append(float(trainer.callback_metrics["reward/commas"]))
+            scores = module.training_state.scored_groups
+            assert steps[-1] == pytest.approx(float(scores.terms["commas"].mean()))
+            assert float(trainer.callback_metrics["reward/total"]) == pytest.approx(float(scores.rewards.mean()))
+
+        def on_train_epoch_start(self, trainer, *_):
+            epochs.append(trainer.callback_metrics.get("epoch/commas"))
+
+        def on_train_end(self, trainer, *_):
+            epochs.append(trainer.callback_metrics["epoch/commas"])
+
+    fit(build(source, EpochMeans), tmp_path, steps=4, scenes=4, callbacks=[Values()])
+    assert len(set(steps)) == 4
+    assert [float(value) for value in epochs[1:]] == pytest.approx([sum(steps[:2]) / 2, sum(steps[2:]) / 2])
 
 
 @pytest.mark.parametrize(
@@ -203,9 +257,9 @@ def test_stuck_groups_are_sampled_again(source, tmp_path, monkeypatch):
         ({}, {}, [True, False]),
         ({"loss": GRPO(kl_coef=0.0)}, {}, [True]),
         ({"loss": GRPO(kl_coef=0.0)}, {"gradient_checkpointing": True}, [True]),
-        # The second update has other weights than those which read the prompts for the rollout.
+        # The second update has other weights than those that read the prompts for the rollout.
         ({"loss": GRPO(kl_coef=0.0), "updates_per_rollout": 2}, {}, [True, True]),
-        # Dropout makes the policy that samples another than the one that is trained.
+        # With dropout, the policy that samples differs from the one that is trained.
         ({"loss": GRPO(kl_coef=0.0)}, {"lora": Lora(rank=2, dropout=0.1)}, [False, True]),
     ],
     ids=["with a reference", "alone", "recomputed", "two updates", "dropout"],
@@ -224,11 +278,15 @@ def test_a_step_reads_its_prompts_as_often_as_it_must(source, tmp_path, monkeypa
     assert with_graph == read
 
 
-def test_a_prefix_of_the_rollout_changes_no_update(source, tmp_path, monkeypatch):
+class ReadsPromptsTwice(GRPOModule):
+    def reuses_prefix(self):
+        return False
+
+
+def test_reusing_the_prefix_of_the_rollout_changes_no_update(source, tmp_path):
     once = build(source)
     fit(once, tmp_path)
-    monkeypatch.setattr(GRPOModule, "_keeps_graph", lambda _: False)
-    twice = build(source)
+    twice = build(source, ReadsPromptsTwice)
     fit(twice, tmp_path)
     for name, value in weights(once).items():
         torch.testing.assert_close(value, weights(twice)[name], atol=1e-5, rtol=1e-4)
@@ -247,17 +305,17 @@ def test_a_seed_fixes_everything(source, tmp_path):
 
 
 def test_resume_with_a_rollout_in_flight_is_exact(source, tmp_path):
-    whole = build(source, updates_per_rollout=2)
-    fit(whole, tmp_path, steps=4, scenes=2, shuffle=False)
+    uninterrupted = build(source, updates_per_rollout=2)
+    fit(uninterrupted, tmp_path, steps=4, scenes=2, shuffle=False)
     first = build(source, updates_per_rollout=2)
     fit(first, tmp_path, steps=3, scenes=2, shuffle=False).save_checkpoint(tmp_path / "three.ckpt")
     second = build(source, updates_per_rollout=2)
     fit(second, tmp_path, steps=4, scenes=2, shuffle=False, ckpt_path=tmp_path / "three.ckpt")
-    for name, value in weights(whole).items():
+    for name, value in weights(uninterrupted).items():
         assert (weights(second)[name] == value).all(), name
 
 
-def test_merge_takes_whole_groups():
+def test_groups_are_replaced_entirely():
     def rollout(value, length):
         return Rollout(
             tokens=torch.full((2, 2, length), value),
@@ -267,7 +325,7 @@ def test_merge_takes_whole_groups():
             seconds={"decode": 1.0},
         )
 
-    merged = merge(rollout(1, 2), rollout(2, 3), torch.tensor([False, True]))
+    merged = replace_groups(rollout(1, 2), rollout(2, 3), torch.tensor([False, True]))
     assert merged.texts == [["1", "1"], ["2", "2"]]
     assert merged.tokens.tolist() == [[[1, 1, 0]] * 2, [[2, 2, 2]] * 2]
     assert merged.mask.sum(-1).tolist() == [[2, 2], [3, 3]]
@@ -280,8 +338,9 @@ def test_merge_takes_whole_groups():
         ({"sampling": Sampling(group_size=1)}, "group_size=1"),
         ({"sampling": Sampling(temperature=0.0)}, "temperature=0"),
         ({"updates_per_rollout": 0}, "updates_per_rollout=0"),
+        ({"resample_zero_variance": -1}, "resample_zero_variance=-1"),
     ],
 )
-def test_settings_that_cannot_train_are_refused(source, settings, named):
+def test_settings_that_cannot_train_are_errors(source, settings, named):
     with pytest.raises(ValueError, match=named):
         GRPOModule(policy=source, **settings)

@@ -1,4 +1,4 @@
-"""Compares with an independent re-statement of what the released code computes, in torch and float32."""
+"""The released rewards against an independent implementation of the released code, in torch and float32."""
 
 from pathlib import Path
 
@@ -80,5 +80,5 @@ def test_same_rewards(config, stage, adaptive, late):
     ours = torch.stack([output.terms[name] for name in ("dual_format", "recall", "precision")], dim=1)
     theirs = torch.tensor([reference(*case, adaptive, late) for case in cases])
     torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
-    # The cases tell the rewards apart.
+    # The rewards of the cases differ.
     assert theirs.std(dim=0)[1:].min() > 0.05

@@ -1,3 +1,5 @@
+"""The sum of terms, its settings, and the reward configurations."""
+
 import sys
 import types
 from pathlib import Path
@@ -28,13 +30,13 @@ CAT, DOG = ([0, 0, 10, 10], "cat"), ([50, 50, 60, 60], "dog")
 
 
 def settings(reward):
-    """All that tells one reward from another."""
+    """Everything that distinguishes one reward from another."""
     terms = {
         name: (
             type(term),
             getattr(term, "check", None),
             getattr(term, "normalise_by", None),
-            getattr(term, "kept", None),
+            getattr(term, "fixed", None),
         )
         for name, term in reward.terms.items()
     }
@@ -103,7 +105,7 @@ def test_names():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weights": {"recal": 1.0}}, "recal is no term; the terms are dual_format, recall, precision"),
+        ({"weights": {"recal": 1.0}}, "recal names no term; the terms are dual_format, recall, precision"),
         ({"weights": {"recall": float("nan")}}, "recall: nan"),
         ({"terms": [Recall(), Recall()]}, "recall occurs twice; give a mapping"),
         ({"terms": {"total": Recall()}}, "total cannot name"),
@@ -112,19 +114,23 @@ def test_names():
         ({"terms": []}, "no term"),
     ],
 )
-def test_refuses_wrong_settings(arguments, message):
+def test_wrong_settings_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         Reward(**arguments)
 
 
-def test_the_terms_are_metrics_of_a_module():
+def test_the_terms_are_metrics_of_the_rewards_that_are_added():
     reward = Reward()
-    reward([found(CAT), found()], [true(CAT), true(CAT)])
-    assert {name: term.compute().item() for name, term in reward.terms.items()} == {
+    output = reward([found(CAT), found()], [true(CAT), true(CAT)])
+    assert not reward.total.update_called, "computing a reward changes no state"
+    metrics = reward.update_means(output.total, output.terms)
+    assert {name: metric.compute().item() for name, metric in metrics.items()} == {
+        "total": 2,
         "dual_format": 1,
         "recall": 0.5,
         "precision": 0.5,
     }
+    assert dict(reward.named_terms()) == {name: metric for name, metric in metrics.items() if name != "total"}
     assert reward.state_dict() == {}
 
 
@@ -146,11 +152,11 @@ def test_released_yaml():
 def test_released_adaptive_yaml():
     reward = parse("--reward", str(CONFIGS / "released_adaptive.yaml"))
     beginner = STAGES["beginner"]
-    assert reward.terms["recall"].kept == beginner
+    assert reward.terms["recall"].fixed == beginner
     assert reward.criterion == Criterion(xi0=beginner.xi0, xi1=beginner.xi1, xi2=beginner.xi2, strict=True)
 
 
-def test_a_term_of_ones_own_by_class_path(monkeypatch):
+def test_a_users_term_by_class_path(monkeypatch):
     class FewBoxes(RewardTerm):
         def __init__(self, halve_after: int = 10) -> None:
             super().__init__()
@@ -159,11 +165,11 @@ def test_a_term_of_ones_own_by_class_path(monkeypatch):
         def score(self, match, criterion):
             return 0.5 ** (match.num_predicted / self.halve_after)
 
-    module = types.ModuleType("own_terms")
-    FewBoxes.__module__, FewBoxes.__qualname__ = "own_terms", "FewBoxes"
+    module = types.ModuleType("user_terms")
+    FewBoxes.__module__, FewBoxes.__qualname__ = "user_terms", "FewBoxes"
     module.FewBoxes = FewBoxes
-    monkeypatch.setitem(sys.modules, "own_terms", module)
-    terms = "[{class_path: vr1.rewards.Recall}, {class_path: own_terms.FewBoxes, init_args: {halve_after: 1}}]"
+    monkeypatch.setitem(sys.modules, "user_terms", module)
+    terms = "[{class_path: vr1.rewards.Recall}, {class_path: user_terms.FewBoxes, init_args: {halve_after: 1}}]"
     reward = parse("--reward", "Reward", "--reward.terms", terms, "--reward.weights", "{few_boxes: 2.0}")
     output = reward([found(CAT)], [true(CAT)])
     assert output.terms["few_boxes"].tolist() == [0.5]

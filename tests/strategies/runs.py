@@ -30,7 +30,7 @@ class FarApart(RewardedByHash):
 
     limits = (1, 30)
 
-    def _rollout(self, batch, draw):
+    def sample(self, batch, attempt=0, prefix=None):
         halves = [(self.limits[self.global_rank], batch)]
         if self.trainer.world_size == 1:
             half = len(batch) // 2
@@ -40,7 +40,7 @@ class FarApart(RewardedByHash):
         parts = []
         for limit, prompts in halves:
             self.sampling = replace(self.sampling, max_new_tokens=limit)
-            parts.append(super()._rollout(prompts, draw))
+            parts.append(super().sample(prompts, attempt))
             assert parts[-1].tokens.shape[-1] == limit
         return join(parts)
 

@@ -58,8 +58,7 @@ def test_told_by_the_command_line_before_anything_is_loaded(tmp_path, tiny_model
 def test_the_optimizer_is_known_before_it_is_made(source):
     for kind in (torch.optim.AdamW, MuonAdamW, bitsandbytes.optim.AdamW8bit):
         module = GRPOModule(policy=source, optimizer=partial(kind, lr=0.1))
-        assert module._optimizer_class(training=True) is kind
-    assert module._optimizer_class(training=False) is None
+        assert module.optimizer_class() is kind
 
 
 def test_export_is_refused_where_no_process_has_the_whole_model(tmp_path):

@@ -1,6 +1,6 @@
-"""Reward terms, the criterion that they share, and their sum."""
+"""Reward terms, the criterion (thresholds) that they share, and their weighted sum."""
 
-from vr1.rewards.base import STAGES, Criterion, RewardTerm, Stage
+from vr1.rewards.base import STAGES, Criterion, MeanScore, RewardTerm, Stage
 from vr1.rewards.counts import Completeness, Count, LabelAccuracy
 from vr1.rewards.overlap import AveragePrecision, DynamicIou, Iou
 from vr1.rewards.paper import DualFormat, Precision, Recall
@@ -18,6 +18,7 @@ __all__ = [
     "Iou",
     "LabelAccuracy",
     "Length",
+    "MeanScore",
     "Precision",
     "Recall",
     "Reward",

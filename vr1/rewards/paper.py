@@ -14,12 +14,12 @@ class DualFormat(RewardTerm):
     """1 if the completion follows the template and its content is valid, else 0.
 
     Args:
-        check: ``template_and_content``: the paper's rule. ``template``: the form only (JSON, four numbers to a box),
-            and for a prompt without an object 1 less that, as in the released code. There, JSON of any other form
-            passes too; here it has to be a list of objects.
+        check: ``template_and_content`` is the paper's rule. ``template`` checks the form only (a JSON list of objects,
+            four numbers to a box); for a prompt without an object it returns 1 minus that, as the released code does,
+            which also accepts other JSON.
 
     Raises:
-        UserError: if ``check`` is neither.
+        UserError: ``check`` is neither.
 
     Source: Vision-R1, arXiv 2503.18013, Eq. 4.
 
@@ -45,23 +45,24 @@ class DualFormat(RewardTerm):
         self.check = check
 
     def score(self, match: Match, criterion: Criterion) -> float:
-        """Eq. 4; the criterion plays no part."""
+        """Eq. 4; the criterion is not used."""
         if self.check == "template_and_content":
             return float(match.detections.valid)
         return float(match.detections.well_formed == (match.num_targets > 0))
 
 
 class Recall(RewardTerm):
-    """``f(number of matched pairs with overlap >= xi0 / M)``, M being the number of true boxes.
+    """``f(number of matched pairs with overlap >= xi0 / M)``, where M is the number of true boxes.
 
     Without an object in the image, an empty and valid answer earns 1 and any other 0.
 
     Args:
-        xi1: keeps f's lower threshold at this value in every stage; the criterion's own where left out.
-        xi2: keeps f's upper threshold likewise. The released code keeps 0.5 and 0.75 once it differentiates at all.
+        xi1: lower threshold of f in every stage; None takes that of the current criterion.
+        xi2: upper threshold of f in every stage; None takes that of the current criterion. The released code fixes 0.5
+            and 0.75 when it differentiates.
 
     Raises:
-        UserError: if only one of them is given, or not ``0 <= xi1 <= xi2 <= 1``.
+        UserError: only one of them is given, or not ``0 <= xi1 <= xi2 <= 1``.
 
     Source: Vision-R1, arXiv 2503.18013, Eq. 5.
 
@@ -69,12 +70,12 @@ class Recall(RewardTerm):
         >>> import numpy as np
         >>> from vr1.matching import BoxMatcher
         >>> from vr1.types import Detections, Targets, as_boxes
-        >>> found = Detections(
+        >>> detections = Detections(
         ...     boxes_xyxy=as_boxes([0, 0, 9, 9]), labels=("cat",), scores=np.full(1, 0.99),
         ...     well_formed=True, valid=True,
         ... )
         >>> two = Targets(boxes_xyxy=as_boxes([[0, 0, 9, 9], [20, 0, 30, 9]]), labels=("cat", "cat"))
-        >>> Recall().score(BoxMatcher()(found, two), Criterion(xi0=0.5, xi1=0.5, xi2=0.75))
+        >>> Recall().score(BoxMatcher()(detections, two), Criterion(xi0=0.5, xi1=0.5, xi2=0.75))
         0.5
     """
 
@@ -84,14 +85,14 @@ class Recall(RewardTerm):
         super().__init__()
         if (xi1 is None) != (xi2 is None):
             raise UserError(f"Recall(xi1={xi1}, xi2={xi2}): give both thresholds or neither")
-        self.kept = None if xi1 is None or xi2 is None else Criterion(xi1=xi1, xi2=xi2)
+        self.fixed = None if xi1 is None or xi2 is None else Criterion(xi1=xi1, xi2=xi2)
 
     def score(self, match: Match, criterion: Criterion) -> float:
-        """Eq. 5: f applies once, to the recall of the completion."""
+        """Eq. 5: f of the recall of the completion."""
         if match.num_targets == 0:
             return reward_without_targets(match)
         hits = sum(map(criterion.hit, match.overlap.tolist()))
-        thresholds = self.kept or criterion
+        thresholds = self.fixed or criterion
         return differentiate(hits / match.num_targets, thresholds.xi1, thresholds.xi2, criterion.strict)
 
 
@@ -101,11 +102,11 @@ class Precision(RewardTerm):
     Without an object in the image, an empty and valid answer earns 1 and any other 0.
 
     Args:
-        normalise_by: ``predicted``: all predicted boxes count, so that redundant ones cost. ``matched``: only matched
-            ones do, as in the released code.
+        normalise_by: ``predicted`` divides by the number of predicted boxes, so that redundant boxes cost. ``matched``
+            divides by the number of matched pairs, as in the released code.
 
     Raises:
-        UserError: if ``normalise_by`` is neither.
+        UserError: ``normalise_by`` is neither.
 
     Source: Vision-R1, arXiv 2503.18013, Eq. 6.
 
@@ -113,11 +114,11 @@ class Precision(RewardTerm):
         >>> import numpy as np
         >>> from vr1.matching import BoxMatcher
         >>> from vr1.types import Detections, Targets, as_boxes
-        >>> found = Detections(
+        >>> detections = Detections(
         ...     boxes_xyxy=as_boxes([[0, 0, 9, 9], [20, 0, 30, 9]]), labels=("cat", "cat"),
         ...     scores=np.full(2, 0.99), well_formed=True, valid=True,
         ... )
-        >>> match = BoxMatcher()(found, Targets(boxes_xyxy=as_boxes([0, 0, 9, 9]), labels=("cat",)))
+        >>> match = BoxMatcher()(detections, Targets(boxes_xyxy=as_boxes([0, 0, 9, 9]), labels=("cat",)))
         >>> Precision().score(match, Criterion()), Precision(normalise_by="matched").score(match, Criterion())
         (0.5, 1.0)
     """
@@ -131,7 +132,7 @@ class Precision(RewardTerm):
         self.normalise_by = normalise_by
 
     def score(self, match: Match, criterion: Criterion) -> float:
-        """Eq. 6: f applies to each matched box."""
+        """Eq. 6: f of the overlap of each matched box."""
         if match.num_targets == 0:
             return reward_without_targets(match)
         if match.num_predicted == 0:

@@ -8,16 +8,16 @@ from vr1.types import Match
 
 
 class Length(RewardTerm):
-    """1 up to ``full_until`` characters, 0 from ``none_from`` on, falling in a straight line between them.
+    """1 up to ``full_until`` characters, 0 at ``none_from`` and above, linear in between.
 
-    Characters, since a term reads the text; a token of English or of JSON has about three of them.
+    The length is in characters, since a term reads the text; a token of English or JSON has about three characters.
 
     Args:
-        full_until: number of characters up to which length costs nothing.
-        none_from: number of characters from which nothing is left.
+        full_until: largest number of characters that earns 1.
+        none_from: smallest number of characters that earns 0.
 
     Raises:
-        UserError: if not ``0 <= full_until < none_from``.
+        UserError: not ``0 <= full_until < none_from``.
 
     Source: DAPO, arXiv 2503.14476, Eq. 13 (soft overlong punishment; there -1..0 and in tokens).
 
@@ -25,11 +25,11 @@ class Length(RewardTerm):
         >>> import numpy as np
         >>> from vr1.matching import BoxMatcher
         >>> from vr1.types import Detections, Targets, as_boxes
-        >>> found = Detections(
+        >>> detections = Detections(
         ...     boxes_xyxy=as_boxes([]), labels=(), scores=np.zeros(0), well_formed=False, valid=False,
         ...     completion="x" * 300,
         ... )
-        >>> match = BoxMatcher()(found, Targets(boxes_xyxy=as_boxes([]), labels=()))
+        >>> match = BoxMatcher()(detections, Targets(boxes_xyxy=as_boxes([]), labels=()))
         >>> Length(full_until=200, none_from=400).score(match, Criterion())
         0.5
     """
@@ -45,9 +45,9 @@ class Length(RewardTerm):
         self.full_until, self.none_from = full_until, none_from
 
     def score(self, match: Match, criterion: Criterion) -> float:
-        """What is left; the criterion plays no part."""
-        left = (self.none_from - len(match.detections.completion)) / (self.none_from - self.full_until)
-        return min(max(left, 0.0), 1.0)
+        """Linear in the number of characters, clipped to 0..1; the criterion is not used."""
+        score = (self.none_from - len(match.detections.completion)) / (self.none_from - self.full_until)
+        return min(max(score, 0.0), 1.0)
 
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -57,8 +57,8 @@ _FORM = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
 class ThinkAnswer(RewardTerm):
     """1 if the whole completion is ``<think>...</think> <answer>...</answer>``, each tag once, else 0.
 
-    What is inside is not looked at. `vr1.rewards.DualFormat` asks for an answer without reasoning: use one or the
-    other.
+    The text inside the tags is not checked. `vr1.rewards.DualFormat` requires an answer without reasoning: use one of
+    the two.
 
     Source: DeepSeek-R1, arXiv 2501.12948, section 2.2.2 (format reward); VLM-R1, arXiv 2504.07615.
 
@@ -66,17 +66,17 @@ class ThinkAnswer(RewardTerm):
         >>> import numpy as np
         >>> from vr1.matching import BoxMatcher
         >>> from vr1.types import Detections, Targets, as_boxes
-        >>> found = Detections(
+        >>> detections = Detections(
         ...     boxes_xyxy=as_boxes([]), labels=(), scores=np.zeros(0), well_formed=False, valid=False,
         ...     completion="<think>I see none.</think><answer>[]</answer>",
         ... )
-        >>> ThinkAnswer().score(BoxMatcher()(found, Targets(boxes_xyxy=as_boxes([]), labels=())), Criterion())
+        >>> ThinkAnswer().score(BoxMatcher()(detections, Targets(boxes_xyxy=as_boxes([]), labels=())), Criterion())
         1.0
     """
 
     plot_upper_bound = 1.0
 
     def score(self, match: Match, criterion: Criterion) -> float:
-        """All or nothing; the criterion plays no part."""
+        """1 or 0; the criterion is not used."""
         text = match.detections.completion
         return float(all(text.count(tag) == 1 for tag in _TAGS) and _FORM.fullmatch(text) is not None)

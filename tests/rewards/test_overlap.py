@@ -1,4 +1,4 @@
-"""Compares with pycocotools on single images."""
+"""Rewards of the overlap: average precision against pycocotools on single images, IoU and dynamic IoU."""
 
 import contextlib
 import io
@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 
 from tests.rewards.test_reward import found, true
 from vr1.matching import BoxMatcher
-from vr1.rewards import AveragePrecision, Criterion
+from vr1.rewards import AveragePrecision, Criterion, DynamicIou, Iou
 from vr1.types import Detections, Targets, as_boxes
 
 NAMES = ("cat", "dog", "bird")
@@ -79,20 +79,63 @@ def test_at_most_a_hundred_boxes_count():
     assert AveragePrecision().score(match, Criterion()) == pytest.approx(pycocotools(detections, everything)[0])
 
 
-def test_made_up_categories_cost_unless_ignored():
+def test_invented_categories_cost_unless_ignored():
     box = [0, 0, 10, 10]
     match = BoxMatcher()(found((box, "cat"), (box, "zebra")), true((box, "Cat.")))
     assert AveragePrecision().score(match, Criterion()) == 0.5
     assert AveragePrecision(absent="ignore").score(match, Criterion()) == 1
 
 
-def test_without_targets(matched):
+def test_average_precision_without_targets(matched):
     assert AveragePrecision().score(matched([]), Criterion()) == 1
     assert AveragePrecision().score(matched([], num_predicted=1), Criterion()) == 0
     assert AveragePrecision().score(matched([], num_targets=1), Criterion()) == 0
 
 
 @pytest.mark.parametrize("settings", [{"thresholds": []}, {"thresholds": [1.5]}, {"absent": "punish"}])
-def test_refuses_wrong_settings(settings):
+def test_average_precision_wrong_settings_are_errors(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         AveragePrecision(**settings)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "num_predicted", "num_targets", "larger", "over_matched"),
+    [
+        ([0.8], 1, 1, 0.8, 0.8),
+        ([0.8, 0.4], 4, 2, 0.3, 0.6),
+        ([0.8, 0.4], 2, 3, 0.4, 0.6),
+        ([0.5, -0.4], 2, 2, 0.25, 0.25),
+        ([], 0, 3, 0, 0),
+    ],
+)
+def test_iou_values(matched, overlap, num_predicted, num_targets, larger, over_matched):
+    match = matched(overlap, num_predicted, num_targets)
+    assert Iou().score(match, Criterion()) == pytest.approx(larger)
+    assert Iou(normalise_by="matched").score(match, Criterion()) == pytest.approx(over_matched)
+
+
+def test_iou_without_targets(matched):
+    assert Iou().score(matched([]), Criterion()) == 1
+    assert Iou().score(matched([], num_predicted=1), Criterion()) == 0
+
+
+def test_iou_an_unknown_count_is_an_error():
+    with pytest.raises(ValueError, match="normalise_by='all'"):
+        Iou(normalise_by="all")
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.85, 0.6), (0.95, 0.32), (0.99, 0.0), (0.0, 0.6)])
+def test_the_threshold_of_dynamic_iou_is_the_criterions(matched, threshold, expected):
+    assert DynamicIou().score(matched([0.96, 0.84 + 0.02, -0.3]), Criterion(xi0=threshold)) == pytest.approx(
+        expected, abs=0.01
+    )
+
+
+def test_redundant_and_missing_boxes_cost(matched):
+    assert DynamicIou().score(matched([0.9], num_predicted=2), Criterion()) == pytest.approx(0.45)
+    assert DynamicIou().score(matched([0.9], num_targets=3), Criterion()) == pytest.approx(0.3)
+
+
+def test_dynamic_iou_without_targets(matched):
+    assert DynamicIou().score(matched([]), Criterion()) == 1
+    assert DynamicIou().score(matched([], valid=False), Criterion()) == 0

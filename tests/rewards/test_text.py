@@ -1,10 +1,12 @@
+"""Rewards of the text: reasoning form and length."""
+
 import json
 from dataclasses import replace
 
 import pytest
 
 from tests.shared_data import SHARED, needs_shared
-from vr1.rewards import Criterion, ThinkAnswer
+from vr1.rewards import Criterion, Length, ThinkAnswer
 
 RECORDED = SHARED / "completions" / "refcoco_val_qwen2.5-vl-3b.jsonl"
 
@@ -31,11 +33,11 @@ def score(matched, text):
         ("", 0),
     ],
 )
-def test_forms(matched, text, expected):
+def test_think_answer_forms(matched, text, expected):
     assert score(matched, text) == expected
 
 
-def test_a_long_text_is_read_in_an_instant(matched):
+def test_a_long_text_is_checked_quickly(matched):
     assert score(matched, "<think>" * 100_000) == 0
     assert score(matched, "<think>" + " </answer" * 100_000) == 0
 
@@ -49,3 +51,16 @@ def test_recorded_answers(matched):
     }
     assert shares["baseline"] == 0
     assert shares["r1_600"] > 0.99
+
+
+@pytest.mark.parametrize(("length", "expected"), [(0, 1), (100, 1), (150, 0.75), (300, 0), (9999, 0)])
+def test_length_values(matched, length, expected):
+    match = matched([])
+    match = replace(match, detections=replace(match.detections, completion="x" * length))
+    assert Length(full_until=100, none_from=300).score(match, Criterion()) == expected
+
+
+@pytest.mark.parametrize("limits", [(-1, 5), (5, 5), (9, 5)])
+def test_length_wrong_limits_are_errors(limits):
+    with pytest.raises(ValueError, match=r"full_until=.* needs 0 <= full_until < none_from"):
+        Length(*limits)

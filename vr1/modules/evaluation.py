@@ -1,0 +1,205 @@
+"""Evaluation without a trainer: greedy answers of a policy, their boxes and rewards, and the metrics over all of them.
+
+Shape letters: B prompts, G group size, C completion tokens, N predicted boxes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vr1.detections import box_scores, read_detections, token_ends
+from vr1.families import Family
+from vr1.metrics import AnswerStatistics, CocoMetrics
+from vr1.metrics.answer_file import ScoredCompletion
+from vr1.metrics.answer_schema import QuestionKey, question_key
+from vr1.policy.policy import Policy
+from vr1.prompts import PromptBatch
+from vr1.rewards import MeanScore, Reward
+from vr1.rollout.generate import generate, hidden_tokens
+from vr1.rollout.sampling import Sampling
+from vr1.types import DetectionRecord, Detections, Prediction, Rollout, Targets
+
+# The figures of COCO that a validation during training logs; a test logs all of them.
+_MAIN_METRICS = ("map", "map_50", "map_75", "ar_100", "accuracy_50")
+
+
+def parse_completions(prompts: PromptBatch, texts: Sequence[str], family: Family) -> list[Detections]:
+    """The boxes of completions in pixels of their images.
+
+    Args:
+        prompts: B prompts.
+        texts: B * G completions, those of the first prompt first.
+        family: reads its answer format.
+
+    Returns:
+        B * G detections in the same order.
+    """
+    group = len(texts) // len(prompts)
+    return [
+        read_detections(text, family, prompts.records[row // group].image_size, prompts.input_sizes[row // group])
+        for row, text in enumerate(texts)
+    ]
+
+
+def targets_of(prompts: PromptBatch) -> list[Targets]:
+    """Ground truth of each of B prompts in image pixels, without crowd regions: they are neither targets nor errors."""
+    targets = []
+    for record in prompts.records:
+        rows = ~record.crowd
+        labels = tuple(label for label, is_target in zip(record.labels, rows, strict=True) if is_target)
+        targets.append(Targets(boxes_xyxy=record.boxes_xyxy[rows], labels=labels))
+    return targets
+
+
+def answer_prompts(
+    policy: Policy, prompts: PromptBatch, sampling: Sampling, tokenizer: Any, scored_by: Family | None = None
+) -> list[ScoredCompletion]:
+    """One completion for each prompt.
+
+    Args:
+        policy: the model.
+        prompts: B prompts.
+        sampling: settings of evaluation, as a rule greedy; of a group the first completion counts.
+        tokenizer: decodes the tokens.
+        scored_by: reads the boxes whose scores are computed from log-probabilities (see `vr1.detections`); None leaves
+            scores out.
+
+    Returns:
+        B answers.
+    """
+    rollout = generate(policy, prompts, sampling, tokenizer)
+    texts = [group[0] for group in rollout.texts]
+    if scored_by is None:
+        return [ScoredCompletion(completion=text) for text in texts]
+    scores = score_boxes(policy, prompts, rollout, tokenizer, scored_by)
+    return [ScoredCompletion(completion=text, scores=row) for text, row in zip(texts, scores, strict=True)]
+
+
+def score_boxes(
+    policy: Policy, prompts: PromptBatch, rollout: Rollout, tokenizer: Any, family: Family
+) -> list[tuple[float, ...]]:
+    """Probabilities of the boxes in the first completion of each prompt.
+
+    Args:
+        policy: the model that sampled the rollout.
+        prompts: B prompts.
+        rollout: their completions, ``tokens`` ``[B, G, C]``.
+        tokenizer: the policy's.
+        family: reads the boxes.
+
+    Returns:
+        B tuples with one score in 0..1 for each of N boxes, in the order of the answer.
+    """
+    values, _ = policy.log_probs(prompts, rollout.tokens, rollout.mask, prefix=rollout.prefix)
+    log_probs = values.cpu().double().numpy()
+    hidden = hidden_tokens(tokenizer, prompts.markers)
+    scores = []
+    for row, (text, *_) in enumerate(rollout.texts):
+        length = int(rollout.mask[row, 0].sum())
+        ends = token_ends(tokenizer, rollout.tokens[row, 0, :length].tolist(), hidden)
+        boxes = family.read(text).boxes
+        scores.append(tuple(box_scores(text, boxes, ends, log_probs[row, 0, :length]).tolist()))
+    return scores
+
+
+def complete_answers(
+    prompts: PromptBatch,
+    recorded: Mapping[QuestionKey, ScoredCompletion],
+    answer: Callable[[PromptBatch], list[ScoredCompletion]],
+    encode: Callable[[list[DetectionRecord]], PromptBatch],
+) -> list[ScoredCompletion]:
+    """Recorded answers where there are some, and new ones to the other prompts.
+
+    Args:
+        prompts: B prompts.
+        recorded: answers by question.
+        answer: answers prompts.
+        encode: makes prompts of records, on the policy's device.
+
+    Returns:
+        B answers.
+    """
+    questions = zip(prompts.records, prompts.instructions, prompts.input_sizes, strict=True)
+    answers = [recorded.get(question_key(*question)) for question in questions]
+    missing = [row for row, known in enumerate(answers) if known is None]
+    if missing:
+        unanswered = prompts if len(missing) == len(prompts) else encode([prompts.records[row] for row in missing])
+        for row, new in zip(missing, answer(unanswered), strict=True):
+            answers[row] = new
+    return [known for known in answers if known is not None]
+
+
+def predictions_of(
+    prompts: PromptBatch, answers: Sequence[ScoredCompletion], family: Family, reward: Reward
+) -> list[Prediction]:
+    """Parse, match and reward one answer for each of B prompts.
+
+    The scores of an answer replace the constant ones if there is one for each box.
+    """
+    texts = [answer.completion for answer in answers]
+    detections = [
+        replace(parsed, scores=np.asarray(answer.scores)) if len(answer.scores or ()) == len(parsed) > 0 else parsed
+        for answer, parsed in zip(answers, parse_completions(prompts, texts, family), strict=True)
+    ]
+    output = reward(detections, targets_of(prompts))
+    rewards = {**output.terms, "total": output.total}
+    return [
+        Prediction(
+            record=record,
+            instruction=instruction,
+            completion=text,
+            detections=parsed,
+            match=match,
+            rewards={name: float(values[row]) for name, values in rewards.items()},
+        )
+        for row, (record, instruction, text, parsed, match) in enumerate(
+            zip(prompts.records, prompts.instructions, texts, detections, output.matches, strict=True)
+        )
+    ]
+
+
+class EvaluationMetrics(nn.Module):
+    """COCO metrics, answer statistics and mean rewards over all predictions of an evaluation, of all processes.
+
+    Args:
+        terms: names of the reward terms.
+    """
+
+    def __init__(self, terms: Sequence[str]) -> None:
+        super().__init__()
+        self.coco, self.answers, self.reward = CocoMetrics(), AnswerStatistics(), MeanScore()
+        self.terms = nn.ModuleDict({name: MeanScore() for name in terms})
+
+    def update(self, predictions: Sequence[Prediction]) -> None:
+        """Add predictions."""
+        self.coco.update([item.detections for item in predictions], [item.record for item in predictions])
+        self.answers.update([item.match for item in predictions])
+        for name, metric in self._rewards().items():
+            metric.update(torch.tensor([item.rewards[name] for item in predictions]))
+
+    def compute(self, every_figure: bool) -> dict[str, Tensor]:
+        """Figures by name; of several data sets each one's (``name/map``) and their average.
+
+        Args:
+            every_figure: all of COCO's figures rather than the main ones.
+        """
+        coco = self.coco.compute()
+        shown = {name: value for name, value in coco.items() if every_figure or name.split("/")[-1] in _MAIN_METRICS}
+        rewards = {
+            "reward" if name == "total" else f"reward_{name}": metric.compute()
+            for name, metric in self._rewards().items()
+        }
+        return {**rewards, **shown, **self.answers.compute()}
+
+    def reset(self) -> None:
+        """Forget all predictions."""
+        for metric in (self.coco, self.answers, *self._rewards().values()):
+            metric.reset()
+
+    def _rewards(self) -> dict[str, MeanScore]:
+        terms = {name: metric for name, metric in self.terms.items() if isinstance(metric, MeanScore)}
+        return {**terms, "total": self.reward}
