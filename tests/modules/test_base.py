@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torchmetrics.detection import MeanAveragePrecision
 
 from vr1.data import SceneDataModule, SceneSource, SceneStyle
@@ -14,6 +15,7 @@ from vr1.metrics import CocoMetrics
 from vr1.metrics.answer_file import ScoredCompletion
 from vr1.modules.evaluation import targets_of
 from vr1.modules.grpo import GRPOModule
+from vr1.modules.sft import SFTModule
 from vr1.rollout import Sampling
 from vr1.types import Prediction, as_boxes
 
@@ -177,3 +179,34 @@ def test_several_sets_are_logged_each_and_by_their_mean(source, tmp_path):
     assert len(found) == 6
     assert metrics["val/map"] == pytest.approx((float(parts["one"]["map"]) + float(parts["two"]["map"])) / 2)
     assert metrics["val/one/map"] != metrics["val/two/map"]
+
+
+def optimizer_settings(module, *arguments):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(module, "model", fail_untyped=False)
+    chosen = parser.parse_args(list(arguments)).model.optimizer
+    return chosen.class_path, chosen.init_args.lr, chosen.init_args.weight_decay
+
+
+@pytest.mark.parametrize(("module", "rate"), [(GRPOModule, 1e-6), (SFTModule, 2e-6)])
+def test_the_default_learning_rate_is_that_of_full_fine_tuning(source, module, rate, recwarn):
+    made = module(policy=source)
+    made.configure_model()
+    [group] = made.configure_optimizers().param_groups
+    assert (group["lr"], group["weight_decay"]) == (rate, 0)
+    assert optimizer_settings(module) == ("torch.optim.AdamW", rate, 0)
+    # A class alone keeps the rate.
+    assert optimizer_settings(module, "--model.optimizer=torch.optim.AdamW") == ("torch.optim.AdamW", rate, 0)
+    assert optimizer_settings(module, "--model.optimizer=torch.optim.SGD") == ("torch.optim.SGD", rate, 0)
+    assert optimizer_settings(module, "--model.optimizer.lr=1e-5") == ("torch.optim.AdamW", 1e-5, 0)
+    arguments = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"]
+    assert optimizer_settings(module, *arguments) == ("torch.optim.SGD", 0.1, 0)
+    assert not [warning for warning in recwarn if "learning rate" in str(warning.message)]
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+def test_a_learning_rate_that_nobody_set_is_stated(source, optimizer):
+    module = GRPOModule(policy=source, optimizer=optimizer)
+    module.configure_model()
+    with pytest.warns(UserWarning, match=rf"learning rate is 0\.0?01, the default of {optimizer.__name__}: model\.opt"):
+        module.configure_optimizers()
