@@ -1,4 +1,4 @@
-"""`python -m vr1 check` on small folders, sound and faulty, against what was put into them."""
+"""`python -m vr1 check` on small valid and faulty folders with known content, and on the real data sets."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def check(folder, model, *arguments):
     return run(root, "check", "--config", CONFIGS / "raccoon.yaml", *arguments)
 
 
-def test_a_sound_folder(folder, tiny_model, capsys):
+def test_a_valid_folder(folder, tiny_model, capsys):
     assert check(folder, tiny_model) == 0
     root, splits = folder
     text = (root / "out" / "check.txt").read_text()
@@ -244,7 +244,7 @@ def test_records_are_shown_at_the_models_size(source, records, family):
         assert prediction.record.image.size != record.image.size
         scale = np.tile(np.array(prediction.record.image.size) / record.image.size, 2)
         np.testing.assert_allclose(prediction.record.boxes_xyxy, record.boxes_xyxy * scale)
-        # Written as whole numbers of the frame, so within half a unit of it.
+        # Written as integers of the frame, so within half a unit of it.
         np.testing.assert_allclose(prediction.detections.boxes_xyxy, prediction.record.boxes_xyxy, atol=0.51)
 
 

@@ -22,5 +22,5 @@ def without(item: dict, key: str) -> dict:
 
 
 def annotation(**changes) -> dict:
-    """A sound annotation of the first image, with changes."""
+    """A valid annotation of the first image, with changes."""
     return {"id": 50, "image_id": 5, "category_id": 2, "bbox": [10, 20, 30, 40]} | changes

@@ -173,7 +173,7 @@ def test_wrong_sizes_that_no_header_check_saw(make, document, tmp_path, caplog):
 def test_damaged_images(make, document, tmp_path):
     make(document)
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
-    with pytest.raises(ImageError, match=r"a\.png: .*fetch"):
+    with pytest.raises(ImageError, match=r"a\.png: .*download"):
         make(document, images=False)[0]
     source = make(document, images=False, bad_records="skip")
     assert source[0].image_id == 3

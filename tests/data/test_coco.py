@@ -14,13 +14,13 @@ def test_a_single_file_is_split_by_image(make, document, tmp_path):
     document["annotations"] = [annotation(id=n, image_id=n, bbox=[1, 1, 5, 5]) for n in range(20)]
     make(document)
     (tmp_path / "train.json").rename(tmp_path / "all.json")
-    found = coco_splits(tmp_path)
-    parts = {name: {record.image_id for record in AnnotatedSource(*split)} for name, split in found.items()}
+    splits = coco_splits(tmp_path)
+    parts = {name: {record.image_id for record in AnnotatedSource(*split)} for name, split in splits.items()}
     assert {name: len(part) for name, part in parts.items()} == {"train": 16, "valid": 2, "test": 2}
     assert set.union(*parts.values()) == set(range(20))
     document["images"].reverse()
     (tmp_path / "all.json").write_text(json.dumps(document))
-    assert {record.image_id for record in AnnotatedSource(*found["test"])} == parts["test"]
+    assert {record.image_id for record in AnnotatedSource(*splits["test"])} == parts["test"]
     other = coco_splits(tmp_path, seed=1)["test"]
     assert {record.image_id for record in AnnotatedSource(*other)} != parts["test"]
 
@@ -70,10 +70,10 @@ def test_layouts(tmp_path, files, expected):
     for file in files:
         (tmp_path / file).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / file).touch()
-    found = coco_splits(tmp_path)
-    assert list(found) == list(expected)
+    splits = coco_splits(tmp_path)
+    assert list(splits) == list(expected)
     for split, names in expected.items():
-        annotations, images, portion = found[split]
+        annotations, images, portion = splits[split]
         assert (portion is None) == (names is not None)
         if names is not None:
             assert (annotations, images) == (tmp_path / names[0], tmp_path / names[1])

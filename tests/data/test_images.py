@@ -7,7 +7,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from tests.shared_data import SHARED, needs_shared
-from vr1.data.images import ImageError, ImageHeader, image_size, list_images, open_image, read_header, turn_boxes
+from vr1.data.images import ImageError, ImageHeader, image_size, list_images, open_image, read_header, rotate_boxes
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -49,14 +49,14 @@ def test_boxes_turn_with_the_pixels(tmp_path, orientation):
     path = tmp_path / "a.png"
     Image.fromarray(pixels).save(path, exif=exif(orientation))
 
-    box = turn_boxes(np.array([[2.0, 4.0, 20.0, 11.0]]), read_header(path))[0]
+    box = rotate_boxes(np.array([[2.0, 4.0, 20.0, 11.0]]), read_header(path))[0]
 
     rows, columns = np.nonzero(np.asarray(open_image(path))[..., 0])
     assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
 def test_no_boxes_turn_to_no_boxes():
-    assert turn_boxes(np.zeros((0, 4)), ImageHeader(stored_size=(4, 3), orientation=6)).shape == (0, 4)
+    assert rotate_boxes(np.zeros((0, 4)), ImageHeader(stored_size=(4, 3), orientation=6)).shape == (0, 4)
 
 
 def test_png_orientation_behind_the_pixels_is_applied(tmp_path, gradient):
@@ -129,13 +129,13 @@ def test_missing_file(tmp_path):
 
 def test_empty_file(tmp_path):
     (tmp_path / "a.jpg").touch()
-    with pytest.raises(ImageError, match=r"a\.jpg: the image file is empty \(0 bytes\); fetch it again"):
+    with pytest.raises(ImageError, match=r"a\.jpg: the image file is empty \(0 bytes\); download it again"):
         open_image(tmp_path / "a.jpg")
 
 
 def test_no_image(tmp_path):
     (tmp_path / "a.jpg").write_text("<html>not found</html>")
-    with pytest.raises(ImageError, match=r"a\.jpg: not an image that can be read .*fetch it again"):
+    with pytest.raises(ImageError, match=r"a\.jpg: not an image that can be read .*download it again"):
         image_size(tmp_path / "a.jpg")
 
 
@@ -143,12 +143,12 @@ def test_no_image(tmp_path):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp", "gif"])
 def test_every_way_to_cut_a_file_short(tmp_path, suffix):
     rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (60, 60, 3), np.uint8)).save(tmp_path / f"whole.{suffix}")
-    data = (tmp_path / f"whole.{suffix}").read_bytes()
+    Image.fromarray(rng.integers(0, 255, (60, 60, 3), np.uint8)).save(tmp_path / f"complete.{suffix}")
+    data = (tmp_path / f"complete.{suffix}").read_bytes()
     path = tmp_path / f"a.{suffix}"
     for length in [1, 4, 10, 20, 40, 100, len(data) // 2]:
         path.write_bytes(data[:length])
-        with pytest.raises(ImageError, match=rf"a\.{suffix}: .*fetch"):
+        with pytest.raises(ImageError, match=rf"a\.{suffix}: .*download"):
             open_image(path)
 
 

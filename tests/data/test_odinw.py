@@ -25,8 +25,8 @@ def test_four_real_sets():
         for name, folder in FOUR.items()
         for record in AnnotatedSource(*coco_splits(SHARED / folder)["valid"], questions=Questions(task="grounding"))
     ]
-    found = [(item.set_name, item.image_id, item.categories, item.boxes_xyxy.tolist()) for item in source]
-    assert found == expected
+    records = [(item.set_name, item.image_id, item.categories, item.boxes_xyxy.tolist()) for item in source]
+    assert records == expected
     assert len(OdinwDataModule(SHARED, real_sets(), report="test").build("test")) < len(source)
     assert source.pixel_counts[source.largest] == max(source.pixel_counts)
 
@@ -54,8 +54,8 @@ def test_the_benchmarks_layout(layout, caplog):
     assert "1 categories without a name are left out with their 1 objects" in caplog.text
     [record] = OdinwDataModule(layout, sets, task="detection").build("predict")
     assert record.categories == ("king", "queen")
-    asked = [record.categories for record in OdinwDataModule(layout, sets, negatives=0.5).build("test")]
-    assert asked == [("king",), ("queen",)]
+    categories = [record.categories for record in OdinwDataModule(layout, sets, negatives=0.5).build("test")]
+    assert categories == [("king",), ("queen",)]
 
 
 def test_sets_that_are_missing(layout):

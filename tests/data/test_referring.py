@@ -37,9 +37,9 @@ def test_the_real_slice():
         assert record.image.size == (line["width"], line["height"])
         assert (record.set_name, int(record.crowd.sum()), record.referring) == ("refcoco_val", 0, True)
     assert len({record.image_id for record in source}) == 20
-    # The prompt alone gives the same expression, worded around it.
-    worded = [{"image": line["image"], "problem": line["prompt"], "solution": line["bbox_xyxy"]} for line in lines]
-    for item, line in zip(worded, lines, strict=True):
+    # The prompt contains the same expression.
+    items = [{"image": line["image"], "problem": line["prompt"], "solution": line["bbox_xyxy"]} for line in lines]
+    for item, line in zip(items, lines, strict=True):
         assert item["problem"].endswith(f"{line['expression'].rstrip('.')}.")
 
 
@@ -110,8 +110,8 @@ def test_faulty_lines(make, tmp_path, item, kind):
     good = {"image": "b.jpg", "expression": "cup", "solution": [1, 2, 3, 4]}
     table, problems, _ = make(good, item, good)
     assert len(table) == 2
-    [(found, [where])] = problems.by_kind.items()
-    assert found.startswith(kind)
+    [(reported, [where])] = problems.by_kind.items()
+    assert reported.startswith(kind)
     assert where.startswith("line 2")
     with pytest.raises(ValueError, match=r"rec\.jsonl: 1 problem\n.*\nFix the data, or set bad_records: skip"):
         ReferringDataModule(tmp_path, test={"all": tmp_path / "rec.jsonl"}).build("test")

@@ -78,7 +78,7 @@ def test_a_resumed_run_sees_the_next_records(tmp_path, repeats, window, stop):
     uninterrupted = fit(tmp_path, make())
     fit(tmp_path, make(), stop + 1, [SaveAt(stop, tmp_path / "at.ckpt")])
     assert fit(tmp_path, make(), ckpt_path=tmp_path / "at.ckpt") == uninterrupted[stop * window :]
-    # Every epoch has its own order, and none of them was begun twice.
+    # Every epoch has its own order, and none of them was started twice.
     epochs = [[record for e, _, batch in uninterrupted for record in batch if e == epoch] for epoch in range(3)]
     assert all(first != second for first, second in pairwise(epochs) if first and second)
 

@@ -50,12 +50,12 @@ def test_a_curriculum_orders_by_number_of_objects_and_shuffles_the_equal():
         ({"hard_above": -2}, "hard_above=-2"),
     ],
 )
-def test_refuses_wrong_settings(settings, message):
+def test_wrong_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         Selection(**settings)
 
 
-def test_an_empty_choice_is_named():
+def test_an_empty_selection_is_reported():
     with pytest.raises(ValueError, match=r"min_objects=99.*none of 500 records is left; widen"):
         Selection(min_objects=99).rows(COUNTS, seed=0)
 
@@ -111,10 +111,10 @@ def test_the_loader_of_a_curriculum_keeps_its_order():
     counts = [count for batch in loader for count in batch]
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
-    # The next epoch begins anew.
+    # The next epoch has the same order.
     loader.set_epoch(1)
     assert [count for batch in loader for count in batch] == counts
-    # What is measured stays whole and in order.
+    # Evaluation takes all records, in order.
     assert len(data.sources["val"]) == 41
 
 

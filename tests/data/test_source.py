@@ -1,12 +1,17 @@
 """Records cached in memory, and records that take the place of unreadable ones."""
 
+import pickle
+
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
 from tests.modules.test_grpo import build
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneSource, SceneStyle
+from vr1.data.mixture import SetsSource
+from vr1.data.selection import SelectedSource
 from vr1.data.source import CachedDataset
 
 
@@ -60,3 +65,24 @@ def test_wrong_settings():
         SceneDataModule(cache_records=-1)
     with pytest.raises(ValueError, match=r"data\.num_workers=-1 must be at least 0"):
         SceneDataModule(num_workers=-1)
+
+
+def test_unreadable_records_are_reported_by_the_record_that_takes_their_place(make, document, tmp_path, caplog):
+    make(document)
+    for name in ("a.png", "b 2.png"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
+    source = make(document, images=False, bad_records="skip")
+    caplog.clear()
+    record = source[0]
+    assert record.image_id == 9
+    assert [(item.index, item.used) for item in record.replaces] == [(0, 2), (1, 2)]
+    for item, name in zip(record.replaces, ("a.png", "b 2.png"), strict=True):
+        assert f"{name}: the image is damaged or cut short" in item.error
+    # The log has the same, a line each.
+    assert caplog.messages == [str(item) for item in record.replaces]
+    assert source[2].replaces == ()
+    # The report passes through sources that combine others.
+    combined = SetsSource({"first": SelectedSource(source, np.array([2, 1]))})
+    assert [[item.index for item in record.replaces] for record in (combined[0], combined[1])] == [[], [1]]
+    assert combined.reports() == [source.report]
+    assert pickle.loads(pickle.dumps(combined[1].replaces)) == combined[1].replaces

@@ -38,8 +38,8 @@ def record(**changes):
 
 def table(*records):
     columns = {name: [item[name] for item in records] for name in records[0]}
-    found = datasets.Dataset.from_dict(columns)
-    return found.cast_column("image", datasets.Image()).cast_column("image", datasets.Image(decode=False))
+    images = datasets.Dataset.from_dict(columns)
+    return images.cast_column("image", datasets.Image()).cast_column("image", datasets.Image(decode=False))
 
 
 @needs_shared
@@ -73,10 +73,10 @@ def test_real_records_through_every_form(form, tmp_path):
     source = VisionR1Source(load_table(path), path)
     assert len(source) == 12
     for row in range(12):
-        found, expected = source[row], reference[row]
-        assert found.boxes_xyxy.tolist() == expected.boxes_xyxy.tolist()
-        assert (found.labels, found.categories) == (expected.labels, expected.categories)
-        assert np.array_equal(found.image, expected.image)
+        item, expected = source[row], reference[row]
+        assert item.boxes_xyxy.tolist() == expected.boxes_xyxy.tolist()
+        assert (item.labels, item.categories) == (expected.labels, expected.categories)
+        assert np.array_equal(item.image, expected.image)
     assert source.object_counts.tolist() == [len(reference[row].labels) for row in range(12)]
 
 
@@ -89,17 +89,17 @@ def test_real_records_through_every_form(form, tmp_path):
 )
 def test_the_family_writes_its_own_question(problem, expected, encoder):
     solution = json.dumps([["dog", [10, 20, 30, 40]]])
-    [found] = VisionR1Source(table(record(problem=problem, solution=solution)), "made")
-    assert (found.categories, found.labels, found.referring) == (expected, expected, "point out" in problem)
-    [instruction] = encoder([found]).instructions
-    assert instruction.startswith("Locate left dog, output" if found.referring else "Locate every dog in the image")
-    [found] = VisionR1Source(table(record()), "made")
-    assert (found.categories, found.labels) == (("dog", "person"), ("dog", "person"))
+    [item] = VisionR1Source(table(record(problem=problem, solution=solution)), "made")
+    assert (item.categories, item.labels, item.referring) == (expected, expected, "point out" in problem)
+    [instruction] = encoder([item]).instructions
+    assert instruction.startswith("Locate left dog, output" if item.referring else "Locate every dog in the image")
+    [item] = VisionR1Source(table(record()), "made")
+    assert (item.categories, item.labels) == (("dog", "person"), ("dog", "person"))
 
 
 def test_nothing_to_find_is_a_record_too():
-    [found] = VisionR1Source(table(record(solution="[]")), "made")
-    assert (found.labels, found.boxes_xyxy.shape) == ((), (0, 4))
+    [item] = VisionR1Source(table(record(solution="[]")), "made")
+    assert (item.labels, item.boxes_xyxy.shape) == ((), (0, 4))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_missing_library_is_named(monkeypatch):
 
 
 def numbered(folder, count=40):
-    """A parquet file of records told apart by the first corner of their boxes; record n has n % 4 objects."""
+    """A parquet file of records that differ in the first corner of their boxes; record n has n % 4 objects."""
     rows = [
         record(solution=json.dumps([["dog", [number, 1 + row, 60, 70]] for row in range(number % 4)]))
         for number in range(count)
@@ -250,14 +250,23 @@ def test_faults_of_a_stream_show_when_they_are_read(tmp_path):
         stream[1]
     assert stream[3].image_id == 4  # a reader that continues, as a check does, gets the others
     stream = VisionR1Stream(made, "made", records=3, bad_records="skip")
-    assert [stream[row].image_id for row in (0, 1, 2)] == [1, 4, 4]  # the second replaces its neighbours
+    assert [stream[row].image_id for row in (0, 1, 2)] == [
+        1,
+        4,
+        4,
+    ]  # row 1 is skipped, the image of row 2 cannot be used
+    skipping = VisionR1Stream(table(record(), record(solution="[["), record()).to_iterable_dataset(), "made", 2, "skip")
+    assert skipping[0].replaces == ()
+    [replacement] = skipping[1].replaces
+    assert (replacement.index, replacement.used) == (1, 2)
+    assert replacement.error.startswith("made[1]: record whose solution is not JSON")
     other = datasets.Dataset.from_dict({"image": [1], "question": ["a"]}).to_iterable_dataset()
     with pytest.raises(ValueError, match="has no column problem"):
         VisionR1Stream(other, "other", 1)
 
 
 def test_training_on_a_stream_resumes_in_the_middle(tmp_path, encoder):
-    """By two workers, each of which reads the whole stream, against a whole epoch."""
+    """By two workers, each of which reads the full stream, against a full epoch."""
     path = numbered(tmp_path)
     settings = {"path": path, "val_records": 4, "streaming": True, "records": 30, "batch_size": 3, "num_workers": 2}
 
@@ -269,18 +278,18 @@ def test_training_on_a_stream_resumes_in_the_middle(tmp_path, encoder):
         assert not data.shuffle
         return TrainingLoader(source, RepeatedBatches(30, 3, repeats=2), collate_fn=content, num_workers=2)
 
-    whole = list(loader())
-    assert whole[::2] == whole[1::2]
-    seen = [item for batch in whole[::2] for item in batch]
+    uninterrupted = list(loader())
+    assert uninterrupted[::2] == uninterrupted[1::2]
+    seen = [item for batch in uninterrupted[::2] for item in batch]
     assert len({str(boxes) for _, boxes, _ in seen}) > 20
     assert [boxes[0][0] for _, boxes, _ in seen] != sorted(boxes[0][0] for _, boxes, _ in seen)
     assert all(boxes[0][0] >= 4 for _, boxes, _ in seen)  # those are validated on
     first = loader()
     batches = iter(first)
-    begun = [next(batches) for _ in range(6)]
+    before = [next(batches) for _ in range(6)]
     second = loader()
     second.load_state_dict(first.state_dict())
-    assert begun + list(second) == whole
+    assert before + list(second) == uninterrupted
 
 
 def test_what_a_stream_cannot_do_is_refused(tmp_path):

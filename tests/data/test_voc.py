@@ -44,8 +44,8 @@ def make(tmp_path, picture):
 @pytest.mark.parametrize("name", ["raccoon", "bccd"])
 def test_real_data_as_its_coco_json_reads(name, tmp_path):
     """The real sets came as xml files; written back from their COCO json, they read as that does."""
-    found = coco_splits(SHARED / name)
-    annotations, images, portion = found["valid" if name == "raccoon" else "train"]
+    splits = coco_splits(SHARED / name)
+    annotations, images, portion = splits["valid" if name == "raccoon" else "train"]
     reference = AnnotatedSource(annotations, images, portion, bad_records="skip")
     (tmp_path / "valid").mkdir()
     for row in range(len(reference)):
@@ -137,8 +137,8 @@ def test_entities_are_refused_before_they_grow(tmp_path):
 def test_plain_files_parse_as_elementtree_does(tmp_path):
     text = xml("b &amp; c.jpg", (100, 80), CAT, ("dog", [1.5, 2, 3, 4], 1))
     (tmp_path / "a.xml").write_text(f'<?xml version="1.0" encoding="UTF-8"?>\n<!-- a note -->{text}', encoding="utf-8")
-    ours, theirs = parse_xml(tmp_path / "a.xml"), ElementTree.parse(tmp_path / "a.xml").getroot()
-    assert ElementTree.tostring(ours) == ElementTree.tostring(theirs)
+    own, expected = parse_xml(tmp_path / "a.xml"), ElementTree.parse(tmp_path / "a.xml").getroot()
+    assert ElementTree.tostring(own) == ElementTree.tostring(expected)
 
 
 @pytest.mark.parametrize(

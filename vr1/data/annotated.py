@@ -13,7 +13,7 @@ from vr1.data.annotations import AnnotationTable
 from vr1.data.coco_reader import read_coco
 from vr1.data.datamodule import RecordDataModule
 from vr1.data.image_checks import WRONG_SIZE, check_images, size_fault
-from vr1.data.images import ImageError, open_image, read_header, turn_boxes
+from vr1.data.images import ImageError, open_image, read_header, rotate_boxes
 from vr1.data.questions import Questions
 from vr1.data.source import DataReport, RecordSource, decode_or_next
 from vr1.data.splits import Portion, take_portion
@@ -22,7 +22,7 @@ from vr1.errors import UserError
 from vr1.types import Boxes, DetectionRecord
 
 Reader = Callable[[Path], tuple[AnnotationTable, Problems, list[str]]]
-"""Reads annotations: the table of the sound records, the problems of the others, notes on what was changed."""
+"""Reads annotations: the table of the valid records, the problems of the others, notes on what was changed."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ class AnnotatedSource(RecordSource):
 
     The whole file is checked when the source is made: everything in the annotations, the presence of every image, and
     the size of ``header_checks`` images. Sizes of the others, and damaged pixels, show when a record is decoded: then
-    ``bad_records="error"`` raises, and ``"skip"`` returns the next good record, whose ``replaces`` says so, and logs a
-    warning. So a run survives, and an evaluation sees a record that it has already counted.
+    ``bad_records="error"`` raises; ``"skip"`` logs a warning and returns the next good record, with the error in its
+    ``replaces``. So a run survives, and an evaluation sees a record that it has already counted.
 
     Args:
         annotations: the file.
@@ -86,10 +86,10 @@ class AnnotatedSource(RecordSource):
             raise UserError(f"header_checks={header_checks}: give a number of images, 0 for none")
         self._annotations, self._images, self._skip = Path(annotations), Path(images), bad_records == "skip"
         table, problems, notes = read(self._annotations)
-        sound = check_images(table, self._images, header_checks, problems)
+        is_valid = check_images(table, self._images, header_checks, problems)
         if len(problems) and not self._skip:
             raise FaultyRecordsError(problems)
-        table = questions.choose_categories(table.keep_images(sound), self._annotations, notes)
+        table = questions.choose_categories(table.keep_images(is_valid), self._annotations, notes)
         if portion is not None:
             table, problems = take_portion(table, problems, portion, self._annotations)
         self.table = table = questions.choose_images(table, notes)
@@ -166,7 +166,7 @@ class AnnotatedSource(RecordSource):
         header = read_header(path)
         if fault := size_fault(path, header, (width, height)):
             raise ImageError(f"{WRONG_SIZE}: {fault}; fix the annotations, or set bad_records: skip to leave it out")
-        return image, turn_boxes(boxes, header)
+        return image, rotate_boxes(boxes, header)
 
 
 def _object_counts(table: AnnotationTable, questions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -175,9 +175,9 @@ def _object_counts(table: AnnotationTable, questions: NDArray[np.int64]) -> NDAr
     if not len(questions) or questions[0, 1] < 0:
         return np.bincount(images, minlength=len(table))[questions[:, 0]]
     pairs, counts = np.unique(images * len(table.categories) + categories, return_counts=True)
-    asked = questions[:, 0] * len(table.categories) + questions[:, 1]
-    at = np.searchsorted(pairs, asked).clip(max=max(len(pairs) - 1, 0))
-    return np.where(pairs[at] == asked, counts[at], 0) if len(pairs) else np.zeros(len(asked), np.int64)
+    question_pairs = questions[:, 0] * len(table.categories) + questions[:, 1]
+    at = np.searchsorted(pairs, question_pairs).clip(max=max(len(pairs) - 1, 0))
+    return np.where(pairs[at] == question_pairs, counts[at], 0) if len(pairs) else np.zeros(len(questions), np.int64)
 
 
 class AnnotatedDataModule(RecordDataModule):

@@ -12,11 +12,11 @@ from vr1.errors import UserError
 ROBOFLOW = "_annotations.coco.json"
 _NAME = re.compile(rf"(?:instances_)?(?P<part>(?P<split>{'|'.join(SPLIT_NAMES)})\d*)\.json", re.IGNORECASE)
 _LOOKED_FOR = f"""\
-  train/{ROBOFLOW} with the images beside it, likewise valid/ and test/ (Roboflow);
+  train/{ROBOFLOW} with the images in the same folder, likewise valid/ and test/ (Roboflow);
   instances_train.json, instances_valid.json, instances_test.json (or train.json, ...), here or in annotations/, with
   the images in images/, train/ or images/train/;
   annotations/instances_train2017.json with the images in train2017/, likewise val2017 (COCO);
-  one single json file, here or in annotations/, with the images in images/ or beside it (split by image)"""
+  one single json file, here or in annotations/, with the images in images/ or in its own folder (split by image)"""
 
 
 class CocoSplit(NamedTuple):
@@ -38,7 +38,7 @@ def coco_splits(root: Path | str, seed: int = 0) -> dict[str, CocoSplit]:
         seed: draws the division of a single file.
 
     Returns:
-        What was found, by split: some of ``train``, ``valid`` and ``test``, in this order.
+        The files by split: some of ``train``, ``valid`` and ``test``, in this order.
 
     Raises:
         UserError: if there is no such folder, nothing in it is recognised, or two files claim the same split.

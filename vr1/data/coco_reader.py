@@ -1,6 +1,6 @@
 """Reads one COCO annotation file and checks everything in it that can be known without its images.
 
-Faults of the file as a whole (no JSON, no ``images``, unusable categories) raise at once. Faults of single images and
+Faults of the entire file (no JSON, no ``images``, unusable categories) raise at once. Faults of single images and
 annotations are collected in `Problems`, and those records are left out of the table: the caller decides whether that
 is an error.
 """
@@ -21,7 +21,7 @@ _IDS = {"id": is_int, "image_id": is_int, "category_id": is_int}
 
 
 class CocoObject(NamedTuple):
-    """One sound annotation: ``box`` is ``[x1, y1, x2, y2]`` in pixels, inside the image; see `AnnotationTable`."""
+    """One valid annotation: ``box`` is ``[x1, y1, x2, y2]`` in pixels, inside the image; see `AnnotationTable`."""
 
     category_row: int
     box: Corners
@@ -34,13 +34,13 @@ class ObjectReader:
     """Reads annotations against the images and categories of the same file.
 
     Args:
-        images: sound images of the file, by id.
+        images: valid images of the file, by id.
         faulty_images: ids of images that are left out; their annotations go with them.
         category_rows: row of the table's categories, by category id.
         problems: where faults are added.
 
     Attributes:
-        objects: sound objects, by image id.
+        objects: valid objects, by image id.
         with_faults: ids of images that have a faulty annotation.
     """
 
@@ -146,7 +146,7 @@ def read_coco(
 
     Two categories of the same name (case and spaces aside) are merged under the spelling that comes first: in the text
     of a question they are one. Boxes that reach outside their image are clipped to it. Images that share an id are all
-    left out, since their annotations cannot be told apart. An image whose every annotation is faulty is left out too:
+    left out, since their annotations cannot be attributed. An image whose every annotation is faulty is left out too:
     without objects it would teach that there is nothing to find.
 
     Args:
@@ -155,7 +155,7 @@ def read_coco(
             name it.
 
     Returns:
-        The table of the sound records, the problems of the others, and notes on what was changed.
+        The table of the valid records, the problems of the others, and notes on what was changed.
 
     Raises:
         UserError: if the file is missing, not COCO JSON, or its list of categories cannot be used.

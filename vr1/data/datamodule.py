@@ -45,7 +45,7 @@ class TrainedModule(Protocol):
 class RecordDataModule(L.LightningDataModule, ABC):
     """Loaders over records, shared by every kind of data set. Subclasses add `read`.
 
-    The loaders give whole batches of records to the encoder of the module that is trained (``module.encoder``), in the
+    The loaders pass lists of records to the encoder of the module that is trained (``module.encoder``), in the
     worker processes.
 
     Args:

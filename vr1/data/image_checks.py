@@ -28,7 +28,7 @@ def check_images(table: AnnotationTable, folder: Path, header_checks: int, probl
         problems: where faults are added.
 
     Returns:
-        ``[I]`` true where no fault was found.
+        ``[I]`` bool, true where there is no fault.
 
     Raises:
         UserError: if the folder is missing.
@@ -39,7 +39,7 @@ def check_images(table: AnnotationTable, folder: Path, header_checks: int, probl
     for row in np.flatnonzero(~present):
         name = table.file_names[row]
         problems.add("image file missing", f"{name} (id {table.image_ids[row]})", name)
-    sound = present.copy()
+    is_valid = present.copy()
     candidates = np.flatnonzero(present)
     spread = np.linspace(0, len(candidates) - 1, min(header_checks, len(candidates))).round().astype(int)
     for row in candidates[spread]:
@@ -47,13 +47,13 @@ def check_images(table: AnnotationTable, folder: Path, header_checks: int, probl
         try:
             fault = size_fault(path, read_header(path), tuple(table.sizes[row].tolist()))
         except ImageError as error:
-            sound[row] = False
+            is_valid[row] = False
             problems.add("image file unreadable", str(error), table.file_names[row])
             continue
         if fault:
-            sound[row] = False
+            is_valid[row] = False
             problems.add(WRONG_SIZE, fault, table.file_names[row])
-    return sound
+    return is_valid
 
 
 def size_fault(path: Path, header: ImageHeader, size: tuple[int, int]) -> str | None:

@@ -1,7 +1,7 @@
 """Opens image files the one way the rest of the package relies on: decoded, RGB, upright.
 
-Everything an image file can do wrong ends in one exception, `ImageError`, that names the file and what to do about it.
-Boxes drawn on the pixels as stored are carried over to the upright picture by `turn_boxes`.
+Every fault of an image file raises one exception, `ImageError`, that names the file and how to fix it. `rotate_boxes`
+maps boxes on the pixels as stored to the upright image.
 """
 
 import io
@@ -31,20 +31,20 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)
+_ROTATED_90 = (5, 6, 7, 8)
 
 
 class ImageError(UserError):
-    """An image file that cannot be used; the message names the file and the mend."""
+    """An image file that cannot be used; the message names the file and how to fix it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageHeader:
-    """What a file says about its picture before any pixel is decoded.
+    """Size and orientation of an image file, read before any pixel is decoded.
 
     Attributes:
         stored_size: width and height of the pixels as stored.
-        orientation: EXIF orientation 1..8; 5 to 8 exchange width and height.
+        orientation: EXIF orientation, 1 to 8; 5 to 8 swap width and height.
     """
 
     stored_size: tuple[int, int]
@@ -52,27 +52,27 @@ class ImageHeader:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the upright picture."""
+        """Width and height of the upright image."""
         width, height = self.stored_size
-        return (height, width) if self.sideways else (width, height)
+        return (height, width) if self.rotated_90 else (width, height)
 
     @property
-    def sideways(self) -> bool:
-        """Whether the picture is stored lying on its side."""
-        return self.orientation in _SIDEWAYS
+    def rotated_90(self) -> bool:
+        """Whether the stored image is rotated by 90 degrees."""
+        return self.orientation in _ROTATED_90
 
 
 def open_image(path: str | Path, background: tuple[int, int, int] = WHITE, data: bytes | None = None) -> Image.Image:
     """Decode an image file as upright RGB.
 
     Grayscale, palette and CMYK are converted; 16-bit samples are scaled from their full range to 8 bits (a plain
-    conversion would clip nearly all of them to white); transparency is laid over ``background``. Of a file with several
-    frames the first is taken.
+    conversion would clip nearly all of them to white); transparent pixels are blended with ``background``. Of a file
+    with several frames the first is taken.
 
     Args:
         path: the file.
         background: RGB colour seen through transparent pixels.
-        data: what the file holds, where it is not on disk; ``path`` then only names it in messages.
+        data: the bytes of the file, where it is not on disk; ``path`` then only names it in messages.
 
     Returns:
         A fully decoded RGB image, EXIF orientation applied.
@@ -93,17 +93,17 @@ def open_image(path: str | Path, background: tuple[int, int, int] = WHITE, data:
     with _open(path) if data is None else _read(path, io.BytesIO(data)) as stored:
         try:
             stored.load()
-            # Read after decoding: by then Pillow has turned a TIFF itself, and has seen EXIF that follows the pixels.
+            # Read after decoding: by then Pillow has rotated a TIFF itself, and has read EXIF that follows the pixels.
             orientation = _orientation(stored)
             image = _as_rgb(stored, path, background)
         except ImageError:
             raise
         except _DAMAGE as error:
             raise ImageError(
-                f"{path}: the image is damaged or cut short ({error}); fetch the file again or leave it out"
+                f"{path}: the image is damaged or cut short ({error}); download the file again or leave it out"
             ) from error
     image = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-    image.info.clear()  # a reader further on that honours EXIF would turn the picture a second time
+    image.info.clear()  # a later reader that honours EXIF would rotate the image again
     return image
 
 
@@ -123,7 +123,7 @@ def read_header(path: str | Path) -> ImageHeader:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of the upright picture, from the header alone.
+    """Width and height of the upright image, from the header alone.
 
     Raises:
         ImageError: as `read_header`.
@@ -138,30 +138,30 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return read_header(path).size
 
 
-def turn_boxes(boxes: Boxes, header: ImageHeader) -> Boxes:
-    """Carry boxes drawn on the pixels as stored over to the upright picture.
+def rotate_boxes(boxes: Boxes, header: ImageHeader) -> Boxes:
+    """Map boxes on the pixels as stored to the upright image.
 
     Args:
-        boxes: ``[N, 4]`` corners in pixels of the stored picture.
+        boxes: ``[N, 4]`` corners in pixels of the stored image.
         header: its stored size and orientation.
 
     Returns:
-        ``[N, 4]`` ordered corners in pixels of the upright picture.
+        ``[N, 4]`` ordered corners in pixels of the upright image.
 
     Source: EXIF 2.32, tag 0x0112.
 
     Example:
-        >>> header = ImageHeader(stored_size=(40, 30), orientation=6)  # to be turned by 90 degrees clockwise
-        >>> turn_boxes(np.array([[0.0, 0.0, 10.0, 5.0]]), header).tolist()
+        >>> header = ImageHeader(stored_size=(40, 30), orientation=6)  # has to be rotated by 90 degrees clockwise
+        >>> rotate_boxes(np.array([[0.0, 0.0, 10.0, 5.0]]), header).tolist()
         [[25.0, 0.0, 30.0, 10.0]]
     """
-    (width, height), turn = header.stored_size, header.orientation
+    (width, height), orientation = header.stored_size, header.orientation
     x, y = boxes[:, [0, 2]], boxes[:, [1, 3]]
-    if turn in (2, 3, 7, 8):
+    if orientation in (2, 3, 7, 8):
         x = width - x[:, ::-1]
-    if turn in (3, 4, 6, 7):
+    if orientation in (3, 4, 6, 7):
         y = height - y[:, ::-1]
-    if header.sideways:
+    if header.rotated_90:
         x, y = y, x
     return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
 
@@ -197,7 +197,7 @@ def _open(path: Path) -> Image.Image:
     if not path.is_file():
         raise ImageError(f"{path}: no such image file; check the path or leave the record out")
     if path.stat().st_size == 0:
-        raise ImageError(f"{path}: the image file is empty (0 bytes); fetch it again or leave it out")
+        raise ImageError(f"{path}: the image file is empty (0 bytes); download it again or leave it out")
     return _read(path, path)
 
 
@@ -207,7 +207,9 @@ def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path}: the image is too large to decode safely ({error}); make it smaller") from error
     except _DAMAGE as error:
-        raise ImageError(f"{path}: not an image that can be read ({error}); fetch it again or leave it out") from error
+        raise ImageError(
+            f"{path}: not an image that can be read ({error}); download it again or leave it out"
+        ) from error
     if 0 in image.size:
         image.close()
         raise ImageError(f"{path}: the image has no pixels (size {image.size}); leave it out")
@@ -216,10 +218,10 @@ def _read(path: Path, file: Path | io.BytesIO) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        # The base method, since that of PNG decodes the whole picture to look for EXIF behind the pixels.
+        # The base method, since that of PNG decodes the full image to find EXIF behind the pixels.
         return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except (*_DAMAGE, TypeError):
-        return 1  # damaged metadata does not make the picture unusable
+        return 1  # damaged metadata does not make the image unusable
 
 
 def _as_rgb(image: Image.Image, path: Path, background: tuple[int, int, int]) -> Image.Image:

@@ -22,7 +22,7 @@ class OdinwSet:
         train: training annotations, a COCO json relative to the folder.
         val: validation annotations.
         test: test annotations.
-        images: folder of the images, relative to the set's; None: beside the annotations.
+        images: folder of the images, relative to the set's; None: that of the annotations.
     """
 
     folder: str

@@ -68,7 +68,7 @@ def parse_question(question: str, known: Collection[str] = ()) -> ParsedQuestion
 
 def _split(listed: str, known: Collection[str]) -> tuple[str, ...]:
     """The names of a list with commas, where those that are known to contain a comma stay in one piece."""
-    names = sorted((name for name in known if ", " in name), key=len, reverse=True)
-    pattern = "|".join([*map(re.escape, names), r"[^,]+"])
-    found = [name.strip() for name in re.findall(rf"(?:^|, )({pattern})(?=, |$)", listed)]
-    return tuple(dict.fromkeys(found if ", ".join(found) == listed else listed.split(", ")))
+    with_commas = sorted((name for name in known if ", " in name), key=len, reverse=True)
+    pattern = "|".join([*map(re.escape, with_commas), r"[^,]+"])
+    names = [name.strip() for name in re.findall(rf"(?:^|, )({pattern})(?=, |$)", listed)]
+    return tuple(dict.fromkeys(names if ", ".join(names) == listed else listed.split(", ")))

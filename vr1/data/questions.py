@@ -104,20 +104,20 @@ class Questions:
             return np.stack([np.arange(len(table)), np.full(len(table), -1)], axis=1)
         width = max(len(table.categories), 1)
         pairs = table.image_rows * width + table.category_rows
-        asked, crowd = np.unique(pairs[~table.crowd]), np.unique(pairs[table.crowd])
+        present, crowd = np.unique(pairs[~table.crowd]), np.unique(pairs[table.crowd])
         # With a crowd region alone there is no box to answer with, and "nothing" would be wrong.
-        crowd_only = np.setdiff1d(crowd, asked, assume_unique=True)
+        crowd_only = np.setdiff1d(crowd, present, assume_unique=True)
         if len(crowd_only):
             notes.append(f"{len(crowd_only)} pairs of image and category have no question: crowd regions only")
         if self.negatives:
-            absent = self._absent(len(table) * width, asked, crowd_only, np.random.default_rng(seed), notes)
-            asked = np.sort(np.concatenate([asked, absent]))
-        return np.stack([asked // width, asked % width], axis=1)
+            absent = self._absent(len(table) * width, present, crowd_only, np.random.default_rng(seed), notes)
+            present = np.sort(np.concatenate([present, absent]))
+        return np.stack([present // width, present % width], axis=1)
 
     def _absent(
         self,
         pairs: int,
-        asked: NDArray[np.int64],
+        present: NDArray[np.int64],
         crowd_only: NDArray[np.int64],
         rng: np.random.Generator,
         notes: list[str],
@@ -125,9 +125,9 @@ class Questions:
         """Pairs of an image and a category that it does not show."""
         # Drawn from all pairs at once, so that none comes twice; a million pairs take a millisecond.
         is_absent = np.ones(pairs, np.bool_)
-        is_absent[asked] = is_absent[crowd_only] = False
+        is_absent[present] = is_absent[crowd_only] = False
         candidates = np.flatnonzero(is_absent)
-        number = max(1, round(len(asked) * self.negatives / (1 - self.negatives)))
+        number = max(1, round(len(present) * self.negatives / (1 - self.negatives)))
         if not len(candidates):
             raise UserError(
                 f"data.negatives={self.negatives}: every category is on every image, so no question can be for"

@@ -35,7 +35,7 @@ def read_referring(
         box_format: what ``bbox`` holds; ``bbox_xyxy`` and ``solution`` always hold corners.
 
     Returns:
-        The table of the sound lines, the problems of the others, and notes on what was changed.
+        The table of the valid lines, the problems of the others, and notes on what was changed.
 
     Raises:
         UserError: if the file is missing or not JSON, or holds no list.
@@ -78,7 +78,7 @@ def _items(path: Path, problems: Problems) -> list[tuple[str, Any]]:
 def _add(
     item: Any, images: Path, box_format: BoxFormat | None, builder: TableBuilder, sizes: dict[str, tuple[int, int]]
 ) -> str | None:
-    """Add one line to the rows, or say what is wrong with it."""
+    """Add one line to the table, or return what is wrong with it."""
     if not isinstance(item, dict):
         return "line that is no JSON object"
     name, text, box = _image(item), _expression(item), _box(item)

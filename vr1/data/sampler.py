@@ -1,8 +1,8 @@
 """The order of training: batches of indices as a function of seed, epoch and position, and a loader that resumes.
 
-A step of the optimizer sees one *window*: ``window`` batches on each of ``world`` processes. Which records are in it
-depends on neither of the two, only on how many there are in all; so a training resumes in the middle of an epoch, and
-on another number of processes, with the records that it would have seen. Each window is repeated for several updates.
+An optimizer step sees one *window*: ``window`` batches on each of ``world`` processes. Which records are in it depends
+only on their total number, not on ``window`` or ``world``; so a run resumes in the middle of an epoch, also on another
+number of processes, with the records that it would have seen. Each window is repeated for several updates.
 """
 
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ class RepeatedBatches(Sampler[list[int]]):
     """Full batches of the records, in windows, every window repeated.
 
     With gradient accumulation over ``window`` batches and ``repeats`` updates per rollout, the optimizer has to see the
-    whole window before any of it comes again: a b | a b | c d | c d for a window of two and two repeats.
+    complete window before any of it is repeated: a b | a b | c d | c d for a window of two and two repeats.
 
     Args:
-        length: records there are.
+        length: number of records.
         batch_size: records per batch and process.
-        repeats: how often each window comes.
+        repeats: how often each window is repeated.
         window: batches per optimizer step and process.
-        seed: seed of the order, which is another one in every epoch; None keeps the records' own order.
-        rank: which of the processes this is.
-        world: processes that share the records.
+        seed: seed of the order, which differs in every epoch; None keeps the records' own order.
+        rank: index of this process.
+        world: number of processes that share the records.
 
     Note:
         Records that do not fill a window are left out of the epoch, so that every step has the same size.
@@ -70,7 +70,7 @@ class RepeatedBatches(Sampler[list[int]]):
         return self.batch_size * self.window * self.world
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of an epoch, from its beginning."""
+        """Go to the start of an epoch."""
         self.epoch, self.start = epoch, 0
 
     def order(self) -> list[int]:
@@ -81,7 +81,7 @@ class RepeatedBatches(Sampler[list[int]]):
         return order
 
     def __len__(self) -> int:
-        """Batches of a whole epoch for this process."""
+        """Batches of a full epoch for this process."""
         return self.length // self.records_per_step * self.window * self.repeats
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -96,13 +96,13 @@ class RepeatedBatches(Sampler[list[int]]):
 class TrainingLoader:
     """Batches for training, with a position that is saved and restored.
 
-    What counts is the batches that were handed out, not those that worker processes have prepared ahead. It is no
-    ``DataLoader``, in which Lightning would put a sampler of its own: the batches already know their process.
+    The position counts the batches that training has received, not those that worker processes have prepared ahead.
+    This is no ``DataLoader``, since Lightning would replace its sampler: the batches already know their process.
 
     Args:
         source: records by index.
         batches: which records, in which order.
-        loading: what ``DataLoader`` takes beside these (``collate_fn``, ``num_workers``, ``generator``, ...).
+        loading: other arguments of ``DataLoader`` (``collate_fn``, ``num_workers``, ``generator``, ...).
 
     Example:
         >>> loader = TrainingLoader(range(6), RepeatedBatches(6, batch_size=2), collate_fn=list)
@@ -118,67 +118,69 @@ class TrainingLoader:
     def __init__(self, source: Dataset[Any], batches: RepeatedBatches, **loading: Any) -> None:
         self.batches = batches
         self._loader = DataLoader(source, batch_sampler=batches, **loading)
-        self._handed_out = 0
-        self._told_epoch, self._ended = 0, False
+        self._received = 0
+        self._lightning_epoch, self._ended = 0, False
 
     @property
     def sampler(self) -> "TrainingLoader":
-        """Itself: this is where Lightning looks for something with ``set_epoch``."""
+        """Itself: Lightning calls ``set_epoch`` of a loader's sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Hear from Lightning, before every epoch, which one it is.
+        """Lightning's hook before every epoch.
 
-        Only that it is another one counts: after a checkpoint of an epoch's end, Lightning leaves a number out.
+        Only a change of the number matters: after a checkpoint at the end of an epoch, Lightning skips a number.
         """
-        self._ended = self._ended or epoch != self._told_epoch
-        self._told_epoch = epoch
+        self._ended = self._ended or epoch != self._lightning_epoch
+        self._lightning_epoch = epoch
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        # A generator: Lightning asks for the iterator before it says whether another epoch begins.
+        # A generator, since Lightning calls iter() before set_epoch().
         if self._ended:
             self.batches.set_epoch(self.batches.epoch + 1)
             self._ended = False
-        self._handed_out = self.batches.start
+        self._received = self.batches.start
         for batch in self._loader:
-            self._handed_out += 1
+            self._received += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and all that decides which records come next."""
+        """The position, and everything that determines which records come next."""
         batches = self.batches
         return {
             "epoch": batches.epoch,
-            "told_epoch": self._told_epoch,
-            "batches": self._handed_out,
+            "lightning_epoch": self._lightning_epoch,
+            "batches": self._received,
             "window": batches.window,
             "order": {name: getattr(batches, name) for name in _ORDER},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a position.
+        """Resume at a position.
 
         Raises:
-            UserError: the position lies within an epoch that would go on with other records.
+            UserError: the position is in the middle of an epoch, which would continue with other records.
         """
-        handed_out, window = state["batches"], self.batches.window
+        received, window = state["batches"], self.batches.window
         for name, meaning in _ORDER.items():
-            if handed_out and (now := getattr(self.batches, name)) != (then := state["order"][name]):
+            if received and (now := getattr(self.batches, name)) != (then := state["order"][name]):
                 raise UserError(
-                    f"the checkpoint lies in the middle of an epoch with {then} as {meaning}, and now it is {now}:"
-                    f" set it to {then} again to go on with the records that come next"
+                    f"the checkpoint is in the middle of an epoch with {then} as {meaning}, and now it is {now}:"
+                    f" set it to {then} again to resume with the records that come next"
                 )
-        if handed_out % state["window"]:
-            raise UserError("the checkpoint lies in the middle of an optimizer step; resume from an earlier one")
+        if received % state["window"]:
+            raise UserError("the checkpoint is in the middle of an optimizer step; resume from an earlier one")
         self.batches.set_epoch(state["epoch"])
-        self.batches.start = self._handed_out = handed_out // state["window"] * window
-        self._told_epoch, self._ended = state["told_epoch"], False
+        self.batches.start = self._received = received // state["window"] * window
+        # Version 0.1.0 called it told_epoch.
+        self._lightning_epoch = state["lightning_epoch"] if "lightning_epoch" in state else state["told_epoch"]
+        self._ended = False
 
 
-# What must not change within an epoch, and how an error calls it.
+# What must not change within an epoch, and its name in an error.
 _ORDER = {
     "length": "the number of training records",
     "seed": "the seed of their order (data.seed, seed_everything; None where data.shuffle is false)",

@@ -77,7 +77,7 @@ class RecordSource(Dataset[DetectionRecord], ABC):
         return 0 if self.pixel_counts is None or not len(self.pixel_counts) else int(self.pixel_counts.argmax())
 
     def reports(self) -> list[DataReport]:
-        """What was found when this source, or those that it is made of, was opened."""
+        """The reports of this source, or of the sources that it combines."""
         return []
 
 

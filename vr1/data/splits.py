@@ -43,10 +43,10 @@ class Portion(NamedTuple):
 def take_portion(
     table: AnnotationTable, problems: Problems, portion: Portion, annotations: Path
 ) -> tuple[AnnotationTable, Problems]:
-    """The images of a portion, and the problems that are theirs.
+    """The images of a portion, and their problems.
 
     Args:
-        table: the sound images of the file.
+        table: the valid images of the file.
         problems: the faults of the file. Each goes to exactly one portion: to that of its image, or to the first
             portion where the image is not known.
         portion: the part to take.

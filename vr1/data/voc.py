@@ -18,7 +18,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class XmlError(UserError):
-    """An xml file that cannot be used; the message says why."""
+    """An xml file that cannot be used; the message gives the reason."""
 
 
 def read_voc(
@@ -35,7 +35,7 @@ def read_voc(
             all others (``count``).
 
     Returns:
-        The table of the sound images, the problems of the others, and notes on what was changed.
+        The table of the valid images, the problems of the others, and notes on what was changed.
 
     Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf, section 2.
     """
@@ -120,8 +120,8 @@ def _box(item: Element, first_pixel: int) -> tuple[float, ...] | None:
 
 _LOOKED_FOR = """\
   Annotations/*.xml with the images in JPEGImages/ and lists ImageSets/Main/train.txt, val.txt, test.txt (VOC);
-  train/*.xml with the images beside them, likewise valid/ and test/ (Roboflow);
-  annotations/*.xml with the images in images/, or xml files beside their images (split by image)"""
+  train/*.xml with the images in the same folder, likewise valid/ and test/ (Roboflow);
+  annotations/*.xml with the images in images/, or xml files and images in one folder (split by image)"""
 
 
 class VocSplit(NamedTuple):

@@ -30,7 +30,7 @@ def yolo_names(document: Any, path: Path) -> dict[int, str]:
     for number, name in names.items():
         if name is None or isinstance(name, bool) or not str(name).strip():
             raise UserError(
-                f"{path}: the name of class {number} is {name!r}; give a text, in quotes where it is a word like no or"
+                f"{path}: the name of class {number} is {name!r}; give a text, in quotes where it is a value like no or"
                 " null, which YAML reads as something else"
             )
     try:
@@ -91,7 +91,7 @@ def read_yolo(path: Path, names: dict[int, str]) -> tuple[AnnotationTable, Probl
         names: category names by class number.
 
     Returns:
-        The table of the sound images, the problems of the others, and notes on what was changed. File names are
+        The table of the valid images, the problems of the others, and notes on what was changed. File names are
         relative to the folder of ``path``, or absolute where a list gives them so.
 
     Raises:
@@ -160,7 +160,7 @@ def _labels(
             continue
         where = f"{path}:{number}: {line.strip()[:80]}"
         try:
-            values = [float(word) for word in line.split()]
+            values = [float(text) for text in line.split()]
         except ValueError:
             faults.append(("line that is not numbers", where))
             continue

@@ -1,4 +1,4 @@
-"""``python -m vr1 check --config ...``: read the whole data set once, before anything is trained on it."""
+"""``python -m vr1 check --config ...``: read the full data set once, before training."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="vr1 check",
         allow_abbrev=False,
-        description="Read the whole data set of a configuration once: counts, histograms, every anomaly with its file"
+        description="Read the full data set of a configuration once: counts, histograms, every anomaly with its file"
         " and record, prompt lengths, and ten records drawn as the model sees them. Takes the settings of `vr1 fit`.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/check"), help="folder for check.txt and the pictures")

@@ -21,7 +21,7 @@ _NO_LIMIT = 10**9
 
 
 def check(encoder: PromptEncoder, data: RecordDataModule, out: Path) -> int:
-    """Read all splits of a data module, print what is found, and write it with its pictures.
+    """Read all splits of a data module, print the results, and write them with pictures.
 
     Args:
         encoder: the model's `PromptEncoder`.
@@ -81,7 +81,7 @@ def duplicates(rows: dict[str, Sequence[Row]]) -> Problems:
     Args:
         rows: the rows of each split, by its name.
     """
-    found = Problems("all splits")
+    problems = Problems("all splits")
     first: dict[tuple[bytes, tuple[str, ...]], tuple[str, Row]] = {}
     origins = set()
     for split, split_rows in rows.items():
@@ -95,8 +95,8 @@ def duplicates(rows: dict[str, Sequence[Row]]) -> Problems:
                 continue
             boxes = "the same boxes" if sorted(row.boxes) == sorted(other.boxes) else "different boxes"
             places = split if split == other_split else f"{other_split} and {split}"
-            found.add(f"same image and question twice in {places}, with {boxes}", f"{other.origin} = {row.origin}")
-    return found
+            problems.add(f"same image and question twice in {places}, with {boxes}", f"{other.origin} = {row.origin}")
+    return problems
 
 
 def _result(summaries: Sequence[Summary], unopened: Sequence[str]) -> str:

@@ -71,7 +71,7 @@ class Summary:
         return "\n".join([*lines, *(listed("anomalies", self.problems) if len(self.problems) else ["anomalies: none"])])
 
     def verdict(self) -> str:
-        """The anomalies of the split in a few words; empty where there is none.
+        """The number of anomalies of the split; empty where there is none.
 
         Example:
             >>> problems = Problems("train")
@@ -122,7 +122,7 @@ def bins(values: Sequence[float], edges: Sequence[float]) -> list[tuple[str, int
 
     Args:
         values: the values, none below the first edge.
-        edges: lower edges of the bins, ascending whole numbers; the last bin is open.
+        edges: lower edges of the bins, ascending integers; the last bin is open.
 
     Example:
         >>> bins([0, 1, 4, 7], (0, 1, 2, 5))
