@@ -1,4 +1,4 @@
-"""A sweep whose trials take no time: a script that logs what it is told."""
+"""A sweep whose trials take no time: a script that logs its arguments."""
 
 import os
 import subprocess

@@ -33,7 +33,7 @@ def test_a_grid_to_its_end(there, capsys):
     assert main([str(write_sweep(there))]) == 0
     said = capsys.readouterr().out
     assert "Best is trial 5: --a.lr=0.2 --a.size=3" in said
-    [command] = re.findall(r"Its whole command is in (.*)", said)
+    [command] = re.findall(r"Its full command is in (.*)", said)
     assert "--a.lr=0.2 --a.size=3" in Path(command).read_text()
     with (there / "runs/sweeps/mine/results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -60,10 +60,10 @@ def test_one_parameter_and_a_goal_to_minimize(there, capsys):
     assert calls(there) == [f"trial_{number:03d}" for number in range(6)]
 
 
-def test_what_only_a_server_does_is_told(there, capsys):
+def test_early_stopping_is_reported_as_missing(there, capsys):
     path = write_sweep(there, early_terminate={"type": "hyperband", "min_iter": 2})
     assert main([str(path), "--count", "1"]) == 0
-    assert capsys.readouterr().out.startswith("early_terminate is heeded by Weights & Biases alone")
+    assert capsys.readouterr().out.startswith("early_terminate works only with Weights & Biases")
 
 
 def test_a_crashed_trial_is_reported_and_ends_nothing(there, capsys):
@@ -134,7 +134,7 @@ def test_the_folder_of_another_sweep(there, capsys):
     assert main([str(write_sweep(there)), "--count", "1"]) == 0
     write_sweep(there, parameters={"a.lr": {"values": [7]}})
     assert main([str(there / "sweep.yaml"), "--count", "1"]) == 2
-    assert "holds trials of another sweep" in capsys.readouterr().err
+    assert "has trials of another sweep" in capsys.readouterr().err
 
 
 def test_another_seed_in_the_same_folder(there, capsys):

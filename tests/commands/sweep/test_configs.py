@@ -43,7 +43,7 @@ def test_trials_differ_in_every_parameter(path):
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_the_agent_of_weights_and_biases_makes_the_same_words(path):
+def test_the_agent_of_weights_and_biases_makes_the_same_arguments(path):
     plan = read_plan(path)
     parameters = parameters_of(plan, 1)[0]
     theirs = create_sweep_command_args({"args": {name: {"value": value} for name, value in parameters.items()}})

@@ -42,18 +42,18 @@ def test_distributions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("description", "told"),
+    ("description", "message"),
     [
         ({"distribution": "beta"}, "distribution=beta is not known here"),
         ({"min": 1}, "give value, values, or min and max"),
         ({"distribution": "log_uniform_values", "min": 0.1}, "log_uniform_values needs max; add it"),
-        ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "cannot be drawn from"),
-        ({"values": [1, 2], "probabilities": [1]}, "cannot be drawn from"),
-        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}, "cannot be drawn from"),
+        ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "cannot be sampled from"),
+        ({"values": [1, 2], "probabilities": [1]}, "cannot be sampled from"),
+        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}, "cannot be sampled from"),
     ],
 )
-def test_mistakes(description, told, tmp_path):
-    with pytest.raises(ValueError, match=told):
+def test_mistakes(description, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         drawn(tmp_path, description)
 
 

@@ -1,4 +1,4 @@
-"""Sweep files: mistakes are told by key, value and mend."""
+"""Sweep files: errors name the key, its value and the fix."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_another_method_may_be_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"method": "bayes"}, "method=bayes needs the server of Weights & Biases; here give --method random"),
         ({"method": "gird"}, "method='gird'; give grid or random"),
@@ -26,7 +26,7 @@ def test_another_method_may_be_asked_for(tmp_path):
         ({"command": None}, r"the command has no \$\{args\}"),
         ({"command": ["${env}", "python", "${args_json}", "${args}"]}, r"\$\{args_json\} in the command is not known"),
         ({"command": ["${program}", "${args}"]}, "program is not set"),
-        ({"command": "python -m vr1 fit ${args}"}, r"command='python -m .*'; write it as a list of words"),
+        ({"command": "python -m vr1 fit ${args}"}, r"command='python -m .*'; write it as a list of arguments"),
         ({"run_cap": "six"}, "run_cap='six'; give the number of trials"),
         ({"run_cap": 0}, "run_cap=0; give the number of trials"),
         ({"parameters": None}, "parameters=None; name at least one"),
@@ -37,24 +37,24 @@ def test_another_method_may_be_asked_for(tmp_path):
         ({"parametres": {}}, "parametres is no key of a sweep"),
     ],
 )
-def test_mistakes(changes, told, tmp_path):
-    with pytest.raises(ValueError, match=told):
+def test_mistakes(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         read_plan(write_sweep(tmp_path, **changes))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("a: [", "no YAML"),
-        (b"a: \xff", "sweep.yaml: no YAML"),
-        ("- a", "holds no settings"),
+        ("a: [", "not valid YAML"),
+        (b"a: \xff", "sweep.yaml: not valid YAML"),
+        ("- a", "has no settings"),
         ("method: grid\nmethod: random\n", "'method' is written twice"),
     ],
 )
-def test_files_that_are_none(text, told, tmp_path):
+def test_files_that_are_none(text, message, tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_plan(path)
     with pytest.raises(ValueError, match="no such file"):
         read_plan(tmp_path / "other.yaml")

@@ -1,4 +1,4 @@
-"""Sweeps: many trials of one command over its settings, as Weights & Biases describes them, run without an account."""
+"""Sweeps: trials of one command with different settings, from a sweep file of Weights & Biases, without an account."""
 
 from vr1.commands.sweep.draw import parameters_of
 from vr1.commands.sweep.plan import Plan, read_plan

@@ -1,4 +1,4 @@
-"""The parameters of each trial: every combination, or random ones."""
+"""The settings of each trial: all combinations of a grid, or random values."""
 
 import itertools
 import math
@@ -9,19 +9,19 @@ from typing import Any
 from vr1.commands.sweep.plan import Plan
 from vr1.errors import UserError
 
-Draw = Callable[[random.Random, dict[str, Any]], Any]
+Sampler = Callable[[random.Random, dict[str, Any]], Any]
 
 
 def parameters_of(plan: Plan, count: int | None, seed: int = 0) -> list[dict[str, Any]]:
-    """What every trial sets, in order; trial n is the same however many are asked for.
+    """The settings of every trial, in order; trial n does not depend on the number of trials.
 
     Args:
         plan: a checked sweep.
-        count: how many trials; None takes all combinations of a grid, or the file's ``run_cap``.
-        seed: of the random draws.
+        count: number of trials; None takes all combinations of a grid, or the file's ``run_cap``.
+        seed: seed of random values.
 
     Raises:
-        UserError: if the count is missing or senseless, or a distribution is not known or incomplete.
+        UserError: the count is missing or below 1, or a distribution is unknown or incomplete.
 
     Example:
         >>> from vr1.commands.sweep.plan import Plan
@@ -39,14 +39,15 @@ def parameters_of(plan: Plan, count: int | None, seed: int = 0) -> list[dict[str
         rows = itertools.islice(itertools.product(*choices), count)
         return [dict(zip(plan.parameters, row, strict=True)) for row in rows]
     if count is None:
-        raise UserError("a random sweep has no end of its own; say how many trials: --count 6")
-    return [_drawn(plan, f"{seed}/{index}") for index in range(count)]
+        raise UserError("a random sweep needs the number of trials: give --count 6")
+    return [_sampled(plan, f"{seed}/{index}") for index in range(count)]
 
 
-def _drawn(plan: Plan, seed: str) -> dict[str, Any]:
-    # A stream for each trial and parameter: another count, or one parameter more, leaves the others as they were.
+def _sampled(plan: Plan, seed: str) -> dict[str, Any]:
+    # A generator for each trial and parameter: a change of count or of one parameter does not change other values.
     return {
-        name: _draw(name, description, random.Random(f"{seed}/{name}")) for name, description in plan.parameters.items()
+        name: _sample(name, description, random.Random(f"{seed}/{name}"))
+        for name, description in plan.parameters.items()
     }
 
 
@@ -58,61 +59,61 @@ def _choices(name: str, description: dict[str, Any]) -> list[Any]:
     raise UserError(f"parameters.{name}: a grid needs values; list them, or give --method random")
 
 
-def _draw(name: str, description: dict[str, Any], chance: random.Random) -> Any:
+def _sample(name: str, description: dict[str, Any], generator: random.Random) -> Any:
     kind = description.get("distribution") or _kind(name, description)
-    if kind not in _DRAWS:
-        raise UserError(f"parameters.{name}: distribution={kind} is not known here; use {', '.join(_DRAWS)}")
+    if kind not in _SAMPLERS:
+        raise UserError(f"parameters.{name}: distribution={kind} is not known here; use {', '.join(_SAMPLERS)}")
     try:
-        return _DRAWS[kind](chance, description)
+        return _SAMPLERS[kind](generator, description)
     except KeyError as error:
         raise UserError(f"parameters.{name}: distribution={kind} needs {error.args[0]}; add it") from None
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"parameters.{name}={description}: cannot be drawn from ({error}); mend its numbers") from None
+        raise UserError(f"parameters.{name}={description}: cannot be sampled ({error}); fix its numbers") from None
 
 
 def _kind(name: str, description: dict[str, Any]) -> str:
-    """The distribution that is meant where none is named, as Weights & Biases has it."""
+    """The distribution of a parameter that names none, by the rules of Weights & Biases."""
     if "value" in description:
         return "constant"
     if "values" in description:
         return "categorical"
     if {"min", "max"} <= set(description):
-        whole = all(isinstance(description[end], int) for end in ("min", "max"))
-        return "int_uniform" if whole else "uniform"
+        integers = all(isinstance(description[end], int) for end in ("min", "max"))
+        return "int_uniform" if integers else "uniform"
     raise UserError(f"parameters.{name}={description}: give value, values, or min and max")
 
 
-def _categorical(chance: random.Random, found: dict[str, Any]) -> Any:
-    return chance.choices(found["values"], weights=found.get("probabilities"))[0]
+def _categorical(generator: random.Random, spec: dict[str, Any]) -> Any:
+    return generator.choices(spec["values"], weights=spec.get("probabilities"))[0]
 
 
-def _uniform(chance: random.Random, found: dict[str, Any]) -> float:
-    return _figures(chance.uniform(found["min"], found["max"]))
+def _uniform(generator: random.Random, spec: dict[str, Any]) -> float:
+    return _four_digits(generator.uniform(spec["min"], spec["max"]))
 
 
-def _q_uniform(chance: random.Random, found: dict[str, Any]) -> float:
-    step = found.get("q", 1.0)
-    return _figures(round(chance.uniform(found["min"], found["max"]) / step) * step)
+def _q_uniform(generator: random.Random, spec: dict[str, Any]) -> float:
+    step = spec.get("q", 1.0)
+    return _four_digits(round(generator.uniform(spec["min"], spec["max"]) / step) * step)
 
 
-def _log_uniform_values(chance: random.Random, found: dict[str, Any]) -> float:
-    return _figures(math.exp(chance.uniform(math.log(found["min"]), math.log(found["max"]))))
+def _log_uniform_values(generator: random.Random, spec: dict[str, Any]) -> float:
+    return _four_digits(math.exp(generator.uniform(math.log(spec["min"]), math.log(spec["max"]))))
 
 
-def _normal(chance: random.Random, found: dict[str, Any]) -> float:
-    return _figures(chance.gauss(found.get("mu", 0.0), found.get("sigma", 1.0)))
+def _normal(generator: random.Random, spec: dict[str, Any]) -> float:
+    return _four_digits(generator.gauss(spec.get("mu", 0.0), spec.get("sigma", 1.0)))
 
 
-def _figures(value: float) -> float:
-    """Four figures: more say nothing, and make every table unreadable."""
+def _four_digits(value: float) -> float:
+    """Four significant digits, so that tables stay readable."""
     return float(f"{value:.4g}")
 
 
-_DRAWS: dict[str, Draw] = {
-    "constant": lambda _, found: found["value"],
+_SAMPLERS: dict[str, Sampler] = {
+    "constant": lambda _, spec: spec["value"],
     "categorical": _categorical,
     "categorical_w_probabilities": _categorical,
-    "int_uniform": lambda chance, found: chance.randint(found["min"], found["max"]),
+    "int_uniform": lambda generator, spec: generator.randint(spec["min"], spec["max"]),
     "uniform": _uniform,
     "q_uniform": _q_uniform,
     "log_uniform_values": _log_uniform_values,

@@ -1,4 +1,4 @@
-"""The picture of a sweep: a scatter of one parameter, parallel coordinates of several."""
+"""The figure of a sweep: a scatter plot of one parameter, parallel coordinates of several."""
 
 import math
 from collections.abc import Sequence
@@ -18,22 +18,22 @@ _LOG_FROM = 20.0
 
 
 def draw_trials(plan: Plan, trials: Sequence[Trial]) -> Image.Image | None:
-    """Draw the finished trials; None where there is none.
+    """Draw the finished trials; None if there are none.
 
     A parameter whose largest value is at least 20 times its smallest is drawn on a logarithmic scale.
     """
-    done = [trial for trial in trials if trial.value is not None]
-    if not done:
+    finished = [trial for trial in trials if trial.value is not None]
+    if not finished:
         return None
-    varied = [name for name in plan.parameters if len({str(trial.parameters.get(name)) for trial in done}) > 1]
+    varied = [name for name in plan.parameters if len({str(trial.parameters.get(name)) for trial in finished}) > 1]
     shown = varied or list(plan.parameters)[:1]
     figure = Figure(figsize=(max(6.4, 2.3 * (len(shown) + 1)), 4.8), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     if len(shown) == 1:
-        _scatter(axes, shown[0], plan.metric, done)
+        _scatter(axes, shown[0], plan.metric, finished)
     else:
-        _parallel(axes, shown, plan, done)
-    axes.set_title(f"{plan.name}: {len(done)} of {len(trials)} trials", loc="left", fontweight="bold", fontsize=11)
+        _parallel(axes, shown, plan, finished)
+    axes.set_title(f"{plan.name}: {len(finished)} of {len(trials)} trials", loc="left", fontweight="bold", fontsize=11)
     return picture_of(figure)
 
 
@@ -76,7 +76,7 @@ def _parallel(axes: Axes, names: Sequence[str], plan: Plan, trials: Sequence[Tri
 
 
 def _scale(values: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]], bool]:
-    """Places of values between 0 and 1, where and what to write beside, and whether the scale is logarithmic."""
+    """Positions of values in 0..1, tick positions with their texts, and whether the scale is logarithmic."""
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numeric:
         kinds = sorted({str(value) for value in values})
@@ -86,11 +86,11 @@ def _scale(values: Sequence[Any]) -> tuple[np.ndarray, list[tuple[float, str]], 
     logarithmic = bool(numbers.min() > 0 and numbers.max() >= _LOG_FROM * numbers.min())
     places = _unit(np.log(numbers) if logarithmic else numbers)
     by_place = sorted(dict(zip(places.tolist(), numbers.tolist(), strict=True)).items())
-    kept = [by_place[0]]
+    ticks = [by_place[0]]
     for item in by_place[1:]:
-        if item[0] - kept[-1][0] >= 0.07:
-            kept.append(item)
-    return places, [(place, f"{number:.4g}") for place, number in kept], logarithmic
+        if item[0] - ticks[-1][0] >= 0.07:
+            ticks.append(item)
+    return places, [(place, f"{number:.4g}") for place, number in ticks], logarithmic
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -99,5 +99,5 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 
 def _broken(name: str) -> str:
-    """A long path over several lines, the end of it first to be read."""
+    """A long setting name over several lines."""
     return ".\n".join(name.rsplit(".", 2))

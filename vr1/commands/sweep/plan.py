@@ -1,4 +1,4 @@
-"""A sweep's file, read and checked before the first trial."""
+"""Reads and checks a sweep file before the first trial."""
 
 import re
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ _KEYS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a sweep file asks for.
+    """The contents of a sweep file.
 
     Attributes:
-        name: of the sweep, and of its folder.
+        name: name of the sweep and of its folder.
         method: ``grid`` or ``random``.
-        metric: the logged metric that counts.
+        metric: the logged metric to compare trials by.
         goal: ``maximize`` or ``minimize``.
-        command: words of the command, macros included.
-        program: what ``${program}`` stands for.
+        command: arguments of the command, macros included.
+        program: value of ``${program}``.
         parameters: description of each parameter by its name, in the file's order.
-        limit: most trials that the file allows, None without ``run_cap``.
-        text: the file as it was written.
-        ends_early: whether the server of Weights & Biases would end trials that do badly; here none is ended.
+        limit: largest number of trials (``run_cap``); None if the file has none.
+        text: the text of the file.
+        ends_early: whether the file sets early stopping, which only the server of Weights & Biases does.
     """
 
     name: str
@@ -50,44 +50,44 @@ def read_plan(path: Path, method: str | None = None) -> Plan:
 
     Args:
         path: a YAML file such as ``wandb sweep`` takes.
-        method: taken instead of the file's own.
+        method: replaces the method of the file.
 
     Raises:
-        UserError: naming the key, the value and the mend.
+        UserError: the file is missing or faulty; the message names the key, its value and the fix.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a sweep such as configs/sweeps/training.yaml")
     try:
         text = path.read_text(encoding="utf-8")
-        found = yaml.load(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no YAML ({' '.join(str(error).split())}); mend the file") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds no settings; a sweep has method, metric, command and parameters")
-    if unknown := sorted(set(found) - _KEYS):
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); fix the file") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: has no settings; a sweep has method, metric, command and parameters")
+    if unknown := sorted(set(content) - _KEYS):
         raise UserError(f"{path}: {', '.join(map(str, unknown))} is no key of a sweep; the keys are {sorted(_KEYS)}")
-    metric = found.get("metric")
+    metric = content.get("metric")
     if not isinstance(metric, dict) or not metric.get("name"):
         raise UserError(f"{path}: metric={metric!r} names nothing; write metric: {{name: val/map, goal: maximize}}")
     goal = metric.get("goal", "minimize")
     if goal not in ("maximize", "minimize"):
         raise UserError(f"{path}: metric.goal={goal!r}; give maximize or minimize")
     return Plan(
-        name=str(found.get("name") or path.stem),
-        method=_method(path, method or found.get("method")),
+        name=str(content.get("name") or path.stem),
+        method=_method(path, method or content.get("method")),
         metric=str(metric["name"]),
         goal=goal,
-        command=_command(path, found),
-        program=str(found.get("program", "")),
-        parameters=_parameters(path, found.get("parameters")),
-        limit=_limit(path, found.get("run_cap")),
+        command=_command(path, content),
+        program=str(content.get("program", "")),
+        parameters=_parameters(path, content.get("parameters")),
+        limit=_limit(path, content.get("run_cap")),
         text=text,
-        ends_early=bool(found.get("early_terminate")),
+        ends_early=bool(content.get("early_terminate")),
     )
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice, of which YAML would silently keep the last."""
+    """Refuses duplicate keys, of which YAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -113,19 +113,19 @@ def _limit(path: Path, cap: Any) -> int | None:
     raise UserError(f"{path}: run_cap={cap!r}; give the number of trials, at least 1")
 
 
-def _command(path: Path, found: dict[str, Any]) -> tuple[str, ...]:
-    command = found.get("command") or []
+def _command(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    command = content.get("command") or []
     if not isinstance(command, list):
-        raise UserError(f"{path}: command={command!r}; write it as a list of words")
-    words = tuple(str(word) for word in command)
-    macros = [macro for word in words for macro in re.findall(r"\$\{\w+\}", word)]
+        raise UserError(f"{path}: command={command!r}; write it as a list of arguments")
+    arguments = tuple(str(argument) for argument in command)
+    macros = [macro for argument in arguments for macro in re.findall(r"\$\{\w+\}", argument)]
     if not any(macro in ("${args}", "${args_no_equals}") for macro in macros):
-        raise UserError(f"{path}: the command has no ${{args}}, so that no trial would differ; add it at its end")
+        raise UserError(f"{path}: the command has no ${{args}}, so all trials would be the same; add it at the end")
     if unknown := sorted(set(macros) - set(MACROS)):
-        raise UserError(f"{path}: {', '.join(unknown)} in the command is not known here; use {', '.join(MACROS)}")
-    if "${program}" in macros and not found.get("program"):
+        raise UserError(f"{path}: {', '.join(unknown)} in the command is not a known macro; use {', '.join(MACROS)}")
+    if "${program}" in macros and not content.get("program"):
         raise UserError(f"{path}: the command has ${{program}}, but program is not set; set it")
-    return words
+    return arguments
 
 
 def _parameters(path: Path, found: Any) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What came out of a sweep: a table for people, one for programs, and a picture."""
+"""The results of a sweep: a Markdown table, a CSV file and a figure."""
 
 import csv
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from vr1.runs.tables import markdown_table
 
 
 def ranked(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
-    """The trials, best first; those without a result last."""
+    """The trials, best first, and those without a result last."""
     sign = -1.0 if plan.goal == "maximize" else 1.0
     return sorted(trials, key=lambda trial: (trial.value is None, sign * (trial.value or 0.0), trial.number))
 
 
 def markdown(plan: Plan, trials: Sequence[Trial]) -> str:
-    """The table, best trial first, and what went wrong.
+    """The table of trials, best first, and the errors of crashed ones.
 
     Example:
         >>> from vr1.commands.sweep.plan import Plan
@@ -39,12 +39,12 @@ def markdown(plan: Plan, trials: Sequence[Trial]) -> str:
 
 
 def write_results(folder: Path, plan: Plan, trials: Sequence[Trial]) -> str:
-    """Write ``results.md``, ``results.csv`` and, where a trial has finished, ``results.png``.
+    """Write ``results.md``, ``results.csv`` and, if a trial has finished, ``results.png``.
 
     Returns:
         The table as Markdown.
     """
-    # Here, so that --help does not wait for matplotlib.
+    # Imported here, so that --help does not wait for matplotlib.
     from vr1.commands.sweep.figure import draw_trials
 
     text = markdown(plan, trials)
@@ -55,7 +55,7 @@ def write_results(folder: Path, plan: Plan, trials: Sequence[Trial]) -> str:
         for trial in trials:
             settings = [trial.parameters.get(name) for name in plan.parameters]
             rows.writerow([trial.number, *settings, trial.value, trial.state, trial.seconds, trial.problem])
-    picture = draw_trials(plan, trials)
-    if picture is not None:
-        picture.save(folder / "results.png")
+    figure = draw_trials(plan, trials)
+    if figure is not None:
+        figure.save(folder / "results.png")
     return text

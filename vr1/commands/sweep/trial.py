@@ -1,4 +1,4 @@
-"""One trial of a sweep: a command in a process of its own, and a file that says how far it came."""
+"""One trial of a sweep: a command in its own process, and a file with its state."""
 
 import json
 import os
@@ -12,24 +12,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vr1.commands.sweep.plan import Plan
-from vr1.distributed import die_with_parent
-from vr1.runs.folder import read_run
+from vr1.errors import UserError
 
 State = Literal["running", "finished", "crashed"]
 _STATE_FILE = "trial.json"
-_SAID = 2000
+_OUTPUT_BYTES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What is known of a trial.
+    """The settings, state and result of a trial.
 
     Attributes:
-        number: its place in the sweep, from 0 on.
+        number: index in the sweep, from 0.
         parameters: value by name of the setting.
-        state: ``running`` too where the sweep was ended in the middle of it.
+        state: ``running`` also if the sweep was ended during the trial.
         value: last value of the sweep's metric; None unless finished.
-        seconds: how long it took.
+        seconds: wall time.
         problem: why it crashed.
     """
 
@@ -42,12 +41,12 @@ class Trial:
 
 
 def trial_folder(sweep: Path, number: int) -> Path:
-    """Where a trial's run lies."""
+    """The run folder of a trial."""
     return sweep / f"trial_{number:03d}"
 
 
 def read_trial(folder: Path) -> Trial | None:
-    """What a trial's folder says of it; None where there is nothing, or nothing that can be read."""
+    """The trial of a folder; None if its state file is missing or cannot be read."""
     try:
         return Trial(**json.loads((folder / _STATE_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -55,12 +54,12 @@ def read_trial(folder: Path) -> Trial | None:
 
 
 def expand(plan: Plan, parameters: dict[str, Any], folder: Path | None = None) -> list[str]:
-    """The words of a trial's command, its macros filled in as the agent of Weights & Biases does.
+    """The arguments of a trial's command, with macros replaced as the agent of Weights & Biases does.
 
     Args:
         plan: the sweep.
         parameters: value by name of the setting.
-        folder: where the run is to be written, without Weights & Biases; None leaves the command's own loggers.
+        folder: run folder to write, with a CSV logger; None keeps the loggers of the command.
 
     Example:
         >>> from vr1.commands.sweep.plan import Plan
@@ -69,51 +68,54 @@ def expand(plan: Plan, parameters: dict[str, Any], folder: Path | None = None) -
         >>> expand(plan, {"model.optimizer.lr": 0.1})[1:]
         ['-m', 'vr1', 'fit', '--model.optimizer.lr=0.1']
     """
-    words: list[str] = []
-    for word in plan.command:
-        if word == "${args}":
-            words += [f"--{name}={value}" for name, value in parameters.items()]
-        elif word == "${args_no_equals}":
-            words += [part for name, value in parameters.items() for part in (f"--{name}", str(value))]
-        elif word != "${env}":
-            words.append(word.replace("${interpreter}", sys.executable).replace("${program}", plan.program))
-    if words and words[0] in ("python", "python3"):
-        # The one that runs the sweep: another on the path may lack every package.
-        words[0] = sys.executable
+    arguments: list[str] = []
+    for argument in plan.command:
+        if argument == "${args}":
+            arguments += [f"--{name}={value}" for name, value in parameters.items()]
+        elif argument == "${args_no_equals}":
+            arguments += [part for name, value in parameters.items() for part in (f"--{name}", str(value))]
+        elif argument != "${env}":
+            arguments.append(argument.replace("${interpreter}", sys.executable).replace("${program}", plan.program))
+    if arguments and arguments[0] in ("python", "python3"):
+        # The Python that runs the sweep: another one on the path may not have the packages.
+        arguments[0] = sys.executable
     if folder is not None:
-        words += [
+        arguments += [
             "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
             f"--trainer.logger.save_dir={folder.parent}",
             "--trainer.logger.name=",
             f"--trainer.logger.version={folder.name}",
             f"--trainer.default_root_dir={folder}",
         ]
-    return words
+    return arguments
 
 
 def run_trial(plan: Plan, trial: Trial, folder: Path) -> Trial:
-    """Run a trial from its beginning and say how it went; its output is in ``output.txt``.
+    """Run a trial from the start and return its result; its output is in ``output.txt``.
 
     Raises:
-        KeyboardInterrupt: if it was interrupted; its process is gone then, and it is still marked as running.
+        KeyboardInterrupt: the trial was interrupted. Its process is ended, and its state is still ``running``.
     """
-    # What an interrupted trial left would be taken for this one's.
+    # Files of an interrupted trial would be read as results of this one.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write(folder, trial)
-    words = expand(plan, trial.parameters, folder)
-    (folder / "command.txt").write_text(shlex.join(words) + "\n", encoding="utf-8")
+    arguments = expand(plan, trial.parameters, folder)
+    (folder / "command.txt").write_text(shlex.join(arguments) + "\n", encoding="utf-8")
     started = time.monotonic()
-    code = _run(words, folder / "output.txt")
+    code = _run(arguments, folder / "output.txt")
     seconds = round(time.monotonic() - started, 1)
-    done = _judged(plan, replace(trial, seconds=seconds), folder, code)
+    done = _result(plan, replace(trial, seconds=seconds), folder, code)
     _write(folder, done)
     return done
 
 
-def _run(words: list[str], output: Path) -> int:
+def _run(arguments: list[str], output: Path) -> int:
+    # Imported here, so that --help does not wait for torch.
+    from vr1.distributed import die_with_parent
+
     with output.open("wb") as file:
-        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
+        process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
         try:
             return process.wait()
         finally:
@@ -126,14 +128,17 @@ def _run(words: list[str], output: Path) -> int:
                     process.wait()
 
 
-def _judged(plan: Plan, trial: Trial, folder: Path, code: int) -> Trial:
+def _result(plan: Plan, trial: Trial, folder: Path, code: int) -> Trial:
     if code != 0:
-        said = (folder / "output.txt").read_bytes()[-_SAID:].decode("utf-8", "replace").strip().splitlines()
+        lines = (folder / "output.txt").read_bytes()[-_OUTPUT_BYTES:].decode("utf-8", "replace").strip().splitlines()
         ended = f"signal {-code}" if code < 0 else f"status {code}"
-        return replace(trial, state="crashed", problem=f"{ended}: {said[-1].strip() if said else 'it said nothing'}")
+        return replace(trial, state="crashed", problem=f"{ended}: {lines[-1].strip() if lines else 'no output'}")
+    # Imported here, so that --help does not wait for matplotlib.
+    from vr1.runs.folder import read_run
+
     try:
         series = read_run(folder).series
-    except ValueError as error:
+    except UserError as error:
         return replace(trial, state="crashed", problem=str(error))
     if plan.metric not in series:
         problem = f"metric {plan.metric} was not logged; logged were {', '.join(sorted(series))}"
@@ -142,7 +147,7 @@ def _judged(plan: Plan, trial: Trial, folder: Path, code: int) -> Trial:
 
 
 def _write(folder: Path, trial: Trial) -> None:
-    """Write the state in one stroke: half a file would make a finished trial look interrupted."""
+    """Write the state atomically: half a file would make a finished trial look interrupted."""
     partial = folder / f".{_STATE_FILE}.partial"
     with partial.open("w", encoding="utf-8") as file:
         file.write(json.dumps(asdict(trial), indent=2) + "\n")
