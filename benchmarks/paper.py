@@ -1,12 +1,11 @@
-"""The paper in miniature: its trainings and ablations on made scenes, three seeds each, beside its own numbers.
+"""The paper in miniature: its trainings and ablations on synthetic scenes, three seeds each, next to its own numbers.
 
     python benchmarks/paper.py --out runs/paper --jobs 2
 
-Trains the embedded model by SFT, by Vision-R1, and by Vision-R1 with one thing changed at a time; measures each at the
-end of its training, on scenes of the same kind and on a domain that no training has seen; and writes ``paper.md``,
-``findings.png``, ``curves.png`` and ``runs.json``. Nothing is chosen by these measurements: every training has the same
-number of steps. A finished run is not repeated, and an interrupted one goes on from its newest checkpoint: give the
-same command again.
+Trains the embedded model by SFT, by Vision-R1, and by Vision-R1 with one setting changed at a time; evaluates each at
+the end of its training, on scenes of the same kind and on an unseen domain; and writes ``paper.md``, ``findings.png``,
+``curves.png`` and ``runs.json``. No setting is tuned on these measurements: every training has the same number of
+steps. The same command resumes an interrupted run from its latest checkpoint and skips finished runs.
 """
 
 import asyncio
@@ -34,14 +33,14 @@ Name = Literal["sft", "sft_sorted", "vision_r1", "step_third", "no_refinement", 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One training and its measurement, or the measurement of the start alone.
+    """One training and its evaluation, or the evaluation of the start.
 
     Attributes:
-        name: of its folder.
-        folder: where all of it is.
-        train: words of the training; none for the start.
-        test: words of the measurement.
-        threads: of the process.
+        name: name of its folder.
+        folder: its folder.
+        train: command of the training; empty for the start.
+        test: command of the evaluation.
+        threads: threads of the process.
     """
 
     name: str
@@ -52,12 +51,12 @@ class Job:
 
     @property
     def result(self) -> Path:
-        """What is there once the job is finished."""
+        """The file that exists once the job is finished."""
         return self.folder / "result.json"
 
 
 class RunError(Exception):
-    """A command did not end well; says where its output is."""
+    """A command failed; the message names the file with its output."""
 
 
 def paper(
@@ -69,16 +68,16 @@ def paper(
     overrides: list[str] = [],  # noqa: B006
     test_overrides: list[str] = [],  # noqa: B006
 ) -> int:
-    """Run what is still to be run, and write the tables of what is there.
+    """Run the jobs that are not finished and write the tables of all finished ones.
 
     Args:
-        out: folder of all runs, tables and pictures.
-        jobs: runs at a time, which share the cores evenly.
+        out: folder of all runs, tables and figures.
+        jobs: number of runs at a time, which share the cores evenly.
         steps: optimizer steps of every training.
         seeds: seeds of every training.
-        only: trainings to run; all where left out.
-        overrides: further words for every training, such as `["--data.val_scenes", "16"]`.
-        test_overrides: further words for every measurement.
+        only: trainings to run; all by default.
+        overrides: further arguments of every training, such as `["--data.val_scenes", "16"]`.
+        test_overrides: further arguments of every evaluation.
 
     Returns:
         Exit status: 0; 1 if a run failed, 130 if interrupted.
@@ -88,7 +87,7 @@ def paper(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     chosen = {name: VARIANTS[name] for name in only or VARIANTS}
     queue = [_start(out.resolve(), threads, test_overrides)]
-    # Seed by seed, so that the first table of all variants is there after a third of the time.
+    # Seed by seed, so that there is a table of all variants after a third of the time.
     queue += [
         _job(variant, seed, out.resolve(), steps, threads, overrides, test_overrides)
         for seed in seeds
@@ -97,7 +96,7 @@ def paper(
     try:
         failures = asyncio.run(_run_all(queue, jobs))
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it was", file=sys.stderr)
+        print("interrupted: the same command resumes", file=sys.stderr)
         return 130
     finally:
         write(out.resolve(), steps)
@@ -116,23 +115,23 @@ def _job(
     variant: Variant, seed: int, out: Path, steps: int, threads: int, overrides: list[str], test_overrides: list[str]
 ) -> Job:
     folder = out / f"{variant.name}_{seed}"
-    words = [sys.executable, "-m", "vr1", "fit"]
+    arguments = [sys.executable, "-m", "vr1", "fit"]
     for config in ("training", *variant.configs):
-        words += ["--config", str(CONFIGS / f"{config}.yaml")]
-    words += ["--seed_everything", str(seed), "--trainer.max_steps", str(steps)]
-    words += ["--trainer.default_root_dir", str(folder), "--trainer.logger.save_dir", str(out)]
-    words += ["--trainer.logger.version", folder.name, *variant.words, *overrides]
+        arguments += ["--config", str(CONFIGS / f"{config}.yaml")]
+    arguments += ["--seed_everything", str(seed), "--trainer.max_steps", str(steps)]
+    arguments += ["--trainer.default_root_dir", str(folder), "--trainer.logger.save_dir", str(out)]
+    arguments += ["--trainer.logger.version", folder.name, *variant.arguments, *overrides]
     test = _test(folder, [*test_overrides, "--model.policy.path", str(folder / "model")])
-    return Job(name=folder.name, folder=folder, train=words, test=test, threads=threads)
+    return Job(name=folder.name, folder=folder, train=arguments, test=test, threads=threads)
 
 
 def _test(folder: Path, overrides: list[str]) -> list[str]:
-    words = [sys.executable, "-m", "vr1", "test", "--config", str(CONFIGS / "evaluation.yaml")]
-    return [*words, "--trainer.default_root_dir", str(folder), *overrides]
+    arguments = [sys.executable, "-m", "vr1", "test", "--config", str(CONFIGS / "evaluation.yaml")]
+    return [*arguments, "--trainer.default_root_dir", str(folder), *overrides]
 
 
 async def _run_all(queue: list[Job], jobs: int) -> list[str]:
-    """Run all jobs, so many at a time; what failed."""
+    """Run all jobs, a number of them at a time, and return the failures."""
     places = asyncio.Semaphore(jobs)
 
     async def run_in_turn(job: Job) -> str | None:
@@ -148,43 +147,43 @@ async def _run_all(queue: list[Job], jobs: int) -> list[str]:
 
 
 async def run(job: Job) -> None:
-    """Do what is left of a job.
+    """Run the parts of a job that are not finished.
 
     Raises:
-        RunError: a command failed, or the folder holds a run with other settings.
+        RunError: a command failed, or the folder has a run with other settings.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     _same_settings(job)
     if job.result.is_file():
-        print(f"{job.name}: finished before, kept", flush=True)
+        print(f"{job.name}: finished before", flush=True)
         return
     started, trained = time.monotonic(), job.folder / "trained.json"
     if job.train and not trained.is_file():
-        found = sorted((job.folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        print(f"{job.name}: {f'going on from {found[-1].name}' if found else 'training'}", flush=True)
-        await _call([*job.train, *(["--ckpt_path", str(found[-1])] if found else [])], job)
-        _write_json(trained, {"seconds": round(time.monotonic() - started), "resumed": bool(found)})
+        checkpoints = sorted((job.folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        print(f"{job.name}: {f'resuming from {checkpoints[-1].name}' if checkpoints else 'training'}", flush=True)
+        await _call([*job.train, *(["--ckpt_path", str(checkpoints[-1])] if checkpoints else [])], job)
+        _write_json(trained, {"seconds": round(time.monotonic() - started), "resumed": bool(checkpoints)})
     await _call(job.test, job)
     measured = json.loads((job.folder / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     _write_json(job.result, {"sets": measured["sets"], "seconds": round(time.monotonic() - started)})
-    # The model is beside them; eighteen optimizers are a gigabyte.
+    # The exported model stays; eighteen optimizer states take a gigabyte.
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
     mean = ", ".join(f"{name} mAP {100 * figures['map']:.1f}" for name, figures in measured["sets"].items())
     print(f"{job.name}: {mean} after {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _same_settings(job: Job) -> None:
-    """Refuse to take the run of other settings for this one."""
-    kept, settings = job.folder / "settings.json", {"train": job.train[1:], "test": job.test[1:]}
-    if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != settings:
-        raise RunError(f"{job.folder} holds a run with other settings: give another --out, or remove that folder")
-    _write_json(kept, settings)
+    """Refuse a folder that has a run with other settings."""
+    stored, settings = job.folder / "settings.json", {"train": job.train[1:], "test": job.test[1:]}
+    if stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) != settings:
+        raise RunError(f"{job.folder} has a run with other settings: give another --out, or remove that folder")
+    _write_json(stored, settings)
 
 
-async def _call(words: list[str], job: Job) -> None:
+async def _call(arguments: list[str], job: Job) -> None:
     with (job.folder / "output.txt").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            *words,
+            *arguments,
             cwd=ROOT,
             stdout=log,
             stderr=asyncio.subprocess.STDOUT,
@@ -198,18 +197,18 @@ async def _call(words: list[str], job: Job) -> None:
                 process.terminate()
                 await process.wait()
     if code:
-        raise RunError(f"{words[3]} ended with status {code}; its output is in {job.folder / 'output.txt'}")
+        raise RunError(f"{arguments[3]} ended with status {code}; its output is in {job.folder / 'output.txt'}")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write in one stroke: half a file would make a run look finished."""
+    """Write atomically: half a file would make a run look finished."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
 def write(out: Path, steps: int) -> None:
-    """Write tables and pictures of all finished runs in a folder."""
+    """Write tables and figures of all finished runs in a folder."""
     results = read_results(out)
     if START not in results:
         return

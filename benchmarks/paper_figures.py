@@ -1,4 +1,4 @@
-"""Pictures of the paper in miniature: gains beside the paper's own, and the curves of the trainings."""
+"""Figures of the paper in miniature: gains here and in the paper, and training curves."""
 
 import json
 import statistics
@@ -43,7 +43,7 @@ def draw_findings(results: Results) -> Image.Image:
 
 
 def draw_curves(out: Path) -> Image.Image | None:
-    """Validation mAP and training reward by optimizer step, mean and range over the seeds; None without any."""
+    """Validation mAP and training reward by optimizer step, mean and range over the seeds; None without runs."""
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     panels = figure.subplots(1, 2)
     drawn = False
@@ -64,7 +64,7 @@ def draw_curves(out: Path) -> Image.Image | None:
 
 
 def _draw_mean(axes: Axes, series: list[list[list[float]]], title: str, row: int) -> bool:
-    """Draw the mean of several seeds at the steps that all of them have."""
+    """Draw the mean of several seeds at the steps that all of them have logged."""
     steps = sorted(set.intersection(*({int(step) for step, _ in points} for points in series))) if series else []
     if not steps:
         return False

@@ -1,4 +1,4 @@
-"""The paper's numbers, those measured here, and which of the paper's findings they bear out.
+"""The paper's numbers, those measured here, and which of the paper's findings hold.
 
 Source: Vision-R1, arXiv 2503.18013: the main results, and the ablations of STEP, recall and matching on Griffon-G-7B.
 All figures are in percent.
@@ -21,16 +21,16 @@ class Variant:
     """One way to train.
 
     Attributes:
-        name: of its folders.
-        title: for people.
+        name: start of its folders' names.
+        title: name in tables and figures.
         configs: files of configs/paper after training.yaml.
-        words: further words of its command.
+        arguments: further arguments of its command.
     """
 
     name: str
     title: str
     configs: tuple[str, ...]
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
 _OURS = ("vision_r1",)
@@ -39,23 +39,23 @@ VARIANTS = {
     for variant in (
         Variant(name="sft", title="SFT", configs=("sft",)),
         Variant(
-            name="sft_sorted", title="SFT, boxes sorted", configs=("sft",), words=("--model.target_order", "sorted")
+            name="sft_sorted", title="SFT, boxes sorted", configs=("sft",), arguments=("--model.target_order", "sorted")
         ),
         Variant(name="vision_r1", title="Vision-R1", configs=_OURS),
         Variant(
-            name="step_third", title="STEP 1/3", configs=_OURS, words=("--trainer.callbacks.switch_at", str(1 / 3))
+            name="step_third", title="STEP 1/3", configs=_OURS, arguments=("--trainer.callbacks.switch_at", str(1 / 3))
         ),
         Variant(
             name="no_refinement",
             title="STEP 1, no refinement",
             configs=_OURS,
-            words=("--trainer.callbacks.switch_at", "1"),
+            arguments=("--trainer.callbacks.switch_at", "1"),
         ),
         Variant(name="precision_only", title="precision only", configs=(*_OURS, "precision_only")),
         Variant(name="box_and_label", title="matched by box and label", configs=(*_OURS, "box_and_label")),
     )
 }
-# COCO mAP. Qwen2.5-VL's headline run has no switch, the reason why its two last rows are what they are.
+# COCO mAP. The main run of Qwen2.5-VL has no switch; the run with one is an ablation, hence the order of its last rows.
 PAPER_SEEN = {
     GRIFFON: {
         START: 40.2,
@@ -68,7 +68,7 @@ PAPER_SEEN = {
     },
     QWEN: {START: 17.7, "sft": 23.6, "vision_r1": 23.3, "no_refinement": 26.6},
 }
-# mAP on four data sets that no training had seen; of Qwen2.5-VL for the run without a switch.
+# mAP on four unseen data sets; for Qwen2.5-VL of the run without a switch.
 PAPER_UNSEEN = {
     GRIFFON: {START: 12.2, "sft": 12.4, "vision_r1": 19.3},
     QWEN: {START: 16.9, "sft": 17.9, "no_refinement": 21.7},
@@ -78,15 +78,15 @@ PAPER_RECALL = {"precision_only": 49.6, "vision_r1": 54.2}
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What the paper says of two trainings: one is ahead of the other.
+    """A claim of the paper: one training is better than another.
 
     Attributes:
         text: the finding.
-        ahead: the variant that the paper has ahead.
+        ahead: the variant that is better in the paper.
         behind: the other one.
-        group: ``seen`` or ``unseen``.
-        metric: by which.
-        paper: the paper's difference, for each of its models that it reports; empty where it has no such training.
+        group: ``seen`` or ``unseen`` domain.
+        metric: the metric to compare by.
+        paper: the paper's difference for each of its models; empty if the paper has no such training.
     """
 
     text: str
@@ -99,7 +99,7 @@ class Finding:
 
 FINDINGS = (
     Finding(text="Vision-R1 improves on its start", ahead="vision_r1", behind=START, paper="+1.9, +5.6"),
-    Finding(text="Vision-R1 is ahead of SFT", ahead="vision_r1", behind="sft", paper="+1.6, -0.3"),
+    Finding(text="Vision-R1 is better than SFT", ahead="vision_r1", behind="sft", paper="+1.6, -0.3"),
     Finding(text="so is Vision-R1 without refinement", ahead="no_refinement", behind="sft", paper="-0.6, +3.0"),
     Finding(
         text="on an unseen domain, Vision-R1 improves on its start",
@@ -109,25 +109,25 @@ FINDINGS = (
         paper="+7.1, +4.8",
     ),
     Finding(
-        text="on an unseen domain, Vision-R1 is ahead of SFT",
+        text="on an unseen domain, Vision-R1 is better than SFT",
         ahead="vision_r1",
         behind="sft",
         group="unseen",
         paper="+6.9, +3.8",
     ),
-    Finding(text="Vision-R1 is ahead of SFT on sorted boxes", ahead="vision_r1", behind="sft_sorted"),
+    Finding(text="Vision-R1 is better than SFT on sorted boxes", ahead="vision_r1", behind="sft_sorted"),
     Finding(text="so it is on an unseen domain", ahead="vision_r1", behind="sft_sorted", group="unseen"),
     Finding(
-        text="stricter rules from the middle on (STEP 1/2) beat none",
+        text="stricter thresholds from the middle on (STEP 1/2) are better than none",
         ahead="vision_r1",
         behind="no_refinement",
         paper="+2.2, -3.3",
     ),
-    Finding(text="STEP 1/2 beats 1/3", ahead="vision_r1", behind="step_third", paper="+0.6"),
-    Finding(text="paying for recall too raises mAP", ahead="vision_r1", behind="precision_only", paper="+0.6"),
+    Finding(text="STEP 1/2 is better than 1/3", ahead="vision_r1", behind="step_third", paper="+0.6"),
+    Finding(text="a reward for recall too raises mAP", ahead="vision_r1", behind="precision_only", paper="+0.6"),
     Finding(text="and AR100", ahead="vision_r1", behind="precision_only", metric="ar_100", paper="+4.6"),
     Finding(
-        text="matching by boxes alone beats matching by box and label",
+        text="matching by boxes alone is better than by box and label",
         ahead="vision_r1",
         behind="box_and_label",
         paper="+0.2",
@@ -136,9 +136,9 @@ FINDINGS = (
 
 
 def difference(results: Results, finding: Finding) -> tuple[float, float] | None:
-    """Mean difference over the seeds and its standard error; None where a side is missing.
+    """Mean difference over the seeds and its standard error; None if one of them is missing.
 
-    The standard error is Welch's, of independent seeds. The start is one model, and has no spread of its own.
+    The standard error is Welch's, for independent seeds. The start is a single model without a spread.
 
     Example:
         >>> found = {"a": {"seen": {"map": [3.0, 5.0]}}, "b": {"seen": {"map": [1.0]}}}
@@ -153,7 +153,7 @@ def difference(results: Results, finding: Finding) -> tuple[float, float] | None
 
 
 def verdict(results: Results, finding: Finding) -> str:
-    """Whether a finding holds here: yes or no only where the difference is beyond twice its standard error.
+    """Whether a finding holds here: yes or no only if the difference exceeds twice its standard error.
 
     Example:
         >>> found = {"a": {"seen": {"map": [3.0, 5.0]}}, "b": {"seen": {"map": [1.0, 9.0]}}}
@@ -178,7 +178,7 @@ def _sides(finding: Finding) -> tuple[str, str]:
 
 
 def markdown(results: Results) -> str:
-    """All tables, and the reading of them."""
+    """All tables as Markdown."""
     everything = (START, *VARIANTS)
     parts = [
         "Here: percent, mean over seeds (each seed in brackets). Paper: COCO mAP, and mAP on four unseen sets.",
