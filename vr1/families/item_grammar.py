@@ -1,6 +1,6 @@
-"""The grammar of answers that are a row of items, each a label and a box, described by templates; writes them.
+"""Answers that are a sequence of items, each a label with its boxes, defined by templates; this module writes them.
 
-`item_reader` reads them. Families differ in the templates alone, which is why a family can be described in YAML.
+`item_reader` reads them.
 
 Shape letter: N boxes.
 """
@@ -19,21 +19,21 @@ COORDINATES = ("x1", "y1", "x2", "y2")
 
 @dataclass(frozen=True, kw_only=True)
 class ItemGrammar:
-    """How items are written.
+    """Templates of an answer.
 
     Args:
-        box: a box, with each of ``{x1}``, ``{y1}``, ``{x2}``, ``{y2}`` once, in the order of the models. A format may
-            follow the name: ``{x1:.3f}`` for three decimals, ``{x1:04.0f}`` for four digits; whole numbers without.
-        item: a label and its box: ``{label}`` and ``{box}``; or ``{boxes}``, where neighbours of one label share an
-            item.
-        separator: what stands between items.
-        box_separator: what stands between the boxes of one item.
-        empty: the whole answer where there is no object.
-        shift: a written number stands for itself plus this: 0.5 where numbers are bins and mean their middle.
-        largest: the largest number that can be written, for models that have a token for each; None for no limit.
+        box: template of a box with ``{x1}``, ``{y1}``, ``{x2}`` and ``{y2}`` in the order of the model. A format may
+            follow the name: ``{x1:.3f}`` for three decimals, ``{x1:04.0f}`` for four digits; the default is an integer.
+        item: template of an item with ``{label}`` and ``{box}``; or with ``{label}`` and ``{boxes}``, if consecutive
+            boxes of one label share an item.
+        separator: text between two items.
+        box_separator: text between two boxes of one item.
+        empty: the answer without objects.
+        shift: added to every number that is read: 0.5 if numbers are bins that stand for their middle.
+        largest: largest number that can be written, for models with one token for each number; None for no limit.
 
     Raises:
-        UserError: a template that lacks a field, has one too many, or a format that writes no number.
+        UserError: a template has a missing, unknown or duplicate field, or a format that is not for numbers.
 
     Example:
         >>> from vr1.types import as_boxes
@@ -70,12 +70,12 @@ class ItemGrammar:
 
     @cached_property
     def order(self) -> list[int]:
-        """For the four written numbers in turn, which of ``x1, y1, x2, y2`` each one is."""
+        """For each of the four numbers in the text, its index in ``x1, y1, x2, y2``."""
         return [COORDINATES.index(name) for _, name, _ in self._box_parts if name]
 
     @cached_property
     def box_literals(self) -> list[str]:
-        """Five texts: before the first number, between the numbers, after the last."""
+        """Five texts: before the first number, between the numbers, and after the last."""
         literals = [literal for literal, _, _ in self._box_parts]
         return literals if len(literals) == 5 else [*literals, ""]
 
@@ -87,7 +87,7 @@ class ItemGrammar:
 
     @cached_property
     def label_first(self) -> bool:
-        """Whether the label stands in front of its box."""
+        """Whether the label comes before its box."""
         return self.item.index("{label}") < self.item.index("{box")
 
     @property
@@ -96,7 +96,7 @@ class ItemGrammar:
         return "{boxes}" in self.item
 
     def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
-        """Write boxes ``[N, 4]`` of the family's frame with their N labels, runs of blanks in a label as one space."""
+        """Write boxes ``[N, 4]`` of the family's frame with their N labels; whitespace in a label becomes one space."""
         assert len(boxes) == len(labels), (len(boxes), len(labels))
         if not len(boxes):
             return self.empty
@@ -107,7 +107,7 @@ class ItemGrammar:
         return self.render((label, [box for _, box in group]) for label, group in grouped)
 
     def render(self, items: Iterable[tuple[str, Sequence[str]]]) -> str:
-        """The answer made of labels, each with the written boxes that belong to it."""
+        """The answer of labels, each with the texts of its boxes."""
         before, between, after = self.item_literals
         texts = []
         for label, boxes in items:
@@ -117,7 +117,7 @@ class ItemGrammar:
         return self.separator.join(texts)
 
     def render_box(self, numbers: Sequence[str]) -> str:
-        """A box made of its four numbers, as they stand in the text."""
+        """The text of a box with these four numbers."""
         first, *rest = self.box_literals
         return first + "".join(number + literal for number, literal in zip(numbers, rest, strict=True))
 
@@ -140,5 +140,5 @@ def _write_number(value: float, spec: str) -> str:
 
 
 def _parts(template: str) -> list[tuple[str, str, str]]:
-    """Literal, field name and format of each part; the name is empty in the last part where text follows all fields."""
+    """Literal text, field name and format of each part; text after the last field is a part with an empty name."""
     return [(literal, name or "", spec or "") for literal, name, spec, _ in string.Formatter().parse(template)]

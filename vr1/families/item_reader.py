@@ -1,7 +1,7 @@
-"""Reads answers of an `ItemGrammar`, however they came out.
+"""Reads answers of an `ItemGrammar` leniently.
 
-Boxes are found first, by their four numbers; what stands between them holds the labels. Every character is looked at a
-bounded number of times and nothing raises. What counts as a box *inside the image* is not decided here.
+It finds the boxes first, by their four numbers; the labels are in the text between them. It takes linear time and never
+raises. Whether a box is inside the image is checked elsewhere (`vr1.detections`).
 """
 
 import math
@@ -25,7 +25,7 @@ _DECORATION = _AROUND + "[](){}"
 
 
 class _Written(NamedTuple):
-    """What stands at one place as a box: its numbers as texts, and whether its closing text follows them."""
+    """One candidate for a box: its numbers as texts, its position, and whether its closing text follows."""
 
     numbers: list[str]
     start: int
@@ -36,17 +36,17 @@ class _Written(NamedTuple):
 def read_items(completion: str, grammar: ItemGrammar) -> Answer:
     """Read the boxes and labels of a completion, leniently.
 
-    Read are: blanks anywhere between the parts; prose around the items; an ``<answer>`` region, or what follows
-    ``</think>``; items without their marker tokens, as a decoder leaves them that drops special tokens; boxes without a
-    label; the boxes that are complete before a cut; and JSON, where a model answers in JSON after all.
+    Accepted are: whitespace between all parts; text around the items; an ``<answer>`` region, or the text after
+    ``</think>``; items without special tokens; boxes without a label; the complete boxes of a truncated answer; and
+    JSON instead of items.
 
     Args:
         completion: the text as the model wrote it.
-        grammar: the templates of the items.
+        grammar: the templates of the answer.
 
     Returns:
-        Finite boxes as written, with their labels (empty where there is none). ``follows_template`` is true if the
-        whole completion is what the grammar makes of the numbers and labels read, blanks aside.
+        Finite boxes as written, with their labels (empty if there is none). ``follows_template`` is true if the grammar
+        writes exactly this completion, whitespace aside, for these numbers and labels.
 
     Example:
         >>> grammar = ItemGrammar(item="{label}-{box}", separator="&")
@@ -56,12 +56,12 @@ def read_items(completion: str, grammar: ItemGrammar) -> Answer:
     """
     whole = completion.strip()
     region = answer_region(whole, _patterns(grammar)[0].search)
-    if _squeezed(region) == _squeezed(grammar.empty):
+    if _without_whitespace(region) == _without_whitespace(grammar.empty):
         return Answer(boxes=as_boxes([]), labels=(), follows_template=region is whole)
     found = list(islice(_written_boxes(region, grammar), MAX_ITEMS + 1))
     end = len(region)
     if found and not found[-1].closed and not re.search(r"\w", region[found[-1].end :]):
-        # Nothing follows it: the text was cut, and so perhaps the last number.
+        # Nothing follows it: the answer was truncated, perhaps within the last number.
         end = found.pop().start
     labels = _labels(region[:end], found, grammar)
     if region is whole and found and len(found) <= MAX_ITEMS and _follows(region, found, labels, grammar):
@@ -73,13 +73,13 @@ def read_items(completion: str, grammar: ItemGrammar) -> Answer:
 
 @lru_cache(maxsize=64)
 def _patterns(grammar: ItemGrammar) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """A pattern that finds boxes of any count of numbers, and one that splits their numbers."""
+    """A pattern that finds boxes, with any count of numbers, and one that splits their numbers."""
     literals = [literal.strip() for literal in grammar.box_literals]
-    # A decoder may have dropped the markers around a box, its own brackets not.
+    # The decoder may have removed the special tokens around a box, but not its brackets.
     opened, opening = _split_markers(literals[0])
     ended, closing = (text[::-1] for text in _split_markers(literals[-1][::-1], backwards=True))
-    # Without an opening text a number must not begin inside a longer one, or a row of digits would be read anew from
-    # each of them. Possessive quantifiers: no backtracking.
+    # Without an opening text, a match must not start inside a number, or every digit of it would start a new search.
+    # Possessive quantifiers prevent backtracking.
     start = rf"{_spaced(opening)}\s*+" if opening else r"(?<![\w.+-])"
     start = rf"(?:{_spaced(opened)}\s*+)?+{start}" if opened else start
     words = "|".join(_spaced(literal) for literal in sorted(set(literals[1:-1]), key=len, reverse=True) if literal)
@@ -90,22 +90,22 @@ def _patterns(grammar: ItemGrammar) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
 
 def _spaced(literal: str) -> str:
-    """A pattern of a text with blanks anywhere in it."""
+    """A pattern of a text with optional whitespace between its characters."""
     return r"\s*+".join(re.escape(character) for character in literal if not character.isspace())
 
 
 def _split_markers(literal: str, backwards: bool = False) -> tuple[str, str]:
-    """Markers that a text begins with, and the rest of it; a text of markers alone has none to spare."""
+    """Special tokens at the start of a text, and the rest; a text of special tokens only is not split."""
     markers = (_BACKWARDS if backwards else _MARKERS).match(literal)
     cut = markers.end() if markers and markers.end() < len(literal) else 0
     return literal[:cut], literal[cut:]
 
 
 def _written_boxes(region: str, grammar: ItemGrammar) -> Iterator[_Written]:
-    """Everything that looks like a box, complete or not."""
+    """All candidates for boxes, complete or not."""
     pattern, joint = _patterns(grammar)
     opening, *inner, closing = (literal.strip() for literal in grammar.box_literals)
-    # Some boxes end and begin as their numbers are parted: neighbours then look like one box of many numbers.
+    # If boxes are separated like numbers, consecutive boxes look like one box of many numbers.
     run_together = bool(opening) and closing + opening in inner
     for match in pattern.finditer(region):
         numbers = joint.split(match["numbers"])
@@ -120,7 +120,7 @@ def _written_boxes(region: str, grammar: ItemGrammar) -> Iterator[_Written]:
 
 
 def _labels(region: str, found: list[_Written], grammar: ItemGrammar) -> list[str]:
-    """The label written for each box, empty where none is."""
+    """The label of each box, empty if it has none."""
     before, between, after = grammar.item_literals
     joint = after + grammar.separator + before
     parting = grammar.separator.strip() or grammar.separator
@@ -134,7 +134,7 @@ def _labels(region: str, found: list[_Written], grammar: ItemGrammar) -> list[st
             head, tail = between, (joint if index + 1 < len(found) else after)
         segment = region[start:end]
         if not grammar.label_first and index + 1 == len(found) and parting:
-            # What follows the last label is the beginning of an item that was cut.
+            # After the last label there may be the start of a truncated item.
             segment = segment.partition(parting)[0]
         if grammar.shares_label and index and segment.strip() == grammar.box_separator.strip():
             labels.append("")
@@ -146,7 +146,7 @@ def _labels(region: str, found: list[_Written], grammar: ItemGrammar) -> list[st
 
 
 def _bare_label(segment: str, head: str, tail: str, last_line: bool, after_prose: bool) -> str:
-    """The label in a stretch of text that is not exactly as the grammar writes it."""
+    """The label in a text that is not exactly as the grammar writes it."""
     heads, tails = _pieces(head), _pieces(tail)
     for marker in (piece for piece in heads if piece.startswith("<")):
         segment = segment.rpartition(marker)[2]
@@ -170,18 +170,18 @@ def _bare_label(segment: str, head: str, tail: str, last_line: bool, after_prose
         return ""
     if not last_line:
         return lines[0].strip(_AROUND)
-    # In front of the first item there may be prose: "Here it is: cat".
+    # There may be text before the first item: "Here it is: cat".
     return (lines[-1].rpartition(": ")[2] if after_prose else lines[-1]).strip(_AROUND)
 
 
 @lru_cache(maxsize=256)
 def _pieces(text: str) -> tuple[str, ...]:
-    """The markers, words and punctuation marks of a template's text."""
+    """The special tokens, words and punctuation marks of a template text."""
     return tuple(dict.fromkeys(_PIECE.findall(text)))
 
 
 def _follows(region: str, found: list[_Written], labels: list[str], grammar: ItemGrammar) -> bool:
-    """Whether the grammar writes exactly this text from these numbers and labels, blanks aside."""
+    """Whether the grammar writes exactly this text for these numbers and labels, whitespace aside."""
     if any(len(box.numbers) != 4 for box in found):
         return False
     items: list[tuple[str, list[str]]] = []
@@ -191,13 +191,13 @@ def _follows(region: str, found: list[_Written], labels: list[str], grammar: Ite
             items.append((label, [text]))
         else:
             items[-1][1].append(text)
-    return _squeezed(grammar.render(items)) == _squeezed(region)
+    return _without_whitespace(grammar.render(items)) == _without_whitespace(region)
 
 
 def _answer(found: list[_Written], labels: list[str], grammar: ItemGrammar, follows_template: bool) -> Answer:
-    """Boxes in the order ``x1, y1, x2, y2``, their labels, and what could not be used."""
+    """Boxes in the order ``x1, y1, x2, y2``, their labels, and the problems of unusable ones."""
     boxes: list[list[float]] = []
-    kept: list[str] = []
+    box_labels: list[str] = []
     problems: list[str] = []
     label = ""
     for written, own in zip(found[:MAX_ITEMS], labels, strict=False):
@@ -205,15 +205,15 @@ def _answer(found: list[_Written], labels: list[str], grammar: ItemGrammar, foll
         values = dict(zip(grammar.order, map(float, written.numbers), strict=False))
         if len(written.numbers) == 4 and all(map(math.isfinite, values.values())):
             boxes.append([values[place] + grammar.shift for place in range(4)])
-            kept.append(label)
+            box_labels.append(label)
         else:
             problems.append(f"no four finite numbers: {reprlib.repr(written.numbers)}")
     if len(found) > MAX_ITEMS:
         problems.append(f"nothing is read after {MAX_ITEMS} boxes")
     return Answer(
-        boxes=as_boxes(boxes), labels=tuple(kept), follows_template=follows_template, problems=tuple(problems)
+        boxes=as_boxes(boxes), labels=tuple(box_labels), follows_template=follows_template, problems=tuple(problems)
     )
 
 
-def _squeezed(text: str) -> str:
+def _without_whitespace(text: str) -> str:
     return "".join(text.split())

@@ -1,7 +1,7 @@
-"""Writes answers ``[{"bbox_2d": [x1, y1, x2, y2], "label": "A"}, ...]``, and reads them however they came out.
+"""Writes answers ``[{"bbox_2d": [x1, y1, x2, y2], "label": "A"}, ...]``, and reads them leniently.
 
-A well-formed answer goes through the JSON parser; anything else through a lenient scanner (`lenient_json`). Both take
-time linear in the length of the text and neither raises. What counts as a box *inside the image* is not decided here.
+The JSON parser reads well-formed answers, a lenient scanner (`lenient_json`) all others. Both take linear time and
+never raise. Whether a box is inside the image is checked elsewhere (`vr1.detections`).
 """
 
 import json
@@ -18,7 +18,7 @@ from vr1.families.lenient_json import NUMBER, answer_region, scan
 from vr1.types import Answer, Boxes, as_boxes
 
 MAX_ITEMS = 10_000
-"""Items read from one answer. More than that is no answer, and matching them would only cost time."""
+"""Largest number of items read from one answer, since matching takes time."""
 
 _BOX_KEYS = ("bbox_2d", "bbox", "box", "box_2d", "bounding_box")
 _LABEL_KEYS = ("label", "name", "category")
@@ -30,18 +30,18 @@ _LONGEST_NUMBER = 400
 def read_json_answer(completion: str) -> Answer:
     """Read the boxes and labels of a completion, leniently.
 
-    Read are: bare or fenced JSON; prose around it; an ``<answer>`` region, which wins over everything outside it (else
-    what follows ``</think>``); single quotes; items that are complete before a cut; a single object instead of a list;
-    nested lists; other names of the fields; lists of four numbers without a label; numbers in quotes.
+    Accepted are: bare or fenced JSON; text around it; an ``<answer>`` region instead of the text outside
+    (else the text after ``</think>``); single quotes; the complete items of a truncated answer; one object instead of a
+    list; nested lists; other field names; lists of four numbers without a label; numbers in quotes.
 
     Args:
         completion: the text as the model wrote it.
 
     Returns:
-        Finite boxes as written, with their labels (empty where there is none). ``follows_template`` is true if the
-        whole completion, surrounding blanks aside, is one JSON list, bare or in one ``json`` fence, of objects that
-        each give ``bbox_2d`` as a list of four numbers and a label, where there is one, as a text. Whether numbers and
-        labels make sense is a question of content, not of the template. Reasoning in front does not follow it.
+        Finite boxes as written, with their labels (empty if there is none). ``follows_template`` is true if the full
+        completion, without surrounding whitespace, is one JSON list, bare or in one ``json`` fence, of objects with
+        ``bbox_2d`` as a list of four numbers and an optional ``label`` as a text. Values of numbers and labels do not
+        matter. An answer with reasoning in front does not follow the template.
 
     Source: Vision-R1, arXiv 2503.18013, section 3.2 (dual format reward: template and content).
 
@@ -52,8 +52,8 @@ def read_json_answer(completion: str) -> Answer:
         >>> read_json_answer("[]").follows_template
         True
     """
-    whole = completion.strip()
-    region = whole if whole.startswith(("[", "```json")) else answer_region(whole, lambda text: "[" in text)
+    text = completion.strip()
+    region = text if text.startswith(("[", "```json")) else answer_region(text, lambda part: "[" in part)
     items = _json_items(region)
     if items is None or len(items) > MAX_ITEMS:
         return _lenient_answer(list(islice(scan(region), MAX_ITEMS)), follows_template=False)
@@ -62,12 +62,12 @@ def read_json_answer(completion: str) -> Answer:
         return _lenient_answer(items, follows_template=False)
     boxes, labels = as_boxes(form[0]), tuple(form[1])
     if not np.isfinite(boxes).all():
-        return _lenient_answer(items, follows_template=region is whole)
-    return Answer(boxes=boxes, labels=labels, follows_template=region is whole)
+        return _lenient_answer(items, follows_template=region is text)
+    return Answer(boxes=boxes, labels=labels, follows_template=region is text)
 
 
 def write_json_answer(boxes: Boxes, labels: Sequence[str]) -> str:
-    r"""Write a list as Qwen's released models do: fenced, one item a line, tab-indented, whole numbers.
+    r"""Write a list as Qwen's released models do: fenced, one item a line, tab-indented, integers.
 
     Args:
         boxes: ``[N, 4]`` float64 corners in the family's frame.
@@ -100,17 +100,17 @@ def _json_items(region: str) -> list[dict[str, Any]] | None:
 
 
 def _boxes_and_labels_in_form(items: list[dict[str, Any]]) -> tuple[list[list[float]], list[str]] | None:
-    """Boxes of four numbers and labels of all items, or None if one of them is anything else."""
+    """Boxes and labels of all items; None if a box is not four numbers or a label is not a text."""
     boxes = [item["bbox_2d"] for item in items]
     labels = [item.get("label", "") for item in items]
-    # Sets of types, since this is done for every answer and a test of each number would take most of the time.
+    # Sets of types, since checking each number would take most of the time of reading an answer.
     if not ({*map(type, boxes)} <= {list} and {*map(len, boxes)} <= {4} and {*map(type, labels)} <= {str}):
         return None
     return (boxes, labels) if {*map(type, chain.from_iterable(boxes))} <= {float} else None
 
 
 def _lenient_answer(items: Sequence[dict[str, Any] | list[Any]], follows_template: bool) -> Answer:
-    """Boxes, labels and problems of the items of either reader."""
+    """Boxes, labels and problems of items of the JSON parser or the scanner."""
     boxes: list[list[float]] = []
     labels: list[str] = []
     problems: list[str] = []
@@ -129,7 +129,7 @@ def _lenient_answer(items: Sequence[dict[str, Any] | list[Any]], follows_templat
 
 
 def _written_boxes(items: Sequence[dict[str, Any] | list[Any]]) -> Iterator[tuple[Any, str]]:
-    """What was written as a box, with its label; a value may hold several boxes in inner lists."""
+    """The value of each box with its label; a value may have several boxes in inner lists."""
     for item in items:
         value, label = _box_and_label(item) if isinstance(item, dict) else (item, "")
         if isinstance(value, list) and (not value or any(isinstance(inner, list) for inner in value)):
@@ -140,7 +140,7 @@ def _written_boxes(items: Sequence[dict[str, Any] | list[Any]]) -> Iterator[tupl
 
 
 def _box_and_label(item: dict[str, Any]) -> tuple[Any, str]:
-    """What an object gives as its box, and its label; an object that wraps other objects gives no box."""
+    """The value of an object's box, and its label; an object that contains other objects has no box."""
     label = next((item[key] for key in _LABEL_KEYS if key in item), None)
     if isinstance(label, float):
         label = f"{label:g}"

@@ -1,7 +1,7 @@
-"""A scanner for text that is meant to be JSON: finds objects and lists of numbers in whatever a model wrote.
+"""A scanner that finds objects and lists of numbers in text that should be JSON but may be faulty.
 
-It never raises, never calls itself, looks at each character a bounded number of times and keeps at most `DEPTH` open
-brackets, so neither the form nor the length of the text can stall it. What is *not* here: what a box or a label is.
+It never raises, has no recursion, takes linear time and stores at most `DEPTH` open brackets, whatever the text. It
+does not know boxes and labels; `json_answer` does.
 """
 
 import json
@@ -18,34 +18,35 @@ NUMBER = r"[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+"
 _ANSWER_START, _ANSWER_END, _THINK_END = "<answer>", "</answer>", "</think>"
 
 
-def answer_region(whole: str, holds_answer: Callable[[str], object]) -> str:
-    """The part of a completion that holds the answer; ``whole`` itself where nothing marks a part.
-
-    An ``<answer>`` region wins over everything outside it; else what follows ``</think>`` counts.
+def answer_region(text: str, has_answer: Callable[[str], object]) -> str:
+    """The part of a completion with the answer: its ``<answer>`` region, else the text after ``</think>``, else all.
 
     Args:
-        whole: a completion without blanks around it.
-        holds_answer: whether a text may hold a box. Some models put the answer in front of an empty answer region.
+        text: a completion without surrounding whitespace.
+        has_answer: whether a text may have a box. Some models write the answer before an empty ``<answer>`` region.
+
+    Returns:
+        The part, or ``text`` itself (the same object) if nothing marks a part.
 
     Example:
-        >>> answer_region("<think>maybe [1]</think><answer> [2] </answer>", lambda text: "[" in text)
+        >>> answer_region("<think>maybe [1]</think><answer> [2] </answer>", lambda part: "[" in part)
         '[2]'
     """
-    start = whole.rfind(_ANSWER_START)
+    start = text.rfind(_ANSWER_START)
     if start >= 0:
         start += len(_ANSWER_START)
-        end = whole.find(_ANSWER_END, start)
-        region = whole[start:] if end < 0 else whole[start:end]
-        if holds_answer(region):
+        end = text.find(_ANSWER_END, start)
+        region = text[start:] if end < 0 else text[start:end]
+        if has_answer(region):
             return region.strip()
-    return whole.rpartition(_THINK_END)[2].strip() if _THINK_END in whole else whole
+    return text.rpartition(_THINK_END)[2].strip() if _THINK_END in text else text
 
 
 DEPTH = 64
-"""Open brackets kept; deeper nesting forgets the outermost ones, which cannot belong to an answer any more."""
+"""Largest number of open brackets; deeper nesting drops the outermost ones, which cannot belong to an answer."""
 
-# A quote closes a string only in front of what may follow one, so that an apostrophe or an inner quote stays inside;
-# a line end closes it too, so that one lost quote costs one line. Every quantifier is possessive: no backtracking.
+# A quote ends a string only before a character that may follow a string, so that apostrophes and inner quotes are part
+# of it. A line end also ends it, so that a missing quote affects one line. Possessive quantifiers prevent backtracking.
 _TOKEN = re.compile(
     r"""
       (?P<open>[\[{]) | (?P<close>[\]}])
@@ -74,7 +75,7 @@ class _Frame:
         self.lists: list[list[Any]] = []
 
     def add(self, value: Any) -> None:
-        """Take in a scalar: in an object names and values alternate."""
+        """Add a scalar: in an object, names and values alternate."""
         if not self.is_object:
             self.scalars.append(value)
         elif self.key is None:

@@ -1,4 +1,4 @@
-"""Metrics over answers: COCO average precision, referring accuracy, and what the answers are like."""
+"""Metrics of answers: COCO average precision, accuracy of referring expressions, and statistics of answers."""
 
 from vr1.metrics.coco import CocoMetrics
 from vr1.metrics.referring import ReferringAccuracy

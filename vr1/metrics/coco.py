@@ -1,7 +1,7 @@
 """COCO average precision and recall of answers, as pycocotools computes them.
 
-What this adds to torchmetrics' `MeanAveragePrecision`: labels are texts, thresholds are COCO's own to the last bit, and
-the result depends neither on the order of the records nor on how many processes share them.
+Differences from torchmetrics' `MeanAveragePrecision`: labels are texts, IoU thresholds are exactly COCO's, and the
+result depends neither on the order of the records nor on the number of processes.
 
 Shape letters: R records, N predicted boxes, M ground-truth boxes, K categories.
 """
@@ -28,25 +28,24 @@ from vr1.metrics.coco_eval import (
 from vr1.metrics.referring import expression_hit
 from vr1.types import DetectionRecord, Detections
 
-# Columns of the states: a record is (key, set key, image id, N, M, dropped boxes, hit: 1, 0, or -1 where there is not
-# one true box to be hit), a prediction (label key, box, score), a target (label key, box, area, crowd).
+# Columns of the states. A record: key, set key, image id, N, M, dropped boxes, hit (1 or 0; -1 if the question is no
+# referring expression). A prediction: label key, box, score. A target: label key, box, area, crowd.
 _RECORD, _PREDICTION, _TARGET = 7, 6, 7
 
 
 class CocoMetrics(Metric):
-    """COCO's twelve figures for detections against the ground truth of their records.
+    """COCO's twelve metrics of detections against the ground truth of their records.
 
-    Labels are compared as `vr1.matching` compares them: case, surrounding blanks and a final full stop aside. A
-    predicted box whose label is none of the categories that its record asks for is dropped and counted in
-    ``other_labels``: COCO has no category to charge it to, and leaves such results out as well. At most 100 boxes of
-    one category on one image count, the highest scores first and, among equal scores, the first written; crowd regions
-    and areas are honoured as COCO does.
+    Labels are compared as in `vr1.matching`: without case, surrounding spaces and a final full stop. A predicted box
+    whose label is none of the record's categories is dropped, as COCO does, and counted in ``other_labels``. At most
+    100 boxes of one category on one image count: those with the highest scores, and among equal scores the first in the
+    answer. Crowd regions and areas are handled as in COCO.
 
-    Several sets of data (``DetectionRecord.set_name``) are measured each on its own.
+    Each data set (``DetectionRecord.set_name``) is evaluated separately.
 
-    Where scores are equal, precision depends on the order of the images: records are ordered by ``image_id``, as
-    pycocotools does. A record that was seen before (a distributed sampler repeats some to fill the last batch) counts
-    once, with its first answer.
+    Where scores are equal, precision depends on the order of the images: records are sorted by ``image_id``, as in
+    pycocotools. A record that occurs twice (a distributed sampler repeats some to fill the last batch) counts once,
+    with its first answer.
 
     Source: https://cocodataset.org/#detection-eval; pycocotools.cocoeval.
 
@@ -89,23 +88,25 @@ class CocoMetrics(Metric):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Float64, so that a process without records sends an empty state of the type that the others send."""
+        """Float64, so that the empty state of a process without records has the dtype of the others."""
         return torch.float64
 
     def update(self, detections: Sequence[Detections], records: Sequence[DetectionRecord]) -> None:
         """Add the answers to some records.
 
         Args:
-            detections: one a record, boxes ``[N, 4]`` in image pixels.
-            records: what was asked and its ground truth.
+            detections: one for each record, boxes ``[N, 4]`` in image pixels.
+            records: the questions and their ground truth.
 
         Raises:
-            UserError: if there are not as many answers as records.
+            UserError: the numbers of answers and records differ.
         """
         if len(detections) != len(records):
-            raise UserError(f"CocoMetrics: {len(detections)} answers to {len(records)} records; give one a record")
+            raise UserError(
+                f"CocoMetrics: {len(detections)} answers to {len(records)} records; give one for each record"
+            )
         for answer, record in zip(detections, records, strict=True):
-            assert np.isfinite(answer.boxes_xyxy).all(), "pycocotools takes NaN for a perfect overlap"
+            assert np.isfinite(answer.boxes_xyxy).all(), "pycocotools treats NaN as a perfect overlap"
             counted = rows_in_categories(answer.labels, record.categories)
             labels = [label_key(answer.labels[row]) for row in counted]
             self._append("predictions", labels, answer.boxes_xyxy[counted], answer.scores[counted])
@@ -118,24 +119,24 @@ class CocoMetrics(Metric):
             self._send_names("sets", [record.set_name])
 
     def compute(self) -> dict[str, Tensor]:
-        """COCO's figures over all records so far, as scalar tensors.
+        """COCO's metrics over all records so far, as scalar tensors.
 
         Returns:
             ``map``, ``map_50``, ``map_75``, ``map_small``, ``map_medium``, ``map_large``, ``ar_1``, ``ar_10``,
-            ``ar_100``, ``ar_small``, ``ar_medium``, ``ar_large`` (-1, as COCO has it, where there is no ground truth to
-            measure by), ``accuracy_50`` where every question has one category and one true box (the share of answers
-            whose first box overlaps it by half), ``records`` and ``other_labels``. Of several sets: the mean of each
-            figure that all of them have, the sum of the last two, and all figures of each as ``set/figure``.
+            ``ar_100``, ``ar_small``, ``ar_medium``, ``ar_large`` (-1, as in COCO, without ground truth for it),
+            ``accuracy_50`` if every question has one category and one true box (the share of answers whose first box
+            has an IoU of at least 0.5), ``records`` and ``other_labels``. For several sets: the mean of each metric
+            that all sets have, the sum of the last two, and the metrics of each set as ``set/metric``.
         """
         records = _rows(self.records, _RECORD)
         predictions = _split(_rows(self.predictions, _PREDICTION), records[:, 3])
         targets = _split(_rows(self.targets, _TARGET), records[:, 4])
         spellings = {label_key(name): name for name in self._texts("names")}
-        chosen = _once_in_order(records)
+        order = _first_by_image(records)
         sets: dict[str, dict[str, float]] = {}
         self._evaluated = {}
         for name in self._texts("sets") or [""]:
-            rows = [row for row in chosen if records[row, 1] == text_key(name)]
+            rows = [row for row in order if records[row, 1] == text_key(name)]
             self._evaluated[name] = CocoInput(
                 predictions=[predictions[row] for row in rows],
                 targets=[targets[row] for row in rows],
@@ -155,10 +156,10 @@ class CocoMetrics(Metric):
     def per_class(self) -> dict[str, dict[str, float]]:
         """``map``, ``map_50``, ``ar_100`` and number of ``objects`` (no crowd regions) by category, sorted by name.
 
-        Of several sets: by ``set/category``.
+        For several sets the names are ``set/category``.
 
-        This evaluates a second time. With several processes, call `compute` on all of them first; then it needs no
-        communication and one process can do it alone.
+        This runs the evaluation again. With several processes, call `compute` on all of them first; after that, one
+        process can call this alone.
         """
         self.compute()
         return {
@@ -168,7 +169,7 @@ class CocoMetrics(Metric):
         }
 
     def reset(self) -> None:
-        """Forget all records."""
+        """Remove all records."""
         super().reset()
         self._sent = set()
         self._evaluated = {}
@@ -178,7 +179,7 @@ class CocoMetrics(Metric):
         return self._plot(val, ax)
 
     def _append(self, state: str, keys: list[int], *columns: Any) -> None:
-        # States are flat, since an empty one then has the same number of dimensions in every process.
+        # States are flat, so that an empty one has the same number of dimensions in every process.
         parts = [np.asarray(part, np.float64).reshape(len(keys), -1) for part in (keys, *columns) if len(keys)]
         flat = np.concatenate(parts, axis=1).ravel() if parts else np.zeros(0)
         getattr(self, state).append(torch.from_numpy(flat).to(self.device))
@@ -191,7 +192,7 @@ class CocoMetrics(Metric):
             self._sent.update((state, name) for name in new)
 
     def _texts(self, state: str) -> list[str]:
-        """The names that were sent, each once, sorted."""
+        """The names of all processes, each once, sorted."""
         data = bytes(_rows(getattr(self, state), 1).ravel().astype(np.uint8).tolist()).decode()
         return sorted(set(data.split("\0")[:-1]))
 
@@ -210,7 +211,7 @@ def _split(rows: NDArray[np.float64], counts: NDArray[np.float64]) -> list[NDArr
     return np.split(rows, np.cumsum(counts.astype(np.int64)))[:-1]
 
 
-def _once_in_order(records: NDArray[np.float64]) -> list[int]:
-    """Rows of the records by image id, each record once."""
+def _first_by_image(records: NDArray[np.float64]) -> list[int]:
+    """Rows of the records, sorted by image id; only the first row of each record."""
     first = {key: row for row, key in reversed(list(enumerate(records[:, 0].tolist())))}
     return sorted(first.values(), key=lambda row: (records[row, 2], records[row, 0]))

@@ -1,4 +1,4 @@
-"""COCO's evaluation of boxes given as arrays, by faster-coco-eval through torchmetrics.
+"""COCO's evaluation of boxes in arrays, by faster-coco-eval through torchmetrics.
 
 Shape letters: N predicted boxes and M ground-truth boxes of one record, K categories.
 """
@@ -19,7 +19,7 @@ from vr1.matching import fold_label
 
 @lru_cache(maxsize=4096)
 def label_key(label: str) -> int:
-    """The number of a label, equal for labels that compare equal.
+    """A number for a label; equal labels have the same number.
 
     Example:
         >>> label_key("Cat.") == label_key("cat") != label_key("dog")
@@ -29,7 +29,7 @@ def label_key(label: str) -> int:
 
 
 def text_key(text: str) -> int:
-    """A number for a text that all processes agree on without talking, below 2**52 so that float64 holds it exactly."""
+    """A hash of a text, the same in all processes; below 2**52, so that float64 holds it exactly."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 12
 
 
@@ -58,10 +58,10 @@ FIGURES = {
     "ar_medium": "mar_medium",
     "ar_large": "mar_large",
 }
-"""COCO's twelve figures: name here, name in torchmetrics."""
+"""COCO's twelve metrics: name here, name in torchmetrics."""
 
 _LEAST_AREA = 1e-12
-# The evaluation looks at every category on every image. More categories than this are expressions, one to a question.
+# The evaluation visits every category on every image. More categories than this are referring expressions.
 _MOST_CATEGORIES = 1500
 _ONE = "any expression"
 _Rows = NDArray[np.float64]
@@ -69,7 +69,7 @@ _Rows = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CocoInput:
-    """What one evaluation reads.
+    """The input of one evaluation.
 
     Attributes:
         predictions: for each record ``[N, 6]``: label key, box (x1, y1, x2, y2 in pixels), score.
@@ -83,30 +83,30 @@ class CocoInput:
 
 
 def evaluate(given: CocoInput) -> dict[str, Tensor]:
-    """COCO's twelve figures as scalar tensors; -1 where there is no ground truth to measure by.
+    """COCO's twelve metrics as scalar tensors; -1 without ground truth for it.
 
-    More than 1500 categories are referring expressions and count as one.
+    More than 1500 categories are referring expressions and are evaluated as one category.
     """
     given = _as_one_category(given)
     return _figures(_run(given, extended_summary=False)) if given.targets else _unmeasured()
 
 
 def evaluate_classes(given: CocoInput) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
-    """What `evaluate` gives, and the same by category, from one evaluation.
+    """The result of `evaluate`, and metrics by category, from one evaluation.
 
     Returns:
-        COCO's twelve figures, and ``map``, ``map_50``, ``ar_100`` and number of ``objects`` (no crowd regions) of each
-        category that occurs.
+        COCO's twelve metrics; and by category ``map``, ``map_50``, ``ar_100`` and number of ``objects`` (without crowd
+        regions).
     """
     given = _as_one_category(given)
     if not any(map(len, (*given.targets, *given.predictions))):
         return _unmeasured(), {}
-    found = _run(given, extended_summary=True)
-    precision, recall = found["precision"][:, :, :, 0, -1], found["recall"][:, :, 0, -1]
+    summary = _run(given, extended_summary=True)
+    precision, recall = summary["precision"][:, :, :, 0, -1], summary["recall"][:, :, 0, -1]
     objects = np.concatenate([rows[rows[:, 6] == 0, 0] for rows in given.targets])
     spellings = list(given.spellings.items())
     table = {}
-    for column, label_id in enumerate(found["classes"].reshape(-1).tolist()):
+    for column, label_id in enumerate(summary["classes"].reshape(-1).tolist()):
         key, name = spellings[label_id]
         table[name] = {
             "map": _mean(precision[:, :, column]),
@@ -114,13 +114,13 @@ def evaluate_classes(given: CocoInput) -> tuple[dict[str, Tensor], dict[str, dic
             "ar_100": _mean(recall[:, column]),
             "objects": float((objects == key).sum()),
         }
-    return _figures(found), table
+    return _figures(summary), table
 
 
 def average_figures(sets: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean over several sets of every figure that all of them have.
+    """The mean over several sets of every metric that all sets have.
 
-    What a set cannot measure (-1, such as large objects where there are none) is left out.
+    Values of -1 (no ground truth, such as no large objects) are left out.
 
     Example:
         >>> average_figures([{"map": 0.25, "map_large": -1.0}, {"map": 0.75, "map_large": 0.5, "accuracy_50": 1.0}])
@@ -140,12 +140,12 @@ def _unmeasured() -> dict[str, Tensor]:
     return dict.fromkeys(FIGURES, torch.tensor(-1.0))
 
 
-def _figures(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: found[theirs].reshape(()) for name, theirs in FIGURES.items()}
+def _figures(summary: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: summary[key].reshape(()) for name, key in FIGURES.items()}
 
 
 def _as_one_category(given: CocoInput) -> CocoInput:
-    """The same boxes under one category, where there are too many to tell apart; labels were compared before."""
+    """The same boxes under one category if there are too many; labels were compared before."""
     if len(given.spellings) <= _MOST_CATEGORIES:
         return given
 
@@ -158,12 +158,12 @@ def _as_one_category(given: CocoInput) -> CocoInput:
 def _run(given: CocoInput, extended_summary: bool) -> dict[str, Tensor]:
     label_ids = {key: row for row, key in enumerate(given.spellings)}
     metric = MeanAveragePrecision(
-        # torchmetrics' own defaults are rounded to float32, so that 0.55 or 0.6 miss an overlap of exactly that.
+        # The defaults of torchmetrics are rounded to float32, so that an IoU of exactly 0.55 or 0.6 is missed.
         iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
         rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
         extended_summary=extended_summary,
         backend="faster_coco_eval",
-        sync_on_compute=False,  # the records are those of all processes already
+        sync_on_compute=False,  # the records are already those of all processes
     )
     metric.warn_on_many_detections = False
     metric.update(
@@ -187,13 +187,13 @@ def _target(rows: _Rows, label_ids: dict[int, int]) -> dict[str, Tensor]:
     return {
         "boxes": torch.from_numpy(rows[:, 1:5].copy()),
         "labels": torch.tensor(labels, dtype=torch.int64),
-        # torchmetrics takes an area of 0 for an unknown one; COCO counts the object as small.
+        # torchmetrics treats an area of 0 as unknown; COCO counts the object as small.
         "area": torch.from_numpy(np.maximum(rows[:, 5], _LEAST_AREA)),
         "iscrowd": torch.from_numpy(rows[:, 6].astype(np.int64)),
     }
 
 
 def _mean(values: Tensor) -> float:
-    """Mean over what was measured; -1 stands for what could not be."""
+    """Mean of the values that are not -1 (no ground truth); -1 if there are none."""
     measured = values[values > -1]
     return float(measured.mean()) if len(measured) else -1.0

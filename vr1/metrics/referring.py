@@ -1,4 +1,4 @@
-"""Accuracy of referring expressions: is the one box asked for where it should be?"""
+"""Accuracy of referring expressions: the share of answers whose box is right."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,16 +17,15 @@ from vr1.types import Boxes, DetectionRecord, Detections
 class ReferringAccuracy(Metric):
     """Share of answers whose first box overlaps the one true box by at least ``threshold``.
 
-    Only the first box counts, as in the published evaluations: an answer with several is not right because one of them
-    is. Labels play no part, nor does the form of the answer beyond that a box can be read. A record that was seen
-    before (a distributed sampler repeats some to fill the last batch) counts again.
+    Only the first box counts, as in the published evaluations. Labels and the form of the answer do not matter. A
+    record that occurs twice (a distributed sampler repeats some to fill the last batch) counts twice.
 
     Args:
-        threshold: the IoU from which a box is right.
+        threshold: smallest IoU of a right box.
         kwargs: settings of every torchmetrics metric.
 
     Raises:
-        UserError: if the threshold is not above 0 and at most 1, or a record has not one true box.
+        UserError: the threshold is not above 0 and at most 1, or a record does not have exactly one true box.
 
     Source: Mao et al., Generation and Comprehension of Unambiguous Object Descriptions, arXiv 1511.02283; Yu et al.,
         Modeling Context in Referring Expressions, arXiv 1608.00272.
@@ -59,24 +58,24 @@ class ReferringAccuracy(Metric):
         """Count the answers to some records, boxes in image pixels.
 
         Raises:
-            UserError: if there are not as many answers as records, or a record has not one true box.
+            UserError: the numbers of answers and records differ, or a record does not have exactly one true box.
         """
         if len(detections) != len(records):
             raise UserError(
-                f"ReferringAccuracy: {len(detections)} answers to {len(records)} records; give one a record"
+                f"ReferringAccuracy: {len(detections)} answers to {len(records)} records; give one for each record"
             )
         for answer, record in zip(detections, records, strict=True):
             true = record.boxes_xyxy[~record.crowd]
             if len(true) != 1:
                 raise UserError(
                     f"ReferringAccuracy: {record.origin} has {len(true)} true boxes; an expression refers to one, so "
-                    "measure other data by CocoMetrics"
+                    "use CocoMetrics for other data"
                 )
             self.hits += first_box_hits(answer.boxes_xyxy, true, self.threshold)
             self.answers += 1
 
     def compute(self) -> Tensor:
-        """The accuracy, 0..1; 0 where there is no answer."""
+        """The accuracy in 0..1; 0 without answers."""
         return (self.hits / self.answers.clamp(min=1)).float()
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
@@ -85,10 +84,10 @@ class ReferringAccuracy(Metric):
 
 
 def expression_hit(boxes: Boxes, true: Boxes, crowd: NDArray[np.bool_], categories: Sequence[str]) -> bool | None:
-    """Whether the first predicted box ``[N, 4]`` overlaps the one true box by half.
+    """Whether the first predicted box ``[N, 4]`` has an IoU of at least 0.5 with the one true box.
 
-    None where the question is none of this kind: it asks for several categories, or there is not one true box among
-    the ``[M, 4]`` that are no ``crowd`` ``[M]``.
+    None if the question is no referring expression: it has several categories, or there is not exactly one true box
+    among the ``[M, 4]`` that are no ``crowd`` ``[M]``.
     """
     one = true[~crowd]
     return first_box_hits(boxes, one, 0.5) if len(one) == len(categories) == 1 else None

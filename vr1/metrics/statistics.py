@@ -1,4 +1,4 @@
-"""What answers are like, whatever they score: how many can be read, how many boxes they give, how well those lie."""
+"""Statistics of answers: share of valid answers, number of boxes, and overlap with the true boxes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +50,7 @@ class AnswerStatistics(Metric):
         """Count the answers of one batch.
 
         Args:
-            matches: one a completion, as the rewards read them.
+            matches: one for each completion.
         """
         self.answers += len(matches)
         self.valid += sum(match.detections.valid for match in matches)
@@ -63,7 +63,7 @@ class AnswerStatistics(Metric):
 
         Returns:
             ``valid_rate`` (0..1, template and content), ``boxes_per_image`` and ``overlap``, the mean over matched
-            pairs, which is 0 where there is no pair. All are 0 where there is no answer.
+            pairs, which is 0 without pairs. All are 0 without answers.
         """
         answers, pairs = self.answers.clamp(min=1), self.pairs.clamp(min=1)
         return {

@@ -47,9 +47,9 @@ def test_distributions(tmp_path):
         ({"distribution": "beta"}, "distribution=beta is not known here"),
         ({"min": 1}, "give value, values, or min and max"),
         ({"distribution": "log_uniform_values", "min": 0.1}, "log_uniform_values needs max; add it"),
-        ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "cannot be sampled from"),
-        ({"values": [1, 2], "probabilities": [1]}, "cannot be sampled from"),
-        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}, "cannot be sampled from"),
+        ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "cannot be sampled \\("),
+        ({"values": [1, 2], "probabilities": [1]}, "cannot be sampled \\("),
+        ({"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}, "cannot be sampled \\("),
     ],
 )
 def test_mistakes(description, message, tmp_path):
@@ -60,7 +60,7 @@ def test_mistakes(description, message, tmp_path):
 def test_counts(tmp_path):
     with pytest.raises(ValueError, match="--count 0: give at least 1"):
         drawn(tmp_path, {"value": 1}, 0)
-    with pytest.raises(ValueError, match="say how many trials: --count 6"):
+    with pytest.raises(ValueError, match="give --count 6"):
         drawn(tmp_path, {"value": 1}, None)
     with pytest.raises(ValueError, match="a grid needs values"):
         drawn(tmp_path, {"min": 0, "max": 1}, method="grid")

@@ -24,7 +24,10 @@ def test_another_method_may_be_asked_for(tmp_path):
         ({"metric": None}, "metric=None names nothing"),
         ({"metric": {"name": "val/map", "goal": "high"}}, "metric.goal='high'; give maximize or minimize"),
         ({"command": None}, r"the command has no \$\{args\}"),
-        ({"command": ["${env}", "python", "${args_json}", "${args}"]}, r"\$\{args_json\} in the command is not known"),
+        (
+            {"command": ["${env}", "python", "${args_json}", "${args}"]},
+            r"\$\{args_json\} in the command is not a known macro",
+        ),
         ({"command": ["${program}", "${args}"]}, "program is not set"),
         ({"command": "python -m vr1 fit ${args}"}, r"command='python -m .*'; write it as a list of arguments"),
         ({"run_cap": "six"}, "run_cap='six'; give the number of trials"),
