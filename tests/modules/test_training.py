@@ -71,7 +71,7 @@ def supervised(source):
 
 
 # SFT averages over tokens: batches with answers of unlike length make nearly the same step.
-@pytest.mark.parametrize(("kind", "tolerance"), [(build, 1e-4), (supervised, 0.1)], ids=["grpo", "sft"])
+@pytest.mark.parametrize(("kind", "tolerance"), [(build, 1e-4), (supervised, 0.4)], ids=["grpo", "sft"])
 def test_two_batches_of_two_are_one_of_four(source, tmp_path, kind, tolerance):
     apart, together = kind(source), kind(source)
     fit(apart, tmp_path, batch_size=2, accumulate_grad_batches=2, scenes=8)
@@ -93,7 +93,7 @@ def test_training_begins_at_its_reference(source, tmp_path, temperature, lora):
     assert lora or second["grpo/kl"] > 1e-4
 
 
-@pytest.mark.parametrize("temperature", [0.5, 0.7])
+@pytest.mark.parametrize("temperature", [0.3, 0.5])
 def test_log_probs_are_those_of_the_distribution_sampled_from(source, prompts, temperature):
     """Of a policy that samples much, the tokens' mean log-prob is minus their mean entropy, at one temperature only."""
     policy = source.load().eval()
