@@ -2,9 +2,9 @@
 
     python -m tests.baseline
 
-runs the training and writes ``tests/baseline.json``. A training whose sampled tokens change when every weight is changed
-by a millionth is not written: on another processor, whose products round differently, it might change too. Further
-seeds are tried. How far such changes move each number is written beside it; `tests/test_baseline.py` allows more.
+runs the training and writes ``tests/baseline.json``. A training whose sampled tokens change when every weight is
+changed by a millionth is not written: on another processor, whose products round differently, it might change too.
+Further seeds are tried. How far such changes move each number is written too; `tests/test_baseline.py` allows more.
 """
 
 import argparse
@@ -78,8 +78,12 @@ def run(seed, disturbed=None):
         optimizer=partial(torch.optim.AdamW, lr=2e-5, eps=1e-5),
     )
     data = SceneDataModule(
-        SceneStyle(num_objects=(1, 2), absent=0.1, noise=0.0, blur=0.0), train_scenes=16, val_scenes=1, batch_size=2,
-        num_workers=0, seed=seed,
+        SceneStyle(num_objects=(1, 2), absent=0.1, noise=0.0, blur=0.0),
+        train_scenes=16,
+        val_scenes=1,
+        batch_size=2,
+        num_workers=0,
+        seed=seed,
     )
     record = Record()
     with tempfile.TemporaryDirectory() as folder:

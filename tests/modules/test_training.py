@@ -67,7 +67,7 @@ def update(module, source):
 
 
 def supervised(source):
-    return SFTModule(source, optimizer=partial(torch.optim.SGD, lr=0.1))
+    return SFTModule(policy=source, optimizer=partial(torch.optim.SGD, lr=0.1))
 
 
 # SFT averages over tokens: batches with answers of unlike length make nearly the same step.
