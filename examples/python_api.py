@@ -1,4 +1,4 @@
-"""vr1 from Python, as in a notebook: a module, data and a trainer; some steps; a picture of what the model finds.
+"""vr1 from Python, as in a notebook: a module, data and a trainer; a few steps; a picture of the predictions.
 
 python examples/python_api.py --steps 20 --out runs/python_api
 """
@@ -23,24 +23,24 @@ from vr1.types import Match
 
 
 class FewBoxes(RewardTerm):
-    """Pays less for every box too many: a reward of one's own."""
+    """Multiplies by 0.8 for every redundant box: an example of a user's reward."""
 
     def score(self, match: Match, criterion: Criterion) -> float:
-        """One completion: its boxes, the true ones, and who belongs to whom."""
+        """The reward of one completion, from its boxes, the true boxes and their assignment."""
         return 0.8 ** max(0, match.num_predicted - match.num_targets)
 
 
 def train(steps: int = 20, out: Path = Path("runs/python_api"), scenes: int = 64, model: str | None = None) -> Path:
-    """Train for some steps and draw what the model finds then.
+    """Train for some steps and draw the predictions after them.
 
     Args:
         steps: optimizer steps.
         out: folder of the results.
-        scenes: validation scenes.
-        model: folder or name of another model than the embedded one.
+        scenes: number of validation scenes.
+        model: folder or Hugging Face name of a model; None takes the embedded one.
 
     Returns:
-        The picture.
+        Path of the picture.
     """
     seed_everything(0)
     module = GRPOModule(
@@ -68,10 +68,10 @@ def train(steps: int = 20, out: Path = Path("runs/python_api"), scenes: int = 64
     )
     trainer.fit(module, data)
 
-    # What predict returns is data to go on with: boxes in image pixels, labels, the answer, the rewards.
+    # A prediction holds boxes in image pixels, labels, the answer's text and its rewards.
     predictions = [prediction for batch in trainer.predict(module, data) or [] for prediction in batch]
     print(predictions[0].completion, predictions[0].detections.boxes_xyxy, predictions[0].rewards, sep="\n")
-    picture = out / "found.png"
+    picture = out / "predictions.png"
     draw_grid([draw_tile(prediction) for prediction in predictions], f"after {steps} steps").save(picture)
     return picture
 

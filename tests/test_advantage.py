@@ -1,3 +1,5 @@
+"""Advantages against Eq. 1 in numpy."""
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def test_no_scale_only_centres():
     )
 
 
-def test_batch_scale_divides_all_groups_alike():
+def test_batch_scale_divides_all_groups_by_the_same_number():
     values = REWARDS.numpy()
     expected = (values - values.mean(1, keepdims=True)) / (values.std(ddof=1) + 1e-4)
     np.testing.assert_allclose(Advantage(scale="batch")(REWARDS).numpy(), expected, rtol=1e-5, atol=1e-6)
@@ -28,7 +30,7 @@ def test_batch_scale_divides_all_groups_alike():
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_equal_rewards_contribute_exactly_nothing(scale):
-    # 0.1 has no exact mean in float32: rounding must not be blown up by a tiny deviation.
+    # 0.1 has no exact mean in float32: a tiny deviation must not amplify the rounding error.
     rewards = torch.full((2, 7), 0.1)
     assert (Advantage(scale=scale, epsilon=0.0)(rewards) == 0).all()
     assert zero_variance_groups(rewards).all()
@@ -39,6 +41,6 @@ def test_order_within_a_group_does_not_matter():
     torch.testing.assert_close(Advantage()(REWARDS[:, order]), Advantage()(REWARDS)[:, order])
 
 
-def test_negative_epsilon_is_refused():
+def test_negative_epsilon_is_an_error():
     with pytest.raises(ValueError, match="epsilon"):
         Advantage(epsilon=-1.0)

@@ -1,4 +1,4 @@
-"""The paper in miniature: what is run, what is not run again, and what is said of it."""
+"""The small reproduction of the paper: which commands run, which are not repeated, and its verdicts."""
 
 import asyncio
 import json
@@ -16,11 +16,11 @@ from tests.command import run
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The commands that would have been run; each leaves behind what it would have."""
-    found = []
+    """The commands that would be run; each writes the files that it would write."""
+    run_commands = []
 
     async def call(words, job):
-        found.append((job.name, words[3], words))
+        run_commands.append((job.name, words[3], words))
         if words[3] == "fit":
             (job.folder / "checkpoints").mkdir(exist_ok=True)
             (job.folder / "checkpoints" / "step.ckpt").write_text("")
@@ -36,51 +36,50 @@ def calls(monkeypatch):
             (job.folder / "evaluation" / "metrics.json").write_text(json.dumps(measured))
 
     call.failing = set()
-    found_and_failing = (found, call.failing)
     monkeypatch.setattr(paper, "_call", call)
-    return found_and_failing
+    return run_commands, call.failing
 
 
 def test_a_finished_run_is_not_repeated(calls, tmp_path, capsys):
-    found, _ = calls
+    commands, _ = calls
     settings = {"out": tmp_path, "seeds": [0, 1], "only": ["sft", "vision_r1"], "jobs": 2}
     assert paper.paper(**settings) == 0
     trained = ["sft_0", "sft_1", "vision_r1_0", "vision_r1_1"]
-    assert sorted(name for name, command, _ in found if command == "fit") == trained
-    assert sorted(name for name, command, _ in found if command == "test") == sorted(["start", *trained])
+    assert sorted(name for name, command, _ in commands if command == "fit") == trained
+    assert sorted(name for name, command, _ in commands if command == "test") == sorted(["start", *trained])
     table = (tmp_path / "paper.md").read_text()
     assert "| Vision-R1 | 25.0 (20.0, 30.0) | 25.0 (20.0, 30.0) |" in table
     assert "| 42.1 | 23.3 |" in table
     assert (tmp_path / "findings.png").is_file()
     assert (tmp_path / "curves.png").is_file()
     assert not list(tmp_path.glob("*/checkpoints"))
-    found.clear()
+    commands.clear()
     assert paper.paper(**settings) == 0
-    assert found == []
+    assert commands == []
 
 
-def test_an_interrupted_run_goes_on_from_its_newest_checkpoint(calls, tmp_path):
-    found, failing = calls
+def test_an_interrupted_run_resumes_from_its_newest_checkpoint(calls, tmp_path):
+    commands, failing = calls
     failing.add("sft_0")
     settings = {"out": tmp_path, "seeds": [0], "only": ["sft", "vision_r1"]}
     assert paper.paper(**settings) == 1
-    assert [name for name, command, _ in found if command == "test"] == ["start", "vision_r1_0"]
+    assert [name for name, command, _ in commands if command == "test"] == ["start", "vision_r1_0"]
     failing.clear()
-    found.clear()
+    commands.clear()
     assert paper.paper(**settings) == 0
-    (name, command, words), (_, last, _) = found
+    (name, command, words), (_, last, _) = commands
     assert (name, command, last) == ("sft_0", "fit", "test")
     assert words[-2:] == ["--ckpt_path", str(tmp_path / "sft_0" / "checkpoints" / "step.ckpt")]
 
 
-def test_a_run_with_other_settings_is_not_taken_for_this_one(calls, tmp_path, capsys):
+def test_a_run_with_other_settings_is_an_error(calls, tmp_path, capsys):
     settings = {"out": tmp_path, "seeds": [0], "only": ["sft"]}
     assert paper.paper(**settings, steps=2) == 0
     assert paper.paper(**settings, steps=3) == 1
     assert "holds a run with other settings" in capsys.readouterr().err
 
 
-def test_a_child_that_fails_is_named(tmp_path):
+def test_the_error_names_a_command_that_fails(tmp_path):
     job = paper._start(tmp_path, 1, [])
     job.folder.mkdir()
     words = [sys.executable, "-c", "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(3)", "test"]
@@ -90,7 +89,7 @@ def test_a_child_that_fails_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("variant", paper_findings.VARIANTS.values(), ids=lambda variant: variant.name)
-def test_every_training_is_what_its_title_says(variant, tmp_path, capsys):
+def test_every_training_has_the_settings_of_its_title(variant, tmp_path, capsys):
     job = paper._job(variant, 3, tmp_path, 7, 1, [], [])
     assert run(tmp_path, *job.train[3:], "--print_config") == 0
     config = yaml.safe_load(capsys.readouterr().out)
@@ -131,7 +130,7 @@ def test_a_difference_and_its_standard_error():
 
 
 @pytest.mark.parametrize(
-    ("ahead", "behind", "said"),
+    ("ahead", "behind", "expected"),
     [
         ([5.0, 5.1, 5.2], [3.0, 3.1, 3.2], "yes"),
         ([3.0, 3.1, 3.2], [5.0, 5.1, 5.2], "no"),
@@ -140,9 +139,9 @@ def test_a_difference_and_its_standard_error():
         ([], [1.0, 2.0], "not measured"),
     ],
 )
-def test_the_verdict_says_no_more_than_the_seeds_do(ahead, behind, said):
+def test_the_verdict_depends_on_the_spread_of_the_seeds(ahead, behind, expected):
     results = {"vision_r1": {"seen": {"map": ahead}}, "sft": {"seen": {"map": behind}}}
-    assert paper_findings.verdict(results, paper_findings.FINDINGS[1]) == said
+    assert paper_findings.verdict(results, paper_findings.FINDINGS[1]) == expected
 
 
 def test_the_papers_differences_are_those_of_its_numbers():
@@ -150,14 +149,14 @@ def test_the_papers_differences_are_those_of_its_numbers():
         numbers = paper_findings.PAPER_SEEN if finding.group == "seen" else paper_findings.PAPER_UNSEEN
         if finding.metric == "ar_100":
             numbers = {"griffon": paper_findings.PAPER_RECALL}
-        told = [float(part) for part in finding.paper.split(", ") if part]
-        found = [
+        stated = [float(part) for part in finding.paper.split(", ") if part]
+        differences = [
             round(model[finding.ahead] - model[finding.behind], 1)
             for model in numbers.values()
             if finding.ahead in model and finding.behind in model
         ]
-        assert told[: len(found)] == found, finding.text
-        assert bool(found) != (finding.behind == "sft_sorted"), finding.text
+        assert stated[: len(differences)] == differences, finding.text
+        assert bool(differences) != (finding.behind == "sft_sorted"), finding.text
 
 
 def test_pictures_of_part_of_the_runs(tmp_path):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def fit(folder, steps, *words):
-    """Train by the configuration for 40 GB, its sizes alone made small; the checkpoint after the last step."""
+    """Train with the configuration for 40 GB at small sizes; the checkpoint of the last step."""
     folder.mkdir(exist_ok=True)
     small = ["--model.policy.path", EMBEDDED_MODEL, "--model.policy.max_pixels", 112 * 112]
     small += ["--model.sampling", '{"group_size": 2, "max_new_tokens": 8}', "--model.evaluation.max_new_tokens", 4]
@@ -38,14 +38,14 @@ def fit(folder, steps, *words):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return fit(tmp_path_factory.mktemp("whole"), 3), Keep.module
+    return fit(tmp_path_factory.mktemp("uninterrupted"), 3), Keep.module
 
 
-def test_what_the_run_is_made_of(trained):
+def test_quantisation_adapters_and_optimizer_of_the_run(trained):
     _, module = trained
     linear = [layer for layer in module.policy.base.model.language_model.modules() if isinstance(layer, Linear4bit)]
     assert {layer.weight.quant_type for layer in linear} == {"nf4"}
-    assert all(layer.weight.quant_state.nested for layer in linear), "quantised doubly"
+    assert all(layer.weight.quant_state.nested for layer in linear), "double quantisation"
     assert {layer.compute_dtype for layer in linear} == {torch.bfloat16}
     vision = module.policy.base.model.visual
     assert not any(isinstance(layer, Linear4bit) for layer in vision.modules())
@@ -56,16 +56,16 @@ def test_what_the_run_is_made_of(trained):
     optimizer = module.optimizers(use_pl_optimizer=False)
     assert type(optimizer) is bitsandbytes.optim.PagedAdamW8bit
     states = {state["state1"].dtype for state in optimizer.state.values()}
-    # bitsandbytes keeps the states of tensors below 4,096 values in float32.
+    # bitsandbytes stores the states of tensors with fewer than 4,096 values in float32.
     assert states == {torch.uint8, torch.float32}
     assert module.reference._copy is None, "the reference is the model with its adapters off"
 
 
-def test_two_and_one_make_three(trained, tmp_path):
-    whole, _ = trained
+def test_two_steps_and_one_more_equal_three(trained, tmp_path):
+    uninterrupted, _ = trained
     two = fit(tmp_path / "two", 2)
     three = fit(tmp_path / "three", 3, "--ckpt_path", two)
-    assert_same(torch.load(three, weights_only=True), torch.load(whole, weights_only=True))
+    assert_same(torch.load(three, weights_only=True), torch.load(uninterrupted, weights_only=True))
     before = torch.load(two, weights_only=True)["state_dict"]
     after = torch.load(three, weights_only=True)["state_dict"]
     assert any((before[name] != value).any() for name, value in after.items())
@@ -78,7 +78,7 @@ def test_its_checkpoint_is_small(trained, tmp_path):
     assert trained[0].stat().st_size < 0.05 * full.stat().st_size
 
 
-def test_it_leaves_as_adapters(trained, tmp_path):
+def test_it_is_exported_as_adapters(trained, tmp_path):
     ckpt, module = trained
     assert main(["export", "--ckpt", str(ckpt), "--out", str(tmp_path / "out")]) == 0
     base = AutoModelForImageTextToText.from_pretrained(EMBEDDED_MODEL, dtype=torch.bfloat16)
@@ -104,6 +104,6 @@ def test_optimizers_of_bitsandbytes_take_named_parameters(source, kind):
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])
-def test_backward_leaves_the_vision_tower_out(source, prompts, quantize):
+def test_backward_does_not_reach_the_vision_tower(source, prompts, quantize):
     policy = replace(source, lora=Lora(rank=2), quantize=quantize, gradient_checkpointing=True).load()
     assert not any(features.requires_grad for features in policy.image_features(prompts))

@@ -1,10 +1,10 @@
-"""The data classes that travel between the stages of training.
+"""The data classes that are passed between the stages of training.
 
-Data flows one way: record -> prompt -> rollout -> answer -> match -> reward terms -> advantage -> loss. What passes
-along each arrow is one of the classes below; none of them computes anything.
+Data flows one way: record -> prompt -> rollout -> answer -> match -> reward -> advantage -> loss. Each arrow passes one
+of the classes below; none of them computes anything.
 
-Boxes are numpy arrays, since they never leave the host: a handful of boxes costs a tenth of what the same small
-operations cost as torch tensors. Tokens, rewards and everything after them are torch tensors.
+Boxes are numpy arrays, since they never leave the host: on a few boxes, operations take a tenth of the time of the same
+operations on torch tensors. Tokens, rewards and everything after them are torch tensors.
 
 Shape letters: B prompts, G group size, C completion tokens, M ground-truth boxes, N predicted boxes, K matched pairs.
 """
@@ -48,13 +48,13 @@ class DetectionRecord:
         image: decoded RGB image, upright (EXIF orientation applied).
         boxes_xyxy: ``[M, 4]`` float64, corners in pixels of ``image``.
         labels: M label texts, each one of ``categories``.
-        categories: what is asked for, in the order in which the prompt names it.
+        categories: the categories of the question, in the order of the prompt.
         image_id: unique within its source, stable between runs.
-        origin: where the record comes from (file or generator and index), for error messages and galleries.
+        origin: source of the record (file or generator, and index), for error messages and galleries.
         areas: ``[M]`` float64 object areas in square pixels, as COCO's size ranges use them.
-        crowd: ``[M]`` bool, COCO's ``iscrowd``: such a region is no target and no prediction in it is an error.
-        set_name: which of several data sets it belongs to; empty where there is only one.
-        referring: the one category is an expression that refers to one object, such as "the man on the left".
+        crowd: ``[M]`` bool, COCO's ``iscrowd``: such a region is not a target, and a prediction in it is not an error.
+        set_name: name of the data set that it belongs to, of several; empty with a single one.
+        referring: the single category is an expression that refers to one object, such as "the man on the left".
         replaces: unreadable records in whose place this one is returned; almost always none.
     """
 
@@ -89,13 +89,13 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Answer:
-    """What could be read from one completion, still in the model's own coordinate frame.
+    """What was parsed from one completion, still in the coordinate frame of the model family.
 
     Attributes:
-        boxes: ``[N, 4]`` float64 corners in the family's frame, as written: ordered or not, in bounds or not.
+        boxes: ``[N, 4]`` float64 corners in the family's frame, as written, not necessarily ordered or in bounds.
         labels: N label texts as written.
-        follows_template: the completion has the form that the family's instruction asks for, and nothing else.
-        problems: one short text for each item that was written but cannot be used as a box (for logs and the gallery).
+        follows_template: the completion has exactly the form that the family's instruction requires.
+        problems: one short text for each item that cannot be used as a box, for logs and the gallery.
     """
 
     boxes: Boxes
@@ -112,9 +112,9 @@ class Detections:
         boxes_xyxy: ``[N, 4]`` float64, ordered corners in pixels of the image.
         labels: N label texts.
         scores: ``[N]`` float64.
-        well_formed: the template is followed.
+        well_formed: the completion follows the template.
         valid: well formed, and every item has a label and four finite, ordered, in-bounds coordinates.
-        completion: the whole text that they were read from; empty where they come from elsewhere.
+        completion: the full text that they were parsed from; empty for boxes of another origin.
     """
 
     boxes_xyxy: Boxes
@@ -135,7 +135,7 @@ class Match:
     Attributes:
         predicted: ``[K]`` int64 rows of the detections.
         target: ``[K]`` int64 rows of the ground truth.
-        overlap: ``[K]`` float64 overlap (IoU or GIoU) that the rewards read, after the label rule.
+        overlap: ``[K]`` float64 overlap (IoU or GIoU) of each pair for the rewards, after the label rule.
         num_predicted: N.
         num_targets: M.
         detections: the matched detections, for terms that need more than the overlap.
@@ -200,13 +200,13 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Prediction:
-    """All that is known of one completion for one record: what galleries, tables and prediction files are made from.
+    """One completion for one record with its boxes, match and rewards, for galleries, tables and prediction files.
 
     Attributes:
-        record: the image and its ground truth (no boxes where there is none).
-        instruction: the question as the model got it.
-        completion: the answer as the model wrote it.
-        detections: what was read from it, in image pixels.
+        record: the image and its ground truth, without boxes if it has none.
+        instruction: text of the question in the prompt.
+        completion: text of the answer.
+        detections: boxes of the answer, in image pixels.
         match: the assignment to the ground truth.
         rewards: reward by term, ``total`` included.
     """
@@ -219,18 +219,18 @@ class Prediction:
     rewards: dict[str, float]
 
     def to(self, *_: Any, **__: Any) -> "Prediction":
-        """Itself: a prediction stays on the host, where Lightning would move what ``predict_step`` returns to."""
+        """Return itself: a prediction is on the host, to which Lightning moves what ``predict_step`` returns."""
         return self
 
 
 def as_boxes(boxes: Any) -> Boxes:
-    """Nested lists (or nothing at all) as the ``[N, 4]`` float64 array that every function here expects."""
+    """Nested lists, or an empty one, as a ``[N, 4]`` float64 array."""
     return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class RolloutBatch:
-    """Completions with all that does not change while the policy is updated on them.
+    """Completions of a batch, with everything that stays the same while the policy is updated on them.
 
     Shape letters: B prompts, G group size, C completion tokens.
 
@@ -251,7 +251,7 @@ class RolloutBatch:
     prefix: Prefix | None = None
 
     def take_prefix(self) -> Prefix | None:
-        """The prefix, which is good for one backward."""
+        """The prefix, once: its graph serves a single backward pass."""
         prefix, self.prefix = self.prefix, None
         return prefix
 
@@ -262,21 +262,21 @@ class RolloutBatch:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], device: torch.device) -> "RolloutBatch":
-        """The rollout batch that `state_dict` described, on ``device``."""
+        """The rollout batch of a `state_dict`, on ``device``."""
         moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in state.items()}
         return cls(**moved)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class ScoredGroups:
-    """The newest completions as people read them, for callbacks that show them.
+    """The latest completions with their rewards, for callbacks that show them.
 
     Shape letters: B prompts, G group size.
 
     Attributes:
         records: B records.
         instructions: B texts of the question.
-        input_sizes: B (width, height) pairs, pixels of the image as the model sees it.
+        input_sizes: B (width, height) pairs of the resized images, in pixels.
         texts: B lists of G completions.
         rewards: ``[B, G]`` float32, the weighted sum of the terms.
         terms: ``[B, G]`` float32 by term, before weighting.
