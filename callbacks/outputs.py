@@ -1,9 +1,9 @@
-"""Where the pictures and tables of a run go, and files that several processes write together."""
+"""What the callbacks share: the run's folder, pictures in it and in loggers, JSON lines of several processes."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,16 +14,41 @@ from PIL import Image
 from vr1.errors import UserError
 from vr1.types import Prediction
 
+Module = TypeVar("Module", bound="pl.LightningModule")
+
+
+def require_module(callback: Callback, pl_module: "pl.LightningModule", kind: type[Module]) -> Module:
+    """The module, checked to be of the kind that a callback requires; to be called in ``setup``.
+
+    Args:
+        callback: named in the error.
+        pl_module: the module that the trainer runs.
+        kind: :class:`~vr1.modules.base.DetectionModule` or a subclass.
+
+    Raises:
+        UserError: the module is of another kind.
+
+    Example:
+        >>> require_module(Callback(), pl.LightningModule(), pl.LightningModule)
+        LightningModule()
+    """
+    if not isinstance(pl_module, kind):
+        raise UserError(
+            f"{type(callback).__name__} requires a {kind.__name__} of vr1, and {type(pl_module).__name__} is none:"
+            " leave the callback out"
+        )
+    return pl_module
+
 
 def predictions_of(callback: Callback, outputs: Any) -> list[Prediction]:
     """The predictions of one batch.
 
     Args:
-        callback: whoever asks, to be named where they are none.
+        callback: named in the error.
         outputs: what ``validation_step``, ``test_step`` or ``predict_step`` returned.
 
     Raises:
-        TypeError: if the step returned something else.
+        TypeError: the step returned something else.
 
     Example:
         >>> from vr1.drawing.boxes import example_prediction
@@ -32,8 +57,8 @@ def predictions_of(callback: Callback, outputs: Any) -> list[Prediction]:
     """
     if not isinstance(outputs, list) or not all(isinstance(output, Prediction) for output in outputs):
         raise TypeError(
-            f"{type(callback).__name__} wants vr1.types.Prediction, but the step returned {type(outputs).__name__}: let"
-            " it return a list of predictions, or leave the callback out"
+            f"{type(callback).__name__} requires a list of vr1.types.Prediction, but the step returned"
+            f" {type(outputs).__name__}: return a list of predictions, or leave the callback out"
         )
     return outputs
 
@@ -41,14 +66,14 @@ def predictions_of(callback: Callback, outputs: Any) -> list[Prediction]:
 def run_folder(trainer: "pl.Trainer") -> Path:
     """The folder of this run, the same on every process.
 
-    It talks to the other processes, so call it on all of them: from ``setup``.
+    It communicates between the processes, so call it on all of them, in ``setup``.
 
     Args:
         trainer: any trainer.
 
     Returns:
         The log folder of the first CSV or TensorBoard logger; with other loggers ``save_dir/name/version``, where
-        Lightning puts checkpoints too; without loggers ``default_root_dir``.
+        Lightning writes checkpoints too; without loggers ``default_root_dir``.
     """
     folder = Path(trainer.default_root_dir)
     local = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger | TensorBoardLogger)]
@@ -62,16 +87,16 @@ def run_folder(trainer: "pl.Trainer") -> Path:
 
 
 def write_picture(trainer: "pl.Trainer", folder: Path, name: str, picture: Image.Image, *, key: str) -> Path:
-    """Write a picture into the run's folder and hand it to the loggers that show pictures.
+    """Write a picture into the run's folder and log it to TensorBoard and Weights & Biases.
 
-    Call it on rank zero only. As Lightning does with logs and checkpoints, ``fast_dev_run`` leaves nothing behind.
+    Call it on rank zero only. ``fast_dev_run`` writes nothing, as Lightning does with logs and checkpoints.
 
     Args:
         trainer: the trainer that runs.
         folder: what :func:`run_folder` returned.
         name: path below ``folder``, with ``.png``.
         picture: RGB picture.
-        key: name of the picture in the loggers, which keep one picture per step under it.
+        key: name of the picture in the loggers, which store one picture per step under it.
 
     Returns:
         The path of the picture.
@@ -90,26 +115,28 @@ def write_picture(trainer: "pl.Trainer", folder: Path, name: str, picture: Image
 
 
 class RankedJsonlWriter:
-    """Each process writes a part of its own; at the end the first one, whose part is the file, adds the others to it.
+    """A file of JSON lines that several processes write: one part per rank, merged at the end.
+
+    The part of rank 0 is the file itself.
 
     Args:
-        callback: whose file it is, to be named where its folder cannot be written to.
-        path: the file; its folder, which all processes must see, is made if it is missing.
-        rank: number of this process.
+        callback: named in the error.
+        path: the file; its folder is created if missing, and all processes must see it.
+        rank: rank of this process.
 
     Raises:
-        UserError: if the folder cannot be written to.
+        UserError: the folder is not writable.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     both = [RankedJsonlWriter(Callback(), Path(folder, "answers.jsonl"), rank) for rank in (0, 1)]
-        ...     for rank, lines in enumerate(both):
-        ...         lines.open()
-        ...         lines.write({"rank": rank})
-        ...         lines.close()
-        ...     both[0].merge(world=2)
-        ...     both[0].path.read_text().splitlines()
+        ...     writers = [RankedJsonlWriter(Callback(), Path(folder, "answers.jsonl"), rank) for rank in (0, 1)]
+        ...     for rank, writer in enumerate(writers):
+        ...         writer.open()
+        ...         writer.write({"rank": rank})
+        ...         writer.close()
+        ...     writers[0].merge(world_size=2)
+        ...     writers[0].path.read_text().splitlines()
         ['{"rank": 0}', '{"rank": 1}']
     """
 
@@ -122,29 +149,29 @@ class RankedJsonlWriter:
         except OSError as error:
             raise UserError(
                 f"{type(callback).__name__}: output_dir is {str(path.parent)!r}, which cannot be written to"
-                f" ({error.strerror}): give a folder of your own"
+                f" ({error.strerror}): give another folder"
             ) from error
 
-    def open(self, *, anew: bool = False) -> None:
-        """Begin to write, behind what this process's part holds or in its place."""
-        self._file = self._part.open("w" if anew else "a", encoding="utf-8")
+    def open(self, *, append: bool = True) -> None:
+        """Open this process's part; ``append=False`` removes what it contains."""
+        self._file = self._part.open("a" if append else "w", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a line, which is in the file when this returns."""
+        """Write one line and flush it."""
         assert self._file is not None
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """End writing; of no effect where it is ended."""
+        """Close this process's part, if it is open."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def merge(self, world: int) -> None:
-        """Add the parts of all processes to the file and remove them; on the first one, when all have closed theirs."""
+    def merge(self, world_size: int) -> None:
+        """Append the parts of all other ranks to the file and remove them; on rank 0, after all ranks have closed."""
         with self.path.open("a", encoding="utf-8") as merged:
-            for rank in range(1, world):
+            for rank in range(1, world_size):
                 part = _part(self.path, rank)
                 merged.write(part.read_text(encoding="utf-8"))
                 part.unlink()

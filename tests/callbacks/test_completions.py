@@ -95,7 +95,7 @@ def test_a_step_that_returns_no_predictions_is_named(logger, tmp_path):
             return None
 
     settings = {"limit_val_batches": 1.0, "val_check_interval": 2}
-    with pytest.raises(TypeError, match=r"Completions wants .* the step returned NoneType"):
+    with pytest.raises(TypeError, match=r"Completions requires .* the step returned NoneType"):
         trainer(tmp_path, [Completions()], logger=logger, max_steps=2, **settings).fit(Silent())
 
 

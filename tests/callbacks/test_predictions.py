@@ -1,4 +1,4 @@
-"""Predictions on disk: drawings, rows, the sheet, names."""
+"""Predictions on disk: drawings, JSON lines, contact sheet, file names, boxes with a problem."""
 
 import json
 from dataclasses import replace
@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from callbacks import PredictionWriter
+from callbacks.predictions import box_problems
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
-from vr1.drawing.boxes import PALETTE
+from vr1.drawing.boxes import MARKED, PALETTE, example_prediction
+from vr1.types import as_boxes
 
 
 class Named(TinyDetector):
@@ -46,6 +48,7 @@ def test_drawings_rows_and_sheet(tmp_path):
     assert first["boxes_xyxy"] == [[11, 9, 42, 41], [66, 19, 99, 50], [80, 60, 108, 80]]
     assert first["labels"] == ["red circle", "blue square", "blue square"]
     assert first["scores"] == [0.99] * 3
+    assert first["problems"] == ["", "", ""]
     assert first["valid"] is True
     assert (third["boxes_xyxy"], third["valid"], third["completion"]) == ([], False, "I see some shapes.")
     drawing = Image.open(folder / "café 猫.png")
@@ -56,7 +59,39 @@ def test_drawings_rows_and_sheet(tmp_path):
     assert np.abs(np.subtract(jpeg.getpixel((11, 30)), PALETTE[0])).max() < 40
 
 
-def test_names_are_kept_apart(tmp_path):
+class Faulty(TinyDetector):
+    """Predict a box, a box without area, and a box whose label was not requested."""
+
+    def prediction(self, index):
+        prediction = super().prediction(0)
+        detections = replace(
+            prediction.detections,
+            boxes_xyxy=as_boxes([[11, 9, 42, 41], [70, 20, 70, 50], [80, 60, 108, 80]]),
+            labels=("Red circle.", "blue square", "a cat"),
+        )
+        return replace(prediction, detections=detections)
+
+
+def test_boxes_with_a_problem_are_marked(tmp_path):
+    predict(tmp_path, Faulty(images=1), PredictionWriter(tmp_path / "out", tile_size=100))
+    [row] = rows(tmp_path / "out")
+    assert row["problems"] == ["", "no area", "not requested"]
+    drawing = np.asarray(Image.open(tmp_path / "out" / row["drawing"]))
+    marked = (drawing == MARKED).all(axis=-1)
+    assert marked[15:25, 65:76].any(), "a cross where the box without area is"
+    assert marked[60:81, 80].any()
+    assert not marked[9:42, 11].any()
+    assert (np.asarray(Image.open(tmp_path / "out" / "contact_sheet.png")) == MARKED).all(axis=-1).any()
+
+
+def test_labels_are_checked_only_against_categories():
+    prediction = example_prediction()
+    for change in ({"categories": ()}, {"categories": ("the left one",), "referring": True}):
+        assert box_problems(replace(prediction, record=replace(prediction.record, **change))) == ["", "", ""]
+    assert box_problems(example_prediction(empty=True)) == []
+
+
+def test_names_are_unique(tmp_path):
     origins = ("x/a.png", "y/a.png", "z/A.png", "set.json#3", "a|b?.png", "contact_sheet.png", "z/../..", "")
     predict(tmp_path, Named(*origins), PredictionWriter(tmp_path / "out", sheet_images=0))
     names = [row["drawing"] for row in rows(tmp_path / "out")]
@@ -83,8 +118,8 @@ def test_default_folder_and_a_second_run(tmp_path):
 def test_two_processes_write_one_file(tmp_path):
     writer = PredictionWriter(tmp_path / "out", tile_size=100)
     predict(tmp_path, TinyDetector(images=5), writer, devices=2, strategy="ddp_spawn")
-    found = rows(tmp_path / "out")
-    assert sorted(row["drawing"] for row in found) == [f"shape {index % 2}_{index}.png" for index in (0, 2, 4, 1, 3)]
+    written = rows(tmp_path / "out")
+    assert sorted(row["drawing"] for row in written) == [f"shape {index % 2}_{index}.png" for index in (0, 2, 4, 1, 3)]
     assert not list((tmp_path / "out").glob("*rank*"))
 
 
@@ -94,12 +129,12 @@ def test_unwritable_folder_is_refused_before_predicting(tmp_path):
         predict(tmp_path, TinyDetector(), PredictionWriter(tmp_path / "file" / "out"))
 
 
-def test_other_outputs_are_named(tmp_path):
+def test_a_step_that_returns_no_predictions_is_an_error(tmp_path):
     class Other(TinyDetector):
         def predict_step(self, batch, batch_idx):
             return "boxes"
 
-    with pytest.raises(TypeError, match=r"PredictionWriter wants .* the step returned str"):
+    with pytest.raises(TypeError, match=r"PredictionWriter requires .* the step returned str"):
         predict(tmp_path, Other(), PredictionWriter(tmp_path / "out"))
 
 

@@ -1,9 +1,10 @@
 """Boxes of one prediction drawn on its image.
 
-Boxes are drawn after the image was brought to its final size, so that lines and letters stay sharp on an image of a
-hundred pixels. Nothing here knows of training steps or files.
+The image is resized first and the boxes are drawn on the result, so that lines and letters stay sharp on an image of a
+hundred pixels. All boxes are ``[x1, y1, x2, y2]`` in pixels of the image. Shape letters: N predicted boxes.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -20,8 +21,9 @@ GOOD: Colour = (31, 157, 85)
 FAIR: Colour = (232, 137, 12)
 POOR: Colour = (214, 40, 57)
 GOOD_OVERLAP, FAIR_OVERLAP = 0.75, 0.5
+MARKED: Colour = (73, 80, 87)
 RIM: Colour = (255, 255, 255)
-# Beyond these counts names would bury the picture: first the missed objects go unnamed, then everything.
+# Above these counts names would cover the picture: first the missed objects lose their names, then all boxes.
 MANY, CROWDED = 14, 30
 PALETTE: tuple[Colour, ...] = (
     (214, 40, 57),
@@ -37,14 +39,18 @@ PALETTE: tuple[Colour, ...] = (
 )
 
 
-def draw_prediction(prediction: Prediction, long_side: int | None = None, *, judge: bool = True) -> Image.Image:
-    """Draw the predicted boxes of a prediction, and the true ones, on its image.
+def draw_prediction(
+    prediction: Prediction, long_side: int | None = None, *, judge: bool = True, problems: Sequence[str] = ()
+) -> Image.Image:
+    """Draw the predicted boxes of a prediction, and the true boxes, on its image.
 
     Args:
-        prediction: one completion and what was read from it.
-        long_side: longer side of the result in pixels; None keeps the image's own size.
-        judge: colour predictions by their overlap with the truth and draw the truth dashed; otherwise (no truth is
-            known) colour them by label.
+        prediction: one completion with its record, detections and match.
+        long_side: longer side of the result in pixels; None leaves the size of the image.
+        judge: colour predicted boxes by their overlap with the ground truth and draw the ground truth dashed; False
+            colours them by label, for images without annotations.
+        problems: N texts, empty for a box without a problem. A box with a problem is dashed in grey (crossed out where
+            it has no area) and its name ends with the text. Only without ``judge``; empty marks no box.
 
     Returns:
         An RGB picture.
@@ -59,45 +65,61 @@ def draw_prediction(prediction: Prediction, long_side: int | None = None, *, jud
     draw = ImageDraw.Draw(picture)
     width = max(1, round(max(picture.size) / 170))
     predicted = _on_picture(prediction.detections.boxes_xyxy, scale, picture.size)
-    colours, tags = _judged(prediction) if judge else _by_label(prediction)
+    colours, tags = _by_overlap(prediction) if judge else _by_label(prediction, problems)
     shown = [(box, colour, tag) for box, colour, tag in zip(predicted, colours, tags, strict=True) if box]
-    # The worst is drawn last: a wrong box must not hide under the right one.
-    shown.sort(key=lambda item: (GOOD, FAIR, POOR).index(item[1]) if judge else 0)
-    boxes = max(len(shown), prediction.match.num_targets if judge else 0)
-    # A pale rim keeps a box visible on an object of its own colour, but many rims whiten the whole picture.
-    rim = 1 if boxes <= MANY else 0
+    # The worst boxes are drawn last, so that a right box never hides a wrong one.
+    shown.sort(key=lambda item: (GOOD, FAIR, POOR).index(item[1]) if judge else item[1] == MARKED)
+    count = max(len(shown), prediction.match.num_targets if judge else 0)
+    # A white rim keeps a box visible on an object of its own colour, but many rims whiten the whole picture.
+    rim = 1 if count <= MANY else 0
     for box, colour, _ in shown:
+        if colour == MARKED:
+            _draw_marked(draw, box, width, rim)
+            continue
         if rim:
             draw.rectangle(_grown(box, rim), outline=RIM, width=width + 2 * rim)
         draw.rectangle(box, outline=colour, width=width)
     missed = _draw_truth(draw, prediction, scale, picture.size, (width, rim)) if judge else []
-    if boxes <= CROWDED:
-        _draw_tags(draw, shown + (missed if boxes <= MANY else []), picture.size)
+    if count <= CROWDED:
+        _draw_tags(draw, shown + (missed if count <= MANY else []), picture.size)
     return picture
 
 
 def resize(image: Image.Image, long_side: int | None) -> Image.Image:
-    """An RGB copy whose longer side is ``long_side``: enlarged in whole pixels first, so that edges stay crisp."""
+    """An RGB copy whose longer side is ``long_side`` pixels, enlarged by a whole factor first to keep edges crisp.
+
+    Example:
+        >>> resize(Image.new("L", (20, 10)), 50).size
+        (50, 25)
+    """
     image = image.convert("RGB").copy()
     if long_side is None:
         return image
     scale = long_side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     if scale >= 2:
-        whole = int(np.ceil(scale))
-        image = image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST)
+        factor = int(np.ceil(scale))
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     return image.resize(size, Image.Resampling.BOX if scale >= 2 else Image.Resampling.LANCZOS)
 
 
 def overlap_colour(overlap: float) -> Colour:
-    """The colour of a prediction with this overlap (0 where it was matched with nothing)."""
+    """The colour of a predicted box.
+
+    Args:
+        overlap: its overlap with the true box that it is matched with; 0 where it is matched with none.
+
+    Example:
+        >>> overlap_colour(0.8) == GOOD, overlap_colour(0.5) == FAIR, overlap_colour(-0.3) == POOR
+        (True, True, True)
+    """
     if overlap >= GOOD_OVERLAP:
         return GOOD
     return FAIR if overlap >= FAIR_OVERLAP else POOR
 
 
 def _on_picture(boxes: Boxes, scale: float, size: tuple[int, int]) -> list[Rectangle | None]:
-    """Whole-pixel corners clipped to the picture; None for a box that no picture can show (model output is data)."""
+    """Integer corners clipped to the picture; None for a box with a coordinate that is not finite."""
     corners: list[Rectangle | None] = []
     limit = np.array([size[0] - 1, size[1] - 1] * 2)
     for box in boxes:
@@ -109,47 +131,64 @@ def _on_picture(boxes: Boxes, scale: float, size: tuple[int, int]) -> list[Recta
     return corners
 
 
-def _judged(prediction: Prediction) -> tuple[list[Colour], list[str]]:
+def _by_overlap(prediction: Prediction) -> tuple[list[Colour], list[str]]:
     overlaps = np.zeros(len(prediction.detections))
     overlaps[prediction.match.predicted] = np.maximum(prediction.match.overlap, 0.0)
     tags = [f"{label} {overlap:.2f}" for label, overlap in zip(prediction.detections.labels, overlaps, strict=True)]
     return [overlap_colour(overlap) for overlap in overlaps], tags
 
 
-def _by_label(prediction: Prediction) -> tuple[list[Colour], list[str]]:
+def _by_label(prediction: Prediction, problems: Sequence[str]) -> tuple[list[Colour], list[str]]:
     labels = prediction.detections.labels
     # Categories come first, so that a label has the same colour on every picture of a run.
     order = list(dict.fromkeys((*prediction.record.categories, *labels)))
-    return [PALETTE[order.index(label) % len(PALETTE)] for label in labels], list(labels)
+    colours, tags = [], []
+    for label, problem in zip(labels, problems or [""] * len(labels), strict=True):
+        colours.append(MARKED if problem else PALETTE[order.index(label) % len(PALETTE)])
+        tags.append(f"{label}: {problem}" if problem else label)
+    return colours, tags
+
+
+def _draw_marked(draw: ImageDraw.ImageDraw, box: Rectangle, width: int, rim: int) -> None:
+    """Draw a box with a problem: dashed, or as a cross where its width or height is 0."""
+    x1, y1, x2, y2 = box
+    if x1 < x2 and y1 < y2:
+        _dashed(draw, box, width, rim, MARKED)
+        return
+    arm = 4 * width
+    for x, y in {(x1, y1), (x2, y2)}:
+        for colour, extra in ((RIM, 2 * rim), (MARKED, 0)):
+            draw.line((x - arm, y - arm, x + arm, y + arm), fill=colour, width=width + extra)
+            draw.line((x - arm, y + arm, x + arm, y - arm), fill=colour, width=width + extra)
 
 
 def _draw_truth(
     draw: ImageDraw.ImageDraw, prediction: Prediction, scale: float, size: tuple[int, int], pen: tuple[int, int]
 ) -> list[tuple[Rectangle, Colour, str]]:
-    """Dash the true boxes and return the missed ones, which alone are named."""
+    """Draw the true boxes dashed; return the missed ones, which are the only true boxes with a name."""
     targets = ~prediction.record.crowd
     boxes = _on_picture(prediction.record.boxes_xyxy[targets], scale, size)
-    labels = [label for label, kept in zip(prediction.record.labels, targets, strict=True) if kept]
+    labels = [label for label, is_target in zip(prediction.record.labels, targets, strict=True) if is_target]
     overlaps = dict(zip(prediction.match.target.tolist(), prediction.match.overlap.tolist(), strict=True))
     missed = []
     for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
         if box:
-            _dashed(draw, box, *pen)
-            # An assignment always pairs what it can, so a pair without overlap is as good as none.
+            _dashed(draw, box, *pen, TRUTH)
+            # The assignment pairs as many boxes as it can, so a pair without overlap counts as missed.
             if overlaps.get(index, 0.0) <= 0:
                 missed.append((box, TRUTH, f"missed: {label}"))
     return missed
 
 
-def _dashed(draw: ImageDraw.ImageDraw, box: Rectangle, width: int, rim: int) -> None:
-    """Dashes from each corner on; the gaps stay clear, since the prediction is beneath them."""
+def _dashed(draw: ImageDraw.ImageDraw, box: Rectangle, width: int, rim: int, colour: Colour) -> None:
+    """Draw dashes from each corner on; the gaps stay clear, so that a predicted box below them shows."""
     x1, y1, x2, y2 = box
     flat = [(a, y, b, y + width - 1) for y in (y1, y2 - width + 1) for a, b in _dashes(x1, x2, width)]
     upright = [(x, a, x + width - 1, b) for x in (x1, x2 - width + 1) for a, b in _dashes(y1, y2, width)]
     for dash in flat + upright if rim else ():
         draw.rectangle(_grown(dash, rim), fill=RIM)
     for dash in flat + upright:
-        draw.rectangle(dash, fill=TRUTH)
+        draw.rectangle(dash, fill=colour)
 
 
 def _dashes(start: int, end: int, width: int) -> list[tuple[int, int]]:
@@ -162,7 +201,7 @@ def _grown(box: Rectangle, by: int) -> Rectangle:
 
 
 def _draw_tags(draw: ImageDraw.ImageDraw, shown: list[tuple[Rectangle, Colour, str]], size: tuple[int, int]) -> None:
-    """Name each box beside it; a name that finds no free place is left out rather than written over another."""
+    """Write a name next to each box; a name is left out where it would cover another name."""
     height = max(9, min(22, round(max(size) / 30)))
     taken: list[Rectangle] = []
     for box, colour, tag in reversed(shown):
@@ -194,7 +233,13 @@ def _meet(a: Rectangle, b: Rectangle) -> bool:
 
 
 def example_prediction(*, empty: bool = False) -> Prediction:
-    """Three shapes on 112 x 84 pixels, of which a good, a fair and no prediction are made (or none at all).
+    """A prediction on a drawn image, for examples and tests.
+
+    The image is 112 x 84 pixels with three objects: the first is predicted well, the second fairly, the third not at
+    all, and one predicted box is wrong.
+
+    Args:
+        empty: the completion has no boxes at all.
 
     Example:
         >>> len(example_prediction().detections), len(example_prediction(empty=True).detections)

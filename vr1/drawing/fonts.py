@@ -1,4 +1,4 @@
-"""A font for any text: the one matplotlib ships, or an installed one where that lacks the characters."""
+"""A font for any text: the font that matplotlib ships, or an installed one where that lacks a character."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import ImageFont
 ELLIPSIS = "…"
 
 # DejaVu Sans covers Latin, Greek, Cyrillic, Arabic and most symbols, but no East Asian script.
-_WIDER = (
+_FALLBACKS = (
     "Noto Sans CJK SC",
     "Noto Sans SC",
     "Source Han Sans SC",
@@ -26,15 +26,16 @@ _WIDER = (
 
 
 def font_for(text: str, size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """A font that has every character of a text, as far as this machine has one.
+    """A font with every character of a text.
 
     Args:
         text: what is going to be written.
         size: em height in pixels.
-        bold: take the bold face where the text fits the shipped font.
+        bold: take the bold face of the shipped font.
 
     Returns:
-        The shipped font, a wider installed one, or (characters then show as empty boxes) the shipped one again.
+        The shipped font, or an installed font where the shipped one lacks a character. Where no font has them all, the
+        shipped font again; missing characters then show as empty boxes.
 
     Example:
         >>> font_for("ναός", 12).size
@@ -48,14 +49,19 @@ def font_for(text: str, size: int, *, bold: bool = False) -> ImageFont.FreeTypeF
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Cut a text, on one line, to at most ``width`` pixels in a font, marking the cut with an ellipsis.
+    """Cut a text, on one line, to at most ``width`` pixels, and mark the cut with an ellipsis.
+
+    Args:
+        text: any text; line breaks become blanks.
+        font: the font in which it is going to be written.
+        width: in pixels.
 
     Example:
         >>> font = font_for("", 12)
         >>> shorten("a long story", font, 40), shorten("short", font, 400)
         ('a lo…', 'short')
     """
-    # A completion can be thousands of characters long and measuring is linear in them: no tile is 400 wide.
+    # A completion can have thousands of characters, and measuring takes time for each; no tile has room for 400.
     text = " ".join(text[:1000].split())[:400]
     if font.getlength(text) <= width:
         return text
@@ -77,7 +83,7 @@ def _load(path: str, size: int) -> ImageFont.FreeTypeFont:
 @lru_cache(maxsize=1)
 def _installed() -> tuple[str, ...]:
     paths = {font.name: font.fname for font in font_manager.fontManager.ttflist}
-    return tuple(paths[name] for name in _WIDER if name in paths)
+    return tuple(paths[name] for name in _FALLBACKS if name in paths)
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""Tiles with captions, and sheets of tiles under a title."""
+"""Tiles (one prediction with its caption) and sheets (tiles in rows under a title)."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,9 @@ from vr1.types import Prediction
 INK: Colour = (33, 37, 41)
 FAINT: Colour = (110, 118, 126)
 PAPER: Colour = (255, 255, 255)
-MAT: Colour = (241, 243, 245)
-LINE: Colour = (206, 212, 218)
+BACKGROUND: Colour = (241, 243, 245)
 MARGIN = 16
-# What the colours mean: (colour, dashed, meaning).
+# (colour, dashed, meaning)
 LEGEND: tuple[tuple[Colour, bool, str], ...] = (
     (TRUTH, True, "ground truth"),
     (GOOD, False, "overlap ≥ 0.75"),
@@ -27,16 +26,19 @@ LEGEND: tuple[tuple[Colour, bool, str], ...] = (
 _SHORT = {"dual_format": "format", "total": "reward"}
 
 
-def draw_tile(prediction: Prediction, side: int = 360, *, judge: bool = True) -> Image.Image:
-    """One prediction as a captioned tile: what was asked, the picture, the reward terms, the boxes.
+def draw_tile(
+    prediction: Prediction, side: int = 360, *, judge: bool = True, problems: Sequence[str] = ()
+) -> Image.Image:
+    """One prediction as a captioned tile: the requested categories, the picture, the reward terms, the box count.
 
     Args:
-        prediction: one completion and what was read from it.
-        side: width of the tile, and height of its picture area, in pixels.
-        judge: as in :func:`~vr1.drawing.boxes.draw_prediction`; without it the caption has no rewards.
+        prediction: one completion with its record, detections and match.
+        side: width of the tile and height of its picture, in pixels.
+        judge: as in :func:`~vr1.drawing.boxes.draw_prediction`; False leaves the rewards out of the caption.
+        problems: as in :func:`~vr1.drawing.boxes.draw_prediction`; the caption counts the boxes with a problem.
 
     Returns:
-        A tile whose size depends on ``side`` alone, so that tiles line up.
+        A tile whose size depends on ``side`` and ``judge`` alone, so that tiles line up.
 
     Example:
         >>> from vr1.drawing.boxes import example_prediction
@@ -44,14 +46,14 @@ def draw_tile(prediction: Prediction, side: int = 360, *, judge: bool = True) ->
         True
     """
     size = max(10, round(side / 27))
-    lines = _caption(prediction, judge)
+    lines = _caption(prediction, judge, sum(map(bool, problems)))
     step = round(size * 1.5)
     tile = Image.new("RGB", (side, side + step * (len(lines) + 1)), PAPER)
     draw = ImageDraw.Draw(tile)
-    asked = ", ".join(prediction.record.categories) or prediction.instruction
-    _write(draw, (0, step // 2), asked, size, FAINT, side)
-    draw.rectangle((0, step, side - 1, step + side - 1), fill=MAT)
-    picture = draw_prediction(prediction, side, judge=judge)
+    question = ", ".join(prediction.record.categories) or prediction.instruction
+    _write(draw, (0, step // 2), question, size, FAINT, side)
+    draw.rectangle((0, step, side - 1, step + side - 1), fill=BACKGROUND)
+    picture = draw_prediction(prediction, side, judge=judge, problems=problems)
     tile.paste(picture, ((side - picture.width) // 2, step + (side - picture.height) // 2))
     for index, (text, colour, bold) in enumerate(lines):
         _write(draw, (0, side + step * (index + 1) + step // 2 + 2), text, size, colour, side, bold=bold)
@@ -61,19 +63,19 @@ def draw_tile(prediction: Prediction, side: int = 360, *, judge: bool = True) ->
 def draw_grid(
     tiles: Sequence[Image.Image], title: str = "", *, columns: int | None = None, legend: bool = True
 ) -> Image.Image:
-    """Lay tiles out in rows under a title.
+    """Arrange tiles in rows under a title.
 
     Args:
-        tiles: at least one picture; the largest one sets the cell.
-        title: written above, shortened where it does not fit.
-        columns: tiles per row; None takes what makes a landscape sheet.
-        legend: explain the colours of judged boxes.
+        tiles: at least one picture; the largest sets the size of a cell.
+        title: written above the tiles, shortened where it does not fit.
+        columns: tiles per row; None chooses a number that makes a landscape sheet.
+        legend: explain the colours of boxes drawn with ``judge``.
 
     Returns:
-        The sheet.
+        An RGB picture.
 
     Raises:
-        UserError: if there is no tile.
+        UserError: ``tiles`` is empty.
 
     Example:
         >>> draw_grid([Image.new("RGB", (100, 100))] * 3, columns=2, legend=False).size
@@ -82,23 +84,23 @@ def draw_grid(
     if not tiles:
         raise UserError("tiles is empty: a sheet needs at least one tile")
     columns = min(columns or max(1, math.ceil(math.sqrt(len(tiles) * 1.6))), len(tiles))
-    wide, tall = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
+    width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     rows = math.ceil(len(tiles) / columns)
-    full = MARGIN + columns * (wide + MARGIN)
-    header, top = _header(full, title, legend)
-    sheet = Image.new("RGB", (full, top + rows * (tall + MARGIN)), PAPER)
+    sheet_width = MARGIN + columns * (width + MARGIN)
+    header, top = _header(sheet_width, title, legend)
+    sheet = Image.new("RGB", (sheet_width, top + rows * (height + MARGIN)), PAPER)
     sheet.paste(header, (0, 0))
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
-        sheet.paste(tile, (MARGIN + column * (wide + MARGIN), top + row * (tall + MARGIN)))
+        sheet.paste(tile, (MARGIN + column * (width + MARGIN), top + row * (height + MARGIN)))
     return sheet
 
 
-def _header(full: int, title: str, legend: bool) -> tuple[Image.Image, int]:
-    """Title on the left; the legend on the right, or below where both do not fit in one line."""
-    size = max(12, min(22, full // 40))
+def _header(width: int, title: str, legend: bool) -> tuple[Image.Image, int]:
+    """Title on the left; legend on the right, or below where both do not fit on one line."""
+    size = max(12, min(22, width // 40))
     small = max(10, round(size * 0.75))
-    inner = full - 2 * MARGIN
+    inner = width - 2 * MARGIN
     legend_width = _legend_width(small) if legend else 0
     while legend_width > inner and small > 6:
         small -= 1
@@ -108,11 +110,11 @@ def _header(full: int, title: str, legend: bool) -> tuple[Image.Image, int]:
     line = round(size * 1.7)
     lines = (bool(title) or legend) + (not one_line and legend)
     height = MARGIN + line * lines if lines else MARGIN
-    header = Image.new("RGB", (full, height), PAPER)
+    header = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(header)
     _write(draw, (MARGIN, MARGIN // 2 + line // 2), title, size, INK, inner, bold=True)
     if legend:
-        x = full - MARGIN - legend_width if one_line and title else MARGIN
+        x = width - MARGIN - legend_width if one_line and title else MARGIN
         for item in LEGEND:
             x += _legend_item(draw, (x, MARGIN // 2 + line * lines - line // 2), item, small)
     return header, height
@@ -125,7 +127,7 @@ def _legend_width(size: int) -> int:
 def _legend_item(
     draw: ImageDraw.ImageDraw | None, at: tuple[int, int], item: tuple[Colour, bool, str], size: int
 ) -> int:
-    """Draw one entry of the legend (or only measure it, without ``draw``) and return its width."""
+    """Draw one entry of the legend and return its width in pixels; without ``draw`` only measure it."""
     colour, dashed, text = item
     font = font_for(text, size)
     swatch = size * 2
@@ -138,28 +140,31 @@ def _legend_item(
     return swatch + round(font.getlength(text)) + size * 2
 
 
-def _caption(prediction: Prediction, judge: bool) -> list[tuple[str, Colour, bool]]:
+def _caption(prediction: Prediction, judge: bool, problems: int) -> list[tuple[str, Colour, bool]]:
+    """Lines below the picture: (text, colour, bold)."""
     if not judge:
-        return [_counts(prediction, judge)]
+        return [_counts(prediction, judge, problems)]
     terms = dict(prediction.rewards)
     total = terms.pop("total", sum(terms.values()))
     return [
         (f"reward {total:.2f}", INK, True),
         (" · ".join(f"{_SHORT.get(name, name)} {value:.2f}" for name, value in terms.items()), INK, False),
-        _counts(prediction, judge),
+        _counts(prediction, judge, problems),
     ]
 
 
-def _counts(prediction: Prediction, judge: bool) -> tuple[str, Colour, bool]:
-    """What was predicted, in words; for an answer nothing could be read from, the beginning of the answer itself."""
-    found = len(prediction.detections)
-    if not prediction.detections.valid and not found:
+def _counts(prediction: Prediction, judge: bool, problems: int) -> tuple[str, Colour, bool]:
+    """The number of boxes; where no box could be read from the completion, the beginning of the completion."""
+    count = len(prediction.detections)
+    if not prediction.detections.valid and not count:
         return f"unreadable: {prediction.completion}", POOR, False
-    text = f"{found} box" + ("" if found == 1 else "es")
+    text = f"{count} box" + ("" if count == 1 else "es")
     if judge:
         text += f" for {prediction.match.num_targets} object" + ("" if prediction.match.num_targets == 1 else "s")
         if prediction.match.overlap.size:
             text += f" · mean overlap {float(np.mean(prediction.match.overlap)):.2f}"
+    if problems:
+        return text + f" · {problems} with a problem", POOR, False
     if not prediction.detections.valid:
         return text + " · invalid", POOR, False
     return text, FAINT, False
