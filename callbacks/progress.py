@@ -1,10 +1,10 @@
-"""Progress.
+"""Training at the terminal or in a log file: what begins, how it goes, and what to do with the result."""
 
-Follow a training at the terminal, or in a log file, by the numbers that tell whether it goes well.
-"""
-
+import shutil
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,39 +12,44 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from typing_extensions import override
 
+from callbacks.console import duration, end_lines, start_lines
+from callbacks.outputs import run_folder
 from callbacks.rule_refinement import stage_name
 from callbacks.schedule import total_steps
 from vr1.errors import UserError
 
-SHOWN = {
-    "reward/total": "reward",
+# Short names of metrics, most important first; reward terms that are not listed follow the total reward.
+_FIRST = {"val/map": "mAP", "reward/total": "reward", "sft/loss": "loss"}
+_LAST = {
     "reward/dual_format": "format",
     "reward/recall": "recall",
     "reward/precision": "precision",
-    "sft/loss": "loss",
     "grpo/kl": "kl",
     "perf/tokens_per_second": "tok/s",
-    "val/map": "mAP",
 }
+_NAME_WIDTH = 16
 
 
 class Progress(TQDMProgressBar):
-    """Show the reward by term, the stage, the KL, tokens per second and the time left.
+    """Show what is trained, how training goes, and the next commands when it ends.
 
-    On a terminal this is a bar. Where the output goes to a file it would be one endless line; there it is a plain line
-    at most every ``line_interval`` seconds.
+    The progress is one line that fits the terminal, most important numbers first: step, time left, mAP of the last
+    validation, reward, the user's own reward terms, the other terms, stage, KL, tokens per second. What does not fit is
+    left out. On a terminal the line is updated in place. In a file it is written at most every ``line_interval``
+    seconds, and after each validation.
 
     Args:
-        refresh_rate: batches between two updates of the bar; 0 switches the display off.
+        refresh_rate: batches between two updates on a terminal; 0 switches the display off.
         line_interval: seconds between two lines in a file.
-        leave: keep the bar of each finished epoch.
+        leave: on a terminal, begin a new line at each epoch.
 
     Note:
         The time left is that of the whole training: steps left times the mean duration of the steps of this run,
-        validation included. It is not shown where nothing bounds the training.
+        validation included. It is left out where nothing limits the training. The width is that of the terminal, or the
+        environment variable ``COLUMNS``; in a file 120 characters.
 
     Raises:
-        UserError: if ``refresh_rate`` or ``line_interval`` is negative.
+        UserError: ``refresh_rate`` or ``line_interval`` is negative.
 
     Example::
 
@@ -61,47 +66,75 @@ class Progress(TQDMProgressBar):
             raise UserError(f"Progress: line_interval is {line_interval}: give 0 or more seconds")
         super().__init__(refresh_rate=refresh_rate, leave=leave)
         self.line_interval = line_interval
-        self._lines = False
-        self._began = (0.0, 0)
+        self._shows = refresh_rate > 0
+        self._to_file = False
+        self._folder = Path()
+        self._started = 0.0
+        self._first_step = (0.0, 0)
         self._last_line = 0.0
         self._stage = ""
+        self._map_before: Any = None
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._lines = self.is_enabled and not sys.stdout.isatty()
-        if self._lines:
+        self._folder = run_folder(trainer)
+        # Lightning switches the display off on all ranks but the first.
+        self._shows = self.is_enabled
+        self._to_file = self._shows and not sys.stdout.isatty()
+        if self._to_file:
             self.disable()
 
     @override
+    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._started, self._map_before = time.monotonic(), None
+        if self._shows:
+            print(*start_lines(trainer, pl_module, self._folder), sep="\n", flush=True)
+
+    @override
     def init_train_tqdm(self) -> Tqdm:
-        bar = super().init_train_tqdm()
-        # The bar counts the batches of one epoch, so its own estimate would differ from the time left of training.
-        bar.bar_format = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-        return bar
+        return _MetricsLine(
+            desc=self.train_description,
+            position=2 * self.process_position,
+            disable=self.is_disabled,
+            leave=True,
+            file=sys.stdout,
+            smoothing=0,
+            bar_format="{desc}",
+        )
 
     @override
     def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:
+        """The items of the line by name, most important first."""
         logged = trainer.callback_metrics
-        items: dict[str, Any] = {}
-        if stage := self._stage or stage_name(trainer):
-            items["stage"] = stage
-        items |= {short: _readable(float(logged[name])) for name, short in SHOWN.items() if name in logged}
+        if "val/map" not in logged and self._map_before is not None:
+            logged = {**logged, "val/map": self._map_before}
+        known = {**_FIRST, **_LAST}
+        own = {
+            name: name.removeprefix("reward/") for name in logged if name.startswith("reward/") and name not in known
+        }
+        total = total_steps(trainer)
+        items: dict[str, Any] = {"step": f"{trainer.global_step}" + ("" if total is None else f"/{total}")}
         left = self._seconds_left(trainer)
         if left is not None:
-            items["left"] = _duration(left)
-        return items
+            items["left"] = duration(left)
+        items |= _values(_FIRST | own, logged)
+        last = _values(_LAST, logged)
+        items |= {name: value for name, value in last.items() if name not in ("kl", "tok/s")}
+        if stage := self._stage or stage_name(trainer):
+            items["stage"] = stage
+        return items | last
 
     @override
     def on_train_start(self, *args: Any) -> None:
         super().on_train_start(*args)
-        self._began = (time.monotonic(), self.trainer.global_step)
+        self._first_step = (time.monotonic(), self.trainer.global_step)
         self._last_line = float("-inf")
 
     @override
     def on_train_batch_start(self, trainer: "pl.Trainer", *args: Any) -> None:
         super().on_train_batch_start(trainer, *args)
-        # At the end of a step the next one's stage has begun already.
+        # At the end of a step the stage of the next step has begun already.
         self._stage = stage_name(trainer)
 
     @override
@@ -114,52 +147,96 @@ class Progress(TQDMProgressBar):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self._lines and time.monotonic() - self._last_line >= self.line_interval:
-            self._write_line(trainer, pl_module, f"step {trainer.global_step}{_of(total_steps(trainer))}")
+        if self._to_file and time.monotonic() - self._last_line >= self.line_interval:
+            self._write_line(trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         super().on_validation_end(trainer, pl_module)
-        if self._lines:
-            begun = "before training" if trainer.sanity_checking else f"validated at step {trainer.global_step}"
-            self._write_line(trainer, pl_module, begun)
+        if trainer.sanity_checking and trainer.num_sanity_val_batches == trainer.num_val_batches:
+            self._map_before = trainer.callback_metrics.get("val/map")
+        if self._to_file:
+            begin = "before training" if trainer.sanity_checking else f"validated at step {trainer.global_step}"
+            self._write_line(trainer, pl_module, begin)
 
     @override
     def on_train_end(self, *args: Any) -> None:
         super().on_train_end(*args)
-        if self._lines:
+        if self._to_file:
             self._write_line(self.trainer, self.trainer.lightning_module, f"done at step {self.trainer.global_step}")
 
     @override
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        # Not in on_fit_end, where callbacks listed after this one have not written their files yet.
+        if stage == "fit" and self._shows:
+            seconds = time.monotonic() - self._started
+            print(*end_lines(trainer, pl_module, self._folder, seconds), sep="\n", flush=True)
+
+    @override
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
-        if self._lines:
+        if self._to_file:
             print(*args, sep=sep, **kwargs)
         else:
             super().print(*args, sep=sep, **kwargs)
 
-    def _write_line(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", begun: str) -> None:
+    def _write_line(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", begin: str = "") -> None:
         self._last_line = time.monotonic()
         items = self.get_metrics(trainer, pl_module)
-        print(begun, *(f"{name} {value}" for name, value in items.items()), sep=" | ", flush=True)
+        if begin:
+            del items["step"]
+        print(line_of(begin, items, _width(120)), flush=True)
 
     def _seconds_left(self, trainer: "pl.Trainer") -> float | None:
-        began, first = self._began
-        total, done = total_steps(trainer) if trainer.training or trainer.validating else None, trainer.global_step
-        if total is None or done <= first:
+        started, first = self._first_step
+        total, step = total_steps(trainer) if trainer.training or trainer.validating else None, trainer.global_step
+        if total is None or step <= first:
             return None
-        return max(0, total - done) * (time.monotonic() - began) / (done - first)
+        return max(0, total - step) * (time.monotonic() - started) / (step - first)
 
 
-def _of(total: int | None) -> str:
-    return "" if total is None else f" of {total}"
+class _MetricsLine(Tqdm):
+    """A bar of tqdm that shows a line of metrics in place of the bar."""
+
+    def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+        """Ignore the number of the epoch, which Lightning sets."""
+
+    def set_postfix(self, ordered_dict: Any = None, refresh: bool | None = True, **kwargs: Any) -> None:
+        """Show the items of ``get_metrics``."""
+        # One column less: a full line makes some terminals begin a new one.
+        self.set_description_str(line_of("", ordered_dict or {}, _width(80) - 1), refresh)
+
+
+def line_of(begin: str, items: Mapping[str, Any], width: int) -> str:
+    """One line of items, as many of the first ones as fit.
+
+    Args:
+        begin: text in front of the items.
+        items: text by name, most important first.
+        width: in characters.
+
+    Example:
+        >>> line_of("step 1/9", {"left": "0:08", "mAP": "0.21", "reward": "1.9"}, 30)
+        'step 1/9  left 0:08  mAP 0.21'
+    """
+    line = begin
+    for name, value in items.items():
+        short = name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + "…"
+        longer = f"{line}  {short} {value}" if line else f"{short} {value}"
+        if len(longer) > width:
+            break
+        line = longer
+    return line[:width]
+
+
+def _values(names: Mapping[str, str], logged: Mapping[str, Any]) -> dict[str, str]:
+    return {short: _readable(float(logged[name])) for name, short in names.items() if name in logged}
+
+
+def _width(otherwise: int) -> int:
+    """Columns of the terminal, or of the environment variable COLUMNS."""
+    return shutil.get_terminal_size((otherwise, 24)).columns
 
 
 def _readable(value: float) -> str:
-    """Three digits, whatever the size; the bar has no room for more."""
+    """A number with three digits, whatever its size."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,22 +1,16 @@
-"""Curves: what is kept, what survives resume, what is drawn."""
+"""Curves: what is recorded, and what is restored on resume."""
 
 import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
-from PIL import Image
 
 from callbacks import Curves, RuleRefinement
-from callbacks.curves import History, draw_curves
+from callbacks.curves import History
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
-from vr1.runs.figures import COLOURS
 
 FIT = {"max_steps": 6, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 3}
 REWARDS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-
-
-def rgb(colour):
-    return tuple(int(colour[index : index + 2], 16) for index in (1, 3, 5))
 
 
 def test_history_of_a_training(tmp_path):
@@ -75,29 +69,6 @@ def test_long_series_are_thinned_evenly():
         for step in range(1001, 3000):
             both.add("loss", step, float(step))
     assert copy.series == history.series
-
-
-def test_only_panels_with_data_are_drawn():
-    one = draw_curves({"grpo/kl": [(1, 0.0), (2, 0.5)]})
-    two = draw_curves({"grpo/kl": [(1, 0.0), (2, 0.5)], "sft/loss": [(1, 2.0), (2, 1.0)]})
-    assert one.size == (700, 400)
-    assert two.size == (1040, 400)
-    assert draw_curves({}) is None
-    assert draw_curves({"grpo/kl": [(1, float("nan"))], "other": [(1, 1.0)]}) is None
-
-
-def test_lines_and_switches_are_there():
-    series = {"grpo/kl": [(step, 0.1 * step) for step in range(30)]}
-    plain, marked = (np.asarray(draw_curves(series, switches)) for switches in ((), [(10, "advanced")]))
-    assert (plain == rgb(COLOURS[0])).all(axis=-1).sum() > 300
-    assert not (plain == rgb("#495057")).all(axis=-1).any()
-    assert (marked == rgb("#495057")).all(axis=-1).any(axis=1).sum() > 100
-
-
-def test_picture_of_one_point_and_of_infinities(tmp_path):
-    picture = draw_curves({"val/map": [(0, 0.0)], "reward/total": [(1, float("inf")), (2, 1.0)]})
-    picture.save(tmp_path / "one.png")
-    assert Image.open(tmp_path / "one.png").size == picture.size
 
 
 @pytest.mark.parametrize("setting", [{"every_n_steps": 0}, {"max_points": 0}])

@@ -21,8 +21,9 @@ def test_table_and_curves(runs, tmp_path, capsys):
     assert text in capsys.readouterr().out
     assert "| metric | slow/version_0 | fast/version_0 |" in text
     assert "| 0.1000 → 0.3000 (0.3000 at 4) | 0.1000 → 0.0500 (0.1000 at 0) |" in text
-    assert "| model.optimizer.lr | 0.1 | 0.2 |" in text
-    assert "default_root_dir" not in text
+    settings = text[text.index("| setting |") :].splitlines()[2:]
+    assert settings == ["| model.optimizer.lr | 0.1 | 0.2 |"], "only what differs, and no output folders"
+    assert text.index("| val/map |") < text.index("| optimizer steps |") < text.index("| setting |")
     assert min(Image.open(tmp_path / "out" / "compare.png").size) > 300
 
 
@@ -31,15 +32,15 @@ def test_the_folder_above_means_the_run_in_it(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "error"),
     [
         (["{0}"], "is the only run; give at least two"),
         (["{0}", "{0}"], "is given twice"),
         (["{0}", "nowhere"], "nowhere: no such run folder"),
-        (["{0}", "{1}", "--prefix", "test/"], "no metric begins with test/; give another --prefix, of reward/"),
+        (["{0}", "{1}", "--prefix", "test/"], "no metric begins with test/; give another --prefix, one of reward/"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words, told, runs, capsys):
-    assert main([word.format(*runs) for word in words]) == 2
+def test_errors_are_one_line(arguments, error, runs, capsys):
+    assert main([argument.format(*runs) for argument in arguments]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert told in line
+    assert error in line

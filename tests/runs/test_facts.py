@@ -1,4 +1,4 @@
-"""What a run remembers of itself."""
+"""The facts that a run records about itself."""
 
 import subprocess
 

@@ -10,14 +10,19 @@ from vr1.errors import UserError
 from vr1.runs.folder import Run, differing, flat_settings, read_run
 from vr1.runs.tables import markdown_table
 
-_MOST_SETTINGS = 40
+_MAX_SETTINGS = 40
+# These come first in the table; all other metrics follow by name.
+_MAIN_METRICS = ("map", "map_50", "map_75", "ar_100", "reward", "total")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
+    Args:
+        argv: arguments after ``compare``; None takes those of the process.
+
     Returns:
-        Exit status: 0, or 2 after a message that says what is wrong.
+        Exit status: 0, or 2 after an error message.
     """
     parser = ArgumentParser(allow_abbrev=False, prog="vr1 compare", description="Show several runs side by side.")
     parser.add_argument("runs", nargs="+", type=str, help="Run folders, such as runs/demo/version_0.")
@@ -25,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv).as_dict()
     try:
         print(compare(**arguments))
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -37,35 +42,38 @@ def compare(runs: list[str], out: str = "runs/compare", prefix: str = "val/") ->
     Args:
         runs: two or more run folders.
         out: Folder of the table and the curves.
-        prefix: Metrics of the table: those whose names begin so.
+        prefix: Metrics of the table: those whose names begin with it.
 
     Returns:
-        The table as Markdown.
+        The table as Markdown, and the files that were written.
 
     Raises:
-        UserError: if there are fewer than two runs, one is none, or none of them has a metric of the prefix.
+        UserError: fewer than two runs are given, one of them is not a run, or no run has a metric with the prefix.
     """
-    # Here, so that --help does not wait for matplotlib.
+    # Not at the top, so that --help does not wait for matplotlib.
     from vr1.runs.figures import draw_runs
 
     if len(runs) < 2:
         raise UserError(f"{runs[0]} is the only run; give at least two")
     read = [read_run(Path(run)) for run in runs]
-    if doubled := [run for index, run in enumerate(read) if run.folder in [other.folder for other in read[:index]]]:
-        raise UserError(f"{doubled[0].folder} is given twice; give each run once")
-    names = names_of([run.folder for run in read])
+    folders = [run.folder for run in read]
+    if repeated := [folder for index, folder in enumerate(folders) if folder in folders[:index]]:
+        raise UserError(f"{repeated[0]} is given twice; give each run once")
+    names = names_of(folders)
     text = markdown(names, read, prefix)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "compare.md").write_text(text, encoding="utf-8")
+    written = [str(folder / "compare.md")]
     picture = draw_runs(names, read)
     if picture is not None:
         picture.save(folder / "compare.png")
-    return f"{text}\n{folder / 'compare.md'}, compare.png"
+        written.append(str(folder / "compare.png"))
+    return f"{text}\n{', '.join(written)}"
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """Short names that tell folders apart: as many of the last parts of their paths as that takes.
+    """Short unique names of folders: the last parts of their paths, as many as that takes.
 
     Example:
         >>> names_of([Path("runs/a/version_0"), Path("runs/b/version_0")])
@@ -80,32 +88,44 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def markdown(names: Sequence[str], runs: Sequence[Run], prefix: str) -> str:
-    """First, best and last value of each metric, and the settings in which the runs differ.
+    """The metrics of runs as a table, and a table of the settings that differ.
+
+    Args:
+        names: name of each run.
+        runs: the runs, in the same order.
+        prefix: metrics whose names begin with it are shown, the main ones first.
 
     Raises:
-        UserError: if no run has a metric of the prefix.
+        UserError: no run has a metric with the prefix.
     """
-    metrics = list(dict.fromkeys(name for run in runs for name in sorted(run.series) if name.startswith(prefix)))
+    logged = {name for run in runs for name in run.series}
+    metrics = sorted((name for name in logged if name.startswith(prefix)), key=_order)
     if not metrics:
-        there = sorted({name.split("/")[0] + "/" for run in runs for name in run.series})
-        raise UserError(f"no metric begins with {prefix}; give another --prefix, of {', '.join(there)}")
-    rows = [["optimizer steps", *(str(_steps(run)) for run in runs)]]
-    rows += [[f"{name}: first → last (highest)", *(_course(run, name) for run in runs)] for name in metrics]
-    text = markdown_table(["metric", *names], rows) + "\n"
+        prefixes = sorted({name.split("/")[0] + "/" for name in logged})
+        raise UserError(f"no metric begins with {prefix}; give another --prefix, one of {', '.join(prefixes)}")
+    rows = [[name, *(_first_last(run, name) for run in runs)] for name in metrics]
+    rows.append(["optimizer steps", *(str(_steps(run)) for run in runs)])
+    text = "First → last value of each metric (its highest value, and the step of it).\n\n"
+    text += markdown_table(["metric", *names], rows) + "\n"
     changed = differing([flat_settings(run.settings) for run in runs])
     if changed:
-        shown = [[name, *map(_short, values)] for name, values in list(changed.items())[:_MOST_SETTINGS]]
-        text += "\n" + markdown_table(["setting", *names], shown) + "\n"
-    if len(changed) > _MOST_SETTINGS:
-        text += f"\n{len(changed) - _MOST_SETTINGS} further settings differ.\n"
+        shown = [[name, *map(_short, values)] for name, values in list(changed.items())[:_MAX_SETTINGS]]
+        text += "\nSettings that differ.\n\n" + markdown_table(["setting", *names], shown) + "\n"
+    if len(changed) > _MAX_SETTINGS:
+        text += f"\n{len(changed) - _MAX_SETTINGS} further settings differ.\n"
     return text
+
+
+def _order(metric: str) -> tuple[int, str]:
+    name = metric.split("/")[-1]
+    return (_MAIN_METRICS.index(name) if name in _MAIN_METRICS else len(_MAIN_METRICS), metric)
 
 
 def _steps(run: Run) -> int:
     return max((points[-1][0] for points in run.series.values() if points), default=0)
 
 
-def _course(run: Run, name: str) -> str:
+def _first_last(run: Run, name: str) -> str:
     points = run.series.get(name)
     if not points:
         return "-"

@@ -1,4 +1,4 @@
-"""``python -m vr1 report``: the report of a run that has ended, or of one that never asked for it."""
+"""``python -m vr1 report``: the report of a run, made from the files in its folder."""
 
 import sys
 from collections.abc import Sequence
@@ -6,21 +6,25 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from vr1.errors import UserError
 from vr1.runs.report.page import write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write ``report.html`` into each run folder that is named.
+    """Write ``report.html`` into each run folder.
+
+    Args:
+        argv: arguments after ``report``; None takes those of the process.
 
     Returns:
-        Exit status: 0, or 2 after a message that says what is wrong with a folder.
+        Exit status: 0, or 2 after an error message.
     """
     parser = ArgumentParser(allow_abbrev=False, prog="vr1 report", description="Write report.html into run folders.")
     parser.add_argument("runs", nargs="+", type=str, help="Run folders, such as runs/demo/version_0.")
     try:
         for run in parser.parse_args(argv).runs:
             print(write_report(Path(run)))
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     return 0

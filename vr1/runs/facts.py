@@ -1,4 +1,4 @@
-"""What one must know of a run to repeat it: command, seed, versions, state of the source code."""
+"""What is needed to repeat a run: its command, seed, package versions and the state of the source code."""
 
 import os
 import platform
@@ -50,7 +50,7 @@ def run_facts() -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The words of the command line, as one would type them."""
+    """The command line as a user would type it."""
     program = Path(sys.argv[0])
     if program.name == "__main__.py" and program.parent.name == "vr1":
         return shlex.join(["python", "-m", "vr1", *sys.argv[1:]])
@@ -58,33 +58,39 @@ def _command() -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The installed versions of packages; those that are not installed (vr1 itself in a clone, say) are left out.
+    """The versions of the packages that are installed (vr1 itself is not, in a clone).
+
+    Args:
+        packages: names of distributions.
+
+    Returns:
+        Version by name, without the packages that are not installed.
 
     Example:
         >>> list(versions(["pillow", "no such package"]))
         ['pillow']
     """
-    found = {}
+    installed = {}
     for package in packages:
         with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            installed[package] = metadata.version(package)
+    return installed
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    commit = _ask_git(folder, "rev-parse", "HEAD")
+    commit = _run_git(folder, "rev-parse", "HEAD")
     if not commit:
         return None
-    changed = (_ask_git(folder, "status", "--porcelain") or "").splitlines()
-    return {"commit": commit, "branch": _ask_git(folder, "rev-parse", "--abbrev-ref", "HEAD"), "changed": len(changed)}
+    changed = (_run_git(folder, "status", "--porcelain") or "").splitlines()
+    return {"commit": commit, "branch": _run_git(folder, "rev-parse", "--abbrev-ref", "HEAD"), "changed": len(changed)}
 
 
-def _ask_git(folder: Path, *words: str) -> str | None:
-    """What git says, or None where there is no git, no repository, or no answer in time."""
-    # Without optional locks: asking must not get in the way of what else happens in the repository.
-    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+def _run_git(folder: Path, *arguments: str) -> str | None:
+    """The output of a git command; None without git or a repository, or after a timeout."""
+    # Without optional locks, so that it never blocks another git command in the repository.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return said.stdout.strip()
+    return finished.stdout.strip()

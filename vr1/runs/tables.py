@@ -7,7 +7,11 @@ from typing import Any
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    r"""Texts as a table, its first column to the left and all others, which are numbers mostly, to the right.
+    r"""A Markdown table whose first column is aligned left and all others right.
+
+    Args:
+        head: text of each column's heading.
+        rows: texts of each row.
 
     Example:
         >>> print(markdown_table(["metric", "value"], [["val/map", "0.25"], ["a|b", "-"]]))
@@ -22,26 +26,31 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Metrics by name, and the optimizer step after which they were measured."""
+    """Metrics at one optimizer step.
+
+    Attributes:
+        step: the number of optimizer steps before the measurement.
+        metrics: value by name.
+    """
 
     step: int
     metrics: dict[str, float]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types, from which ``Measurement(**state)`` is this one again."""
+        """Plain types; ``Measurement(**state)`` restores them."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Before, after, and the best in between.
+    """The metrics before and after training, and the best in between.
 
     Args:
-        before: the untrained model, if it was measured.
-        after: the last measurement.
-        best: the best measurement, if something says which metric counts.
-        best_by: the metric that says so.
-        notes: what a reader must know besides.
+        before: the untrained model; None if it was not measured.
+        after: the last measurement; None if there was none.
+        best: the best measurement; None if no metric is monitored.
+        best_by: the monitored metric.
+        notes: sentences for the reader, shown below the table.
 
     Example:
         >>> table = Comparison(Measurement(0, {"val/map": 0.1}), Measurement(50, {"val/map": 0.35}))
@@ -60,14 +69,14 @@ class Comparison:
 
     @property
     def columns(self) -> list[str]:
-        """Headings of the table."""
+        """Headings of :attr:`rows`."""
         after = f"after (step {self.after.step})" if self.after else "after"
         best = [f"best by {self.best_by} (step {self.best.step})"] if self.best else []
         return ["metric", "before", after, "change", *best]
 
     @property
     def rows(self) -> list[list[str]]:
-        """One row of texts per metric, in the order in which the metrics were logged."""
+        """One row of texts per metric, in the order of logging."""
         measured = [item.metrics for item in (self.after, self.before) if item]
         rows = []
         for name in dict.fromkeys(name for metrics in measured for name in metrics):
@@ -86,24 +95,24 @@ class Comparison:
         return "\n".join([markdown_table(self.columns, self.rows), *(f"\n{note}" for note in self.notes)]) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for programs; metrics that were not measured are null."""
+        """Plain types for JSON; a measurement that does not exist is None."""
         before, after, best = (item.state_dict() if item else None for item in self._measurements)
         return {"before": before, "after": after, "best": best, "best_by": self.best_by or None, "notes": self.notes}
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> "Comparison":
-        """What :meth:`as_dict` returned; from nothing, a comparison of nothing.
+    def from_dict(cls, values: Mapping[str, Any]) -> "Comparison":
+        """Restore what :meth:`as_dict` returned; an empty mapping gives an empty comparison.
 
         Raises:
-            TypeError: if it is none.
+            TypeError: a measurement has other fields.
         """
         before, after, best = (
-            None if found.get(key) is None else Measurement(**found[key]) for key in ("before", "after", "best")
+            None if values.get(key) is None else Measurement(**values[key]) for key in ("before", "after", "best")
         )
-        return cls(before, after, best, found.get("best_by") or "", list(found.get("notes") or []))
+        return cls(before, after, best, values.get("best_by") or "", list(values.get("notes") or []))
 
     def show(self) -> None:
-        """Print the table: with rich where it is installed, else as Markdown."""
+        """Print the table, with rich if it is installed, else as Markdown."""
         if importlib.util.find_spec("rich") is None:
             print(self.markdown())
             return

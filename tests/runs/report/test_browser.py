@@ -56,7 +56,7 @@ def test_the_slider_goes_through_the_training(browser, address):
     assert browser.run("document.getElementById('gallery-picture').naturalWidth") > 100
 
 
-def test_a_curve_tells_its_value_where_one_points(browser, address):
+def test_a_curve_shows_its_value_at_the_pointer(browser, address):
     browser.open(address, width=1280)
     text = "document.querySelector('.chart .keys').textContent"
     assert browser.run(text) == "total 1"

@@ -1,4 +1,4 @@
-"""The report of a run: complete, alone, and small."""
+"""The report of a run: complete, self-contained and small."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from vr1.runs.report import build_page, write_report
 
 
 class Page(HTMLParser):
-    """Collects what a page names, and the text that it shows."""
+    """Collects the addresses, headings and texts of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
 
 def content(page):
-    """What the page's script reads."""
+    """The data that the page's script reads."""
     return json.loads(re.search(r'id="content">(.*?)</script>', page, re.DOTALL)[1])
 
 
@@ -112,7 +112,7 @@ def test_a_long_run_stays_small(tmp_path):
 def test_an_almost_empty_run(tmp_path):
     (tmp_path / "metrics.csv").write_text("")
     page = write_report(tmp_path).read_text()
-    assert "No scalar was logged" in page
+    assert "No metric was logged" in page
     assert not Page(page).open
 
 
@@ -130,7 +130,7 @@ def test_the_command_names_what_it_wrote(tmp_path, capsys):
     assert "no such run folder" in capsys.readouterr().err
 
 
-def test_a_damaged_picture_is_told_by_name(tmp_path):
+def test_a_damaged_picture_is_named(tmp_path):
     folder = make_run(tmp_path / "run", galleries=1)
     (folder / "gallery" / "step_000000.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"step_000000.png: cannot be read as a picture"):

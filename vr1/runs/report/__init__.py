@@ -1,4 +1,4 @@
-"""The report of a run: one page that needs nothing but itself."""
+"""The report of a run: one self-contained HTML page."""
 
 from vr1.runs.report.page import build_page, write_report
 

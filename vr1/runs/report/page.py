@@ -1,4 +1,4 @@
-"""One self-contained page of a run folder: no other file, no request, no library."""
+"""The report of a run folder as one HTML page without other files, requests or libraries."""
 
 import base64
 import html
@@ -18,38 +18,39 @@ from vr1.runs.folder import Points, Run, read_run
 from vr1.runs.tables import Comparison
 
 Gallery = tuple[int, Path]
-# Widths and JPEG qualities to try, from the best on.
-_TRIES = ((1500, 82), (1200, 78), (1000, 72), (800, 66))
-_LEAST = 5
+# (width in pixels, JPEG quality), tried in this order.
+_PICTURE_SIZES = ((1500, 82), (1200, 78), (1000, 72), (800, 66))
+# Pictures are made smaller only when no more than these are left.
+_MIN_PICTURES = 5
 
 
 def embedded(galleries: Sequence[Gallery], budget: int, most: int = 40) -> list[tuple[int, str]]:
-    """Pictures as ``data:`` addresses, of which the first and the last are always among them.
+    """Pictures as ``data:`` URLs, the first and the last always among them.
 
     Args:
         galleries: (optimizer step, picture) in order.
-        budget: bytes that all addresses together may have.
-        most: how many pictures are kept at most, evenly spread.
+        budget: bytes of all URLs together.
+        most: maximum number of pictures; they are evenly spread.
 
     Returns:
-        (optimizer step, address); fewer and smaller pictures where the budget asks for it.
+        (optimizer step, URL); fewer and smaller pictures where the budget requires it.
 
     Raises:
-        UserError: if a picture is damaged.
+        UserError: a picture is damaged.
     """
-    kept = _spread(galleries, most)
-    while kept:
-        for width, quality in _TRIES:
-            found = [(step, _address(path, width, quality)) for step, path in kept]
-            if sum(len(address) for _, address in found) <= budget:
-                return found
-            if len(kept) > _LEAST:
+    chosen = _spread(galleries, most)
+    while chosen:
+        for width, quality in _PICTURE_SIZES:
+            encoded = [(step, _data_url(path, width, quality)) for step, path in chosen]
+            size = sum(len(url) for _, url in encoded)
+            if size <= budget:
+                return encoded
+            if len(chosen) > _MIN_PICTURES:
                 break
-        if len(kept) == 1:
+        if len(chosen) == 1:
             return []
-        size = sum(len(address) for _, address in found)
-        # One step to about what fits, rather than many that each encode all pictures again.
-        kept = _spread(kept, max(1, min(len(kept) - 1, len(kept) * budget // size)))
+        # At once to about what fits, since every attempt encodes all pictures again.
+        chosen = _spread(chosen, max(1, min(len(chosen) - 1, len(chosen) * budget // size)))
     return []
 
 
@@ -62,13 +63,13 @@ def _spread(galleries: Sequence[Gallery], most: int) -> list[Gallery]:
     return [galleries[round(index * last / (most - 1))] for index in range(most)]
 
 
-def _address(path: Path, width: int, quality: int) -> str:
+def _data_url(path: Path, width: int, quality: int) -> str:
     buffer = io.BytesIO()
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read as a picture ({error}); remove it to go on without") from None
+        raise UserError(f"{path}: cannot be read as a picture ({error}); remove it to continue without") from None
     if small.width > width:
         small = small.resize((width, round(small.height * width / small.width)), Image.Resampling.LANCZOS)
     small.save(buffer, "JPEG", quality=quality, optimize=True)
@@ -77,18 +78,22 @@ def _address(path: Path, width: int, quality: int) -> str:
 
 _HERE = Path(__file__).parent
 _PICTURE_BYTES = 3_500_000
-_POINTS = 400
+_MAX_POINTS = 400
+# The others are below a heading that opens them.
 _OPEN_PANELS = 9
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` into a run folder, from what lies there.
+    """Write ``report.html`` into a run folder, from the files in it.
+
+    Args:
+        folder: a run folder, or a folder with ``version_N`` in it, of which the newest is taken.
 
     Returns:
         The path of the page.
 
     Raises:
-        UserError: if there is no run, or one of its files is damaged.
+        UserError: there is no run, or one of its files is damaged.
     """
     run = read_run(folder)
     path = run.folder / "report.html"
@@ -102,7 +107,14 @@ def write_report(folder: Path) -> Path:
 
 
 def build_page(run: Run) -> str:
-    """The page as text."""
+    """The page as HTML.
+
+    Args:
+        run: what :func:`~vr1.runs.read_run` returned.
+
+    Raises:
+        UserError: a picture of the run is damaged.
+    """
     panels = [
         {"title": panel.title, "lines": [{"name": name, "points": thin(run.series[name])} for name in panel.metrics]}
         for panel in panels_of(run.series)
@@ -112,12 +124,12 @@ def build_page(run: Run) -> str:
         "panels": panels[:_OPEN_PANELS],
         "more": panels[_OPEN_PANELS:],
         "switches": run.switches,
-        "galleries": [{"step": step, "src": address} for step, address in pictures],
+        "galleries": [{"step": step, "src": url} for step, url in pictures],
     }
     name = "/".join(run.folder.resolve().parts[-2:])
     sections = [
         _head(run, name),
-        _section("Before and after", _before_after(run.compared)),
+        _section("Before and after", _before_after(run.comparison)),
         _section("Gallery", _gallery(len(run.galleries), len(pictures))),
         _section("Curves", _curves(panels)),
         _section("Stages", _stages(run)),
@@ -131,21 +143,27 @@ def build_page(run: Run) -> str:
         "@STYLE@": (_HERE / "style.css").read_text(encoding="utf-8"),
         "@BODY@": "\n".join(sections),
         "@SCRIPT@": (_HERE / "script.js").read_text(encoding="utf-8"),
-        # The end of a script is found before JSON is: nothing inside may look like it.
+        # A browser looks for the end of the script before it reads the JSON, so no tag may stand in it.
         "@CONTENT@": json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    # In one pass: the text of a run may hold a mark itself.
-    return re.sub("|".join(parts), lambda found: parts[found[0]], page)
+    # In one pass, since the text of a run may contain a placeholder itself.
+    return re.sub("|".join(parts), lambda match: parts[match[0]], page)
 
 
 def thin(points: Points) -> list[list[float]]:
-    """A series as means over equal numbers of neighbours, so that a page holds a training of any length.
+    """Shorten a series to at most 400 points, each the mean of as many consecutive values.
+
+    Args:
+        points: (optimizer step, value) in order.
+
+    Returns:
+        [step, value]; the step is the last of the values that the mean is of.
 
     Example:
         >>> len(thin([(step, 1.0) for step in range(100_000)])) <= 400
         True
     """
-    width = -(-len(points) // _POINTS)
+    width = -(-len(points) // _MAX_POINTS)
     groups = [points[start : start + width] for start in range(0, len(points), max(1, width))]
     return [[group[-1][0], float(f"{sum(value for _, value in group) / len(group):.5g}")] for group in groups]
 
@@ -157,23 +175,22 @@ def _section(title: str, body: str) -> str:
 
 def _head(run: Run, name: str) -> str:
     steps = max((points[-1][0] for points in run.series.values() if points), default=0)
-    said = [f"{steps} optimizer steps", str(run.facts.get("started", "")).replace("T", " ").replace("+00:00", " UTC")]
-    ended = run.facts.get("ended")
-    said += [ended] if ended else []
-    return f"<header><h1>{html.escape(name)}</h1><p>{html.escape(' · '.join(filter(None, said)))}</p></header>"
+    started = str(run.facts.get("started", "")).replace("T", " ").replace("+00:00", " UTC")
+    line = " · ".join(filter(None, (f"{steps} optimizer steps", started, run.facts.get("ended"))))
+    return f"<header><h1>{html.escape(name)}</h1><p>{html.escape(line)}</p></header>"
 
 
-def _before_after(compared: Comparison) -> str:
-    if not compared.rows:
+def _before_after(comparison: Comparison) -> str:
+    if not comparison.rows:
         return ""
-    notes = "".join(f'<p class="note">{html.escape(str(note))}</p>' for note in compared.notes)
-    return _table(compared.columns, compared.rows) + notes
+    notes = "".join(f'<p class="note">{html.escape(str(note))}</p>' for note in comparison.notes)
+    return _table(comparison.columns, comparison.rows) + notes
 
 
-def _gallery(there: int, shown: int) -> str:
+def _gallery(total: int, shown: int) -> str:
     if not shown:
         return ""
-    note = "" if there == shown else f'<p class="note">{shown} of {there} pictures; all of them are in gallery/.</p>'
+    note = "" if total == shown else f'<p class="note">{shown} of {total} pictures; all of them are in gallery/.</p>'
     slider = (
         '<label class="slider"><span id="gallery-step"></span>'
         f'<input id="gallery-slider" type="range" min="0" max="{shown - 1}" value="{shown - 1}"'
@@ -185,8 +202,8 @@ def _gallery(there: int, shown: int) -> str:
 
 def _curves(panels: Sequence[Any]) -> str:
     if not panels:
-        return '<p class="note">No scalar was logged: add callbacks.Curves or a CSVLogger to the trainer.</p>'
-    more = "<details><summary>All other scalars</summary><div class='charts' id='more'></div></details>"
+        return '<p class="note">No metric was logged: add callbacks.Curves or a CSVLogger to the trainer.</p>'
+    more = "<details><summary>All other metrics</summary><div class='charts' id='more'></div></details>"
     return f'<div class="charts" id="charts"></div>{more if len(panels) > _OPEN_PANELS else ""}'
 
 
@@ -199,21 +216,21 @@ def _data(data: dict[str, Any]) -> str:
     if not splits:
         return ""
     rows = []
-    for split, found in splits.items():
-        labels = ", ".join(f"{label} ({count})" for label, count in (found.get("labels") or {}).items())
-        hidden = found.get("distinct_labels", 0) - len(found.get("labels") or {})
+    for split, summary in splits.items():
+        labels = ", ".join(f"{label} ({count})" for label, count in (summary.get("labels") or {}).items())
+        hidden = summary.get("distinct_labels", 0) - len(summary.get("labels") or {})
         rows.append(
             [
                 split,
-                f"{found.get('records', 0):,}",
-                f"{found['boxes']:.2f}" if "boxes" in found else "-",
-                _range(found.get("width")) + " x " + _range(found.get("height")),
+                f"{summary.get('records', 0):,}",
+                f"{summary['boxes']:.2f}" if "boxes" in summary else "-",
+                _range(summary.get("width")) + " x " + _range(summary.get("height")),
                 labels + (f" and {hidden} more" if hidden > 0 else ""),
             ]
         )
     table = _table(["split", "images", "boxes per image", "pixels", "labels"], rows)
     note = "Boxes, sizes and labels are those of a sample: " + ", ".join(
-        f"{found.get('sampled', 0)} images of {split}" for split, found in splits.items()
+        f"{summary.get('sampled', 0)} images of {split}" for split, summary in splits.items()
     )
     return f"<p>{html.escape(str(data.get('name', '')))}</p>{table}<p class='note'>{html.escape(note)}.</p>"
 

@@ -22,9 +22,9 @@
   function ticks(low, high) {
     const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((factor) => power * factor >= rough);
-    const found = [];
-    for (let tick = Math.ceil(low / step); tick * step <= high * (1 + 1e-9); tick++) found.push(tick * step);
-    return found;
+    const ticks = [];
+    for (let tick = Math.ceil(low / step); tick * step <= high * (1 + 1e-9); tick++) ticks.push(tick * step);
+    return ticks;
   }
 
   function nearest(points, step) {
@@ -78,7 +78,7 @@
     });
     const cursor = add(svg, "line", { class: "cursor", y1: TOP, y2: HIGH - BOTTOM, x1: 0, x2: 0 });
 
-    function tell(step) {
+    function showValues(step) {
       lines.forEach((line, index) => {
         const name = line.name.slice(line.name.indexOf("/") + 1);
         const point = step === null ? line.points[line.points.length - 1] : nearest(line.points, step);
@@ -90,10 +90,10 @@
     svg.addEventListener("pointermove", (event) => {
       const area = svg.getBoundingClientRect();
       const at = ((event.clientX - area.left) / area.width) * WIDE;
-      tell(Math.min(lastStep, Math.max(0, ((at - LEFT) / (WIDE - LEFT - RIGHT)) * lastStep)));
+      showValues(Math.min(lastStep, Math.max(0, ((at - LEFT) / (WIDE - LEFT - RIGHT)) * lastStep)));
     });
-    svg.addEventListener("pointerleave", () => tell(null));
-    tell(null);
+    svg.addEventListener("pointerleave", () => showValues(null));
+    showValues(null);
     box.prepend(title);
     box.append(keys);
     place.append(box);
@@ -108,9 +108,9 @@
     const show = () => {
       const gallery = content.galleries[slider ? slider.value : 0];
       picture.src = gallery.src;
-      const said = gallery.step === 0 ? "before training" : `step ${gallery.step}`;
-      document.getElementById("gallery-step").textContent = said;
-      if (slider) slider.setAttribute("aria-valuetext", said);
+      const text = gallery.step === 0 ? "before training" : `step ${gallery.step}`;
+      document.getElementById("gallery-step").textContent = text;
+      if (slider) slider.setAttribute("aria-valuetext", text);
     };
     if (slider) slider.addEventListener("input", show);
     show();
