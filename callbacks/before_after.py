@@ -1,7 +1,4 @@
-"""Before and after.
-
-Say at the end of training what it was good for: the validation results of the untrained model beside those of the end.
-"""
+"""Before and after: the validation metrics of the untrained model next to those of the trained one."""
 
 import json
 from pathlib import Path
@@ -22,20 +19,21 @@ class BeforeAfter(Callback):
     """Print a table of the validation metrics before and after training, and write it into the run's folder.
 
     "Before" is Lightning's sanity check over the whole validation set (``num_sanity_val_steps: -1``); its results,
-    which Lightning throws away, are also sent to the loggers as step 0. "After" is the last validation. Where a
-    ``ModelCheckpoint`` monitors one of the metrics, the validation that was best by it has a column too.
+    which Lightning discards, are also logged as step 0. "After" is the last validation. If a ``ModelCheckpoint``
+    monitors one of the metrics, the best validation by that metric has a column too.
 
-    The files are ``before_after.md`` for people and ``before_after.json`` for programs.
+    The files are ``before_after.md`` and ``before_after.json``.
 
     Args:
-        prefix: which logged metrics are compared: those whose names begin so.
+        prefix: metrics in the table are those whose names begin with it.
 
     Note:
-        A sanity check over part of the data measures something else than validation does, so it does not count as
-        "before"; the table then says why the column is empty. All of it is saved in the checkpoint and survives resume.
+        A sanity check over part of the data does not count as "before", since it measures something else than
+        validation does; a note below the table then explains the empty column. The measurements are saved in the
+        checkpoint, so a resumed training has the same table.
 
     Raises:
-        UserError: if ``prefix`` is empty.
+        UserError: ``prefix`` is empty.
 
     Example::
 
@@ -47,7 +45,7 @@ class BeforeAfter(Callback):
 
     def __init__(self, prefix: str = "val/") -> None:
         if not prefix:
-            raise UserError("BeforeAfter: prefix is empty: give the beginning of the metrics' names, such as 'val/'")
+            raise UserError("BeforeAfter: prefix is empty: give the first part of the metrics' names, such as 'val/'")
         self.prefix = prefix
         self.before: Measurement | None = None
         self.validations: list[Measurement] = []
@@ -61,15 +59,15 @@ class BeforeAfter(Callback):
         if stage == "fit" and trainer.global_step == 0:
             self.before, self.validations, self._stages = None, [], {}
             self._note = (
-                "There is no evaluation of the untrained model: set the trainer's num_sanity_val_steps to -1 (a resumed"
-                " training keeps the one that its checkpoint holds)."
+                "The untrained model was not evaluated: set the trainer's num_sanity_val_steps to -1 (a resumed"
+                " training has the evaluation of its checkpoint)."
             )
 
     @override
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        # Reading may make the processes exchange results, so every one of them reads.
+        # Reading a metric may reduce it over the processes, so all of them read.
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(self.prefix)}
         self._stages["before" if trainer.sanity_checking else "after"] = stage_name(trainer)
         if not trainer.sanity_checking:
@@ -81,7 +79,7 @@ class BeforeAfter(Callback):
         else:
             self._note = (
                 f"The sanity check covered {trainer.num_sanity_val_batches} of {trainer.num_val_batches} validation"
-                " batches, too little to compare with: set the trainer's num_sanity_val_steps to -1."
+                " batches, so it does not compare with validation: set the trainer's num_sanity_val_steps to -1."
             )
 
     @override
@@ -115,27 +113,27 @@ class BeforeAfter(Callback):
         self._stages = dict(state_dict.get("stages", {}))
 
     def _best(self, trainer: "pl.Trainer") -> tuple[Measurement | None, str]:
-        """The validation that was best by what a checkpoint callback monitors, and the name of that metric."""
+        """The best validation by the metric that a checkpoint callback monitors, and the name of that metric."""
         for callback in trainer.checkpoint_callbacks:
-            monitor = getattr(callback, "monitor", None)
+            monitor = callback.monitor if isinstance(callback, ModelCheckpoint) else None
             measured = [item for item in self.validations if monitor in item.metrics]
             if isinstance(callback, ModelCheckpoint) and monitor and measured:
-                choose = max if callback.mode == "max" else min
-                return choose(measured, key=lambda item: item.metrics[monitor]), monitor
+                best = max if callback.mode == "max" else min
+                return best(measured, key=lambda item: item.metrics[monitor]), monitor
         return None, ""
 
     def _notes(self, trainer: "pl.Trainer") -> list[str]:
         notes = [] if self.before else [self._note]
         if self.before and len(set(self._stages.values())) > 1:
             notes.append(
-                f"Rewards before follow the rules of the stage {self._stages['before']}, those after the rules of"
-                f" {self._stages['after']}; the other metrics compare."
+                f"The reward before is by the criterion of stage {self._stages['before']}, the reward after by that of"
+                f" stage {self._stages['after']}, so they do not compare; the other metrics do."
             )
         if not self.validations:
-            notes.append("Training ended before the first validation: see the trainer's val_check_interval.")
+            notes.append("Training ended before the first validation: lower the trainer's val_check_interval.")
         elif self.validations[-1].step != trainer.global_step:
             notes.append(
-                f"The last validation was at step {self.validations[-1].step} of {trainer.global_step}; the steps after"
-                " it were not measured."
+                f"The last validation was at step {self.validations[-1].step} of {trainer.global_step}; the model after"
+                " the last step was not measured."
             )
         return notes

@@ -1,11 +1,7 @@
-"""Completions.
-
-Read what the model writes while it learns: answers side by side with the boxes in them, what they earn, and how they
-compare within their group.
-"""
+"""Completions in Weights & Biases: tables of sampled answers with their boxes, rewards and advantages."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -21,21 +17,29 @@ from vr1.modules.state import HasTrainingState
 from vr1.types import Boxes, DetectionRecord, Detections, Prediction, ScoredGroups
 
 
+@runtime_checkable
+class HasGroups(HasTrainingState, Protocol):
+    """A LightningModule whose sampled groups can be shown: every module of vr1."""
+
+    family: Family
+
+
 def wandb_boxes(record: DetectionRecord, detections: Detections) -> dict[str, Any]:
-    """True and found boxes, each a group that can be switched on and off.
+    """True and predicted boxes as an overlay of Weights & Biases.
 
     Args:
         record: the image and its true boxes, in pixels of the image.
-        detections: what was found, likewise.
+        detections: the predicted boxes, in pixels of the image.
 
     Returns:
-        What ``wandb.Image`` takes as ``boxes``. A group without a box is left out, since it refuses one.
+        The ``boxes`` of ``wandb.Image``: the groups ``ground_truth`` and ``predictions``. A group without a box is left
+        out, since wandb does not accept it.
 
     Example:
         >>> from vr1.drawing.boxes import example_prediction
         >>> prediction = example_prediction()
-        >>> overlay = wandb_boxes(prediction.record, prediction.detections)
-        >>> sorted(overlay), overlay["ground_truth"]["box_data"][0]["box_caption"]
+        >>> boxes = wandb_boxes(prediction.record, prediction.detections)
+        >>> sorted(boxes), boxes["ground_truth"]["box_data"][0]["box_caption"]
         (['ground_truth', 'predictions'], 'red circle')
     """
     names = list(dict.fromkeys((*record.categories, *record.labels, *detections.labels)))
@@ -62,21 +66,22 @@ def _boxes(boxes: Boxes, labels: Sequence[str], names: Sequence[str]) -> list[di
 class Completions(Callback):
     """Log tables of completions to Weights & Biases: image with boxes, prompt, answer, reward terms, advantage.
 
-    ``completions/train`` has all answers of a few groups that were just sampled, ``completions/val`` the first answers
-    of each validation (without an advantage: those are not compared). Boxes are Weights & Biases' own overlay, so they
-    can be switched on and off and filtered there. Without a ``WandbLogger`` the callback does nothing.
+    ``completions/train`` has all answers of some groups of the newest rollout, ``completions/val`` the first answers of
+    each validation, which have no advantage. The boxes are an overlay of Weights & Biases, so they can be switched on
+    and off and filtered there. Without a ``WandbLogger`` the callback does nothing; a module without rollouts, such as
+    :class:`~vr1.modules.sft.SFTModule`, has no ``completions/train``.
 
     Args:
-        every_n_steps: log sampled groups at every n-th optimizer step; 0 leaves them out.
-        num_prompts: groups in a table, all their answers with them.
-        num_validation: answers of a validation in its table; 0 leaves them out.
+        every_n_steps: log sampled groups at every n-th optimizer step; 0 never does.
+        num_prompts: number of groups in a table.
+        num_validation: number of answers in the table of a validation; 0 writes no table.
 
     Note:
         With several processes these are the completions of rank zero.
 
     Raises:
-        UserError: if a setting is negative, or ``num_prompts`` is 0.
-        TypeError: if ``validation_step`` returns something else than a list of :class:`~vr1.types.Prediction`.
+        UserError: a setting is negative, or ``num_prompts`` is 0.
+        TypeError: ``validation_step`` does not return a list of :class:`~vr1.types.Prediction`.
 
     Example::
 
@@ -110,12 +115,14 @@ class Completions(Callback):
         if not self.every_n_steps or step == self._last_step or step % self.every_n_steps:
             return
         self._last_step = step
-        scored = pl_module.training_state.scored_groups if isinstance(pl_module, HasTrainingState) else None
         loggers = _loggers(trainer)
-        if scored is None or not loggers:
+        if not loggers or not isinstance(pl_module, HasGroups):
+            return
+        scored = pl_module.training_state.scored_groups
+        if scored is None:
             return
         shown = range(min(self.num_prompts, len(scored)))
-        rows = [row for index in shown for row in _group(scored, index, pl_module.family)]  # type: ignore[arg-type]
+        rows = [row for index in shown for row in _group(scored, index, pl_module.family)]
         _log(loggers, "completions/train", rows, list(scored.terms), step)
 
     @override
@@ -146,8 +153,8 @@ class Completions(Callback):
 
 
 def _loggers(trainer: "pl.Trainer") -> list[WandbLogger]:
-    found = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    return found if trainer.is_global_zero else []
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    return loggers if trainer.is_global_zero else []
 
 
 def _group(scored: ScoredGroups, index: int, family: Family) -> list[list[Any]]:
@@ -180,7 +187,7 @@ def _validated(prediction: Prediction, terms: Sequence[str]) -> list[Any]:
 
 
 def _image(record: DetectionRecord, detections: Detections) -> Any:
-    # Imported where it is used: it takes a second, and most runs have no such logger.
+    # Not at the top: the import takes a second, and most runs have no such logger.
     import wandb
 
     return wandb.Image(record.image, boxes=wandb_boxes(record, detections))

@@ -1,8 +1,4 @@
-"""Evaluation.
-
-Keep what ``test`` finds in the forms that others read: every answer, COCO's results and ground truth, all figures,
-tables by set and by class, and the best and the worst images.
-"""
+"""The files of an evaluation: answers, COCO results and ground truth, metrics, tables, best and worst images."""
 
 import heapq
 import json
@@ -32,9 +28,12 @@ _Rank = tuple[float, int, str]
 
 
 def quality(prediction: Prediction) -> float:
-    """How well the boxes lie: the overlaps of the matched pairs over the number of boxes, predicted or true.
+    """Quality of an answer: the summed overlap of the K matched pairs over ``max(N, M)``.
 
-    Whichever are more, so that missing and needless boxes cost alike; 1 where there is nothing, and nothing is found.
+    N predicted and M true boxes: a missing box and a superfluous one count alike. 1 where N and M are 0.
+
+    Args:
+        prediction: one completion with its match.
 
     Example:
         >>> from vr1.drawing.boxes import example_prediction
@@ -47,12 +46,12 @@ def quality(prediction: Prediction) -> float:
 
 
 class BestWorst:
-    """The answers of highest and of lowest `quality`; among equals, those with more true boxes.
+    """The answers of highest and of lowest :func:`quality`; of equal ones, those with more true boxes.
 
-    No more images are held than will be shown.
+    No more images are in memory than :meth:`tiles` draws.
 
     Args:
-        size: how many of each.
+        size: number of best and of worst answers.
     """
 
     def __init__(self, size: int) -> None:
@@ -61,7 +60,7 @@ class BestWorst:
         self._worst: dict[_Rank, Prediction] = {}
 
     def add(self, predictions: Iterable[Prediction]) -> None:
-        """Take in some answers; one that was seen before, as a distributed sampler repeats some, changes nothing."""
+        """Add answers; one that was added before (a distributed sampler repeats some) changes nothing."""
         for prediction in predictions:
             value, objects = quality(prediction), prediction.match.num_targets
             name = f"{prediction.record.origin} {prediction.record.image_id} {prediction.instruction}"
@@ -69,17 +68,24 @@ class BestWorst:
         self._best, self._worst = self._first(self._best), self._first(self._worst)
 
     def tiles(self, side: int) -> tuple[list[Image.Image], list[Image.Image]]:
-        """Drawings of the best and of the worst answers of all processes; to be called on all of them."""
-        kept = [
-            {rank: draw_tile(prediction, side) for rank, prediction in found.items()}
-            for found in (self._best, self._worst)
+        """Tiles of the best and of the worst answers of all processes; call it on all of them.
+
+        Args:
+            side: of a tile, in pixels.
+
+        Returns:
+            Tiles of the best answers, the best first, and of the worst ones, the worst first.
+        """
+        own = [
+            {rank: draw_tile(prediction, side) for rank, prediction in part.items()}
+            for part in (self._best, self._worst)
         ]
-        shares: Sequence[list[dict[_Rank, Image.Image]]] = gather(kept)
+        shares: Sequence[list[dict[_Rank, Image.Image]]] = gather(own)
         best, worst = ({rank: tile for share in shares for rank, tile in share[part].items()} for part in (0, 1))
         return [best[rank] for rank in sorted(best)[: self.size]], [worst[rank] for rank in sorted(worst)[: self.size]]
 
-    def _first(self, found: dict[_Rank, Prediction]) -> dict[_Rank, Prediction]:
-        return {rank: found[rank] for rank in heapq.nsmallest(self.size, found)}
+    def _first(self, ranked: dict[_Rank, Prediction]) -> dict[_Rank, Prediction]:
+        return {rank: ranked[rank] for rank in heapq.nsmallest(self.size, ranked)}
 
 
 _ANSWERS = "answers.jsonl"
@@ -90,32 +96,31 @@ class Evaluation(Callback):
     """Write the files of an evaluation for ``test`` and ``validate``, and print the table of its sets.
 
     The files are ``answers.jsonl``, ``results.json``, ``ground_truth.json``, ``metrics.json``, ``per_set.csv``,
-    ``per_class.csv``, ``gallery/best.png`` and ``gallery/worst.png``. Where the data have several sets (ODINW,
-    mixtures, RefCOCO's splits), each is measured on its own, and ``average`` is their mean.
+    ``per_class.csv``, ``gallery/best.png`` and ``gallery/worst.png``. If the data have several sets (ODINW, mixtures,
+    the splits of RefCOCO), each set is measured separately, and ``average`` is their mean.
 
-    ``answers.jsonl`` is written as answers come. An evaluation that was interrupted goes on where it was when the same
-    command is given again: questions that are answered there are not asked again, on any number of processes. Answers
-    of another model, other settings or another resolution (see ``evaluation.json``) do not count, nor do those of an
-    evaluation that was finished. ``python -m vr1 score --completions answers.jsonl --coco FOLDER`` makes the other
-    files from it, without a model.
+    ``answers.jsonl`` grows with every batch. The same command resumes an interrupted evaluation: answered questions are
+    not generated again, on any number of processes. Answers of another model, other settings or another resolution (see
+    ``evaluation.json``) do not count, nor do those of a finished evaluation. ``python -m vr1 score --completions
+    answers.jsonl --coco FOLDER`` makes the other files from the answers, without a model.
 
     Args:
-        output_dir: folder of all files, made if it is missing; files of the same names in it are replaced. None takes
+        output_dir: folder of all files, created if missing; existing files of the same names are replaced. None takes
             ``evaluation`` in the run's folder.
-        annotations: a COCO json whose category ids ``results.json`` takes; needed to hand results to somebody who has
-            that file. None numbers categories from 1.
-        resume: go on with an interrupted evaluation of the same model; False begins anew.
-        num_images: how many of the best and of the worst images to draw; 0 draws none.
+        annotations: a COCO json with the category ids of ``results.json``, for tools that evaluate against that file.
+            None numbers categories from 1.
+        resume: resume an interrupted evaluation of the same model; False starts over.
+        num_images: number of best and of worst images to draw; 0 draws none.
 
     Note:
-        With several processes ``output_dir`` must be a folder that all of them see.
+        With several processes all of them must see ``output_dir``.
 
-        Requires that ``test_step`` and ``validation_step`` return lists of :class:`~vr1.types.Prediction`, and can
-        resume only where the module is a :class:`~vr1.modules.base.DetectionModule`.
+        ``test_step`` and ``validation_step`` must return lists of :class:`~vr1.types.Prediction`. Only the evaluation
+        of a :class:`~vr1.modules.base.DetectionModule` can be resumed.
 
     Raises:
-        UserError: if the folder cannot be written to, ``annotations`` cannot be read, or ``num_images`` is negative.
-        TypeError: if a step returns something else.
+        UserError: the folder is not writable, ``annotations`` cannot be read, or ``num_images`` is negative.
+        TypeError: a step returns something else than a list of predictions.
 
     Example::
 
@@ -138,18 +143,18 @@ class Evaluation(Callback):
         self.category_ids = None if annotations is None else _category_ids(Path(annotations))
         self.resume, self.num_images = resume, num_images
         self._folder = Path()
-        self._lines: RankedJsonlWriter | None = None
+        self._writer: RankedJsonlWriter | None = None
         self._known: dict[QuestionKey, ScoredCompletion] = {}
-        self._extremes = BestWorst(num_images)
+        self._best_worst = BestWorst(num_images)
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if stage not in ("test", "validate"):
             return
-        # Asked on every process, also where the answer is not needed: the processes talk to each other over it.
+        # On every process, also where output_dir is given: run_folder communicates between processes.
         default = run_folder(trainer) / "evaluation"
         self._folder = (self.output_dir or default).expanduser()
-        self._lines = RankedJsonlWriter(self, self._folder / _ANSWERS, trainer.global_rank)
+        self._writer = RankedJsonlWriter(self, self._folder / _ANSWERS, trainer.global_rank)
 
     @override
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -167,7 +172,7 @@ class Evaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
-            self._keep(outputs, batch)
+            self._record(outputs, batch)
 
     @override
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -190,24 +195,24 @@ class Evaluation(Callback):
         self._close()
 
     def _begin(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Take up what is answered; not in ``setup``, where the checkpoint is not known yet."""
-        assert self._lines is not None
-        answers = self._lines.path
+        """Read the recorded answers; not in ``setup``, where the checkpoint is not known yet."""
+        assert self._writer is not None
+        answers = self._writer.path
         trainer.strategy.barrier("Evaluation, folder")
         if trainer.is_global_zero:
-            _take_up(self._folder, _made_by(trainer, pl_module), self.resume)
+            _prepare(self._folder, _identity(trainer, pl_module), self.resume)
         trainer.strategy.barrier("Evaluation, answers")
         self._known = read_completions(answers)
         trainer.strategy.barrier("Evaluation, start")
-        self._lines.open()
-        self._extremes = BestWorst(self.num_images)
+        self._writer.open()
+        self._best_worst = BestWorst(self.num_images)
         if self._known and isinstance(pl_module, DetectionModule):
             pl_module.reuse_answers(self._known)
-            rank_zero_info(f"Evaluation: goes on with the {len(self._known)} answers in {answers}")
+            rank_zero_info(f"Evaluation: resumes with {len(self._known)} answers of {answers}")
 
-    def _keep(self, outputs: Any, batch: Any) -> None:
+    def _record(self, outputs: Any, batch: Any) -> None:
         predictions = predictions_of(self, outputs)
-        assert self._lines is not None
+        assert self._writer is not None
         for number, prediction in enumerate(predictions):
             record = prediction.record
             size = batch.input_sizes[number] if isinstance(batch, PromptBatch) else record.image_size
@@ -216,67 +221,67 @@ class Evaluation(Callback):
             answer = RecordedAnswer.from_record(
                 record, prediction.detections, prediction.completion, prediction.instruction, size
             )
-            self._lines.write(answer.to_json())
-        self._extremes.add(predictions)
+            self._writer.write(answer.to_json())
+        self._best_worst.add(predictions)
 
     def _finish(self, trainer: "pl.Trainer") -> None:
         self._close()
         trainer.strategy.barrier("Evaluation")
-        best, worst = self._extremes.tiles(_TILE)
-        self._extremes = BestWorst(self.num_images)
+        best, worst = self._best_worst.tiles(_TILE)
+        self._best_worst = BestWorst(self.num_images)
         if not trainer.is_global_zero:
             return
-        assert self._lines is not None
-        self._lines.merge(trainer.world_size)
-        rows = [line.answer for line in read_answer_lines(self._lines.path)]
+        assert self._writer is not None
+        self._writer.merge(trainer.world_size)
+        rows = [line.answer for line in read_answer_lines(self._writer.path)]
         if not rows:
             return
-        found = write_evaluation(self._folder, rows, self.category_ids)
-        rank_zero_info(table_text(found))
+        metrics = write_evaluation(self._folder, rows, self.category_ids)
+        rank_zero_info(table_text(metrics))
         for name, tiles in (("best", best), ("worst", worst)):
             if tiles:
                 sheet = draw_grid(tiles, f"{name} {len(tiles)} of {len(rows)} answers")
                 write_picture(trainer, self._folder, f"gallery/{name}.png", sheet, key=f"gallery/{name}")
 
     def _close(self) -> None:
-        if self._lines is not None:
-            self._lines.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
-def _take_up(folder: Path, made_by: dict[str, Any], resume: bool) -> None:
-    """Leave in ``answers.jsonl`` what an interrupted evaluation of the same kind answered, else nothing."""
-    # As it comes back from the file: tuples are lists there.
-    described = json.loads(json.dumps(made_by, default=str))
+def _prepare(folder: Path, identity: dict[str, Any], resume: bool) -> None:
+    """Empty ``answers.jsonl``, except for the answers of an interrupted evaluation of the same identity."""
+    # As json reads it: lists in place of tuples.
+    current = json.loads(json.dumps(identity, default=str))
     about, finished, answers = folder / "evaluation.json", folder / "metrics.json", folder / _ANSWERS
     try:
-        before = json.loads(about.read_bytes())
+        previous = json.loads(about.read_bytes())
     except (OSError, ValueError):
-        before = None
-    kept = made_by and resume and not finished.exists() and before == described
+        previous = None
+    resumes = identity and resume and not finished.exists() and previous == current
     parts = [answers, *sorted(folder.glob("answers.rank*.jsonl"))]
     written = folder / ".answers.jsonl.part"
     with written.open("w", encoding="utf-8") as file:
-        file.writelines(complete_lines(parts if kept else []))
+        file.writelines(complete_lines(parts if resumes else []))
     written.replace(answers)
     for part in parts[1:]:
         part.unlink()
     finished.unlink(missing_ok=True)
-    about.write_text(json.dumps(described, indent=1), encoding="utf-8")
+    about.write_text(json.dumps(current, indent=1), encoding="utf-8")
 
 
-def _made_by(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:
-    """What the answers come from: settings, and size and time of the files of weights; nothing where nobody knows."""
+def _identity(trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:
+    """What answers depend on: settings, and size and time of the weights' files; empty for modules of other kinds."""
     if not isinstance(pl_module, DetectionModule):
         return {}
     values = pl_module.evaluation_settings()
-    places = [Path(values["policy"]["path"]), *([Path(trainer.ckpt_path)] if trainer.ckpt_path else [])]
-    files = [file for place in places for file in (place.glob("*.safetensors") if place.is_dir() else [place])]
+    paths = [Path(values["policy"]["path"]), *([Path(trainer.ckpt_path)] if trainer.ckpt_path else [])]
+    files = [file for path in paths for file in (path.glob("*.safetensors") if path.is_dir() else [path])]
     weights = {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()}
     return {**values, "weights": dict(sorted(weights.items()))}
 
 
 def _category_ids(path: Path) -> dict[str, int]:
-    """COCO's category ids by name."""
+    """Category ids of a COCO json, by name."""
     try:
         return {item["name"]: item["id"] for item in json.loads(path.read_bytes())["categories"]}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Export: the trained model as an ordinary Hugging Face folder."""
+"""Export of the trained model as a Hugging Face folder at the end of training."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from callbacks.outputs import run_folder
+from callbacks.outputs import require_module, run_folder
 from vr1.checkpoints.export import write_model
 from vr1.checkpoints.model_card import model_card
 from vr1.errors import UserError
@@ -16,46 +16,46 @@ from vr1.strategies import FullySharded
 
 
 class Export(Callback):
-    """Write the trained model, processor and chat template when training ends, to load by ``from_pretrained``.
+    """Write the trained model, processor and chat template when training ends, for ``from_pretrained``.
 
-    With adapters, these alone are written. ``python -m vr1 export`` does the same with a checkpoint, and merges them.
+    Of a model with adapters only the adapters are written. ``python -m vr1 export`` does the same for a checkpoint, and
+    merges adapters into the weights.
 
     Args:
-        dirname: folder to write; relative to the run folder unless absolute.
-        dtype: precision of the written weights; None keeps the one trained in.
+        dirname: folder to write; relative to the run's folder unless absolute.
+        dtype: precision of the written weights; None takes that of the training.
 
     Raises:
-        UserError: the precision is no floating-point type of torch, the module is none of vr1, or the model is
-            divided among processes.
+        UserError: ``dtype`` is not a floating-point type of torch, the module is not one of vr1, or the model is
+            sharded over processes.
 
-    Example:
-        >>> Export(dtype="bfloat16").dirname
-        PosixPath('model')
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> from callbacks import Export
+        >>> trainer = Trainer(callbacks=[Export(dtype="bfloat16")], logger=False)
+
     """
 
     def __init__(self, dirname: Path = Path("model"), dtype: str | None = None) -> None:
         if dtype is not None and not getattr(getattr(torch, dtype, None), "is_floating_point", False):
-            raise UserError(f"Export: dtype={dtype!r} is no floating-point type of torch; try 'bfloat16'")
+            raise UserError(f"Export: dtype={dtype!r} is not a floating-point type of torch; try 'bfloat16'")
         self.dirname, self.dtype, self._folder = Path(dirname), dtype, Path()
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if isinstance(trainer.strategy, FullySharded):
             raise UserError(
-                "Export: no process has the whole model with trainer.strategy fully_sharded; leave the callback out,"
+                "Export: with trainer.strategy fully_sharded no process has the full model; leave the callback out,"
                 " and run `python -m vr1 export --ckpt ... --out ...` with a checkpoint"
             )
-        if not isinstance(pl_module, DetectionModule):
-            raise UserError(
-                f"Export writes the policy of a module of vr1, and {type(pl_module).__name__} is none: leave the"
-                " callback out"
-            )
+        require_module(self, pl_module, DetectionModule)
         self._folder = run_folder(trainer) / self.dirname
 
     @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         assert isinstance(pl_module, DetectionModule)
-        # Reading the metrics may make the processes exchange results, so every one of them reads.
+        # Reading a metric may reduce it over the processes, so all of them read.
         run = pl_module.run()
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             network = pl_module.policy.network

@@ -1,7 +1,4 @@
-"""Gallery.
-
-Watch the same few images at every validation: what is there, what the model says is there, and what it earns for it.
-"""
+"""Gallery: the same few validation images at every validation, with true boxes, predicted boxes and rewards."""
 
 from pathlib import Path
 from typing import Any
@@ -26,17 +23,17 @@ class Gallery(Callback):
     Weights & Biases get the same pictures.
 
     Args:
-        num_images: how many images, from the first one on; the data's order must not change between validations.
-        tile_size: side of one image's place in pixels.
-        columns: images per row; None chooses.
+        num_images: number of images, from the first on; the order of the data must not change between validations.
+        tile_size: side of one image in the picture, in pixels.
+        columns: images per row; None chooses a number that makes a landscape picture.
 
     Note:
-        Wants ``validation_step`` and ``test_step`` to return lists of :class:`~vr1.types.Prediction`. With several
-        processes the images are the first ones of rank zero's share.
+        ``validation_step`` and ``test_step`` must return lists of :class:`~vr1.types.Prediction`. With several
+        processes the images are the first ones of rank zero.
 
     Raises:
-        UserError: if a size or count is not positive.
-        TypeError: if a step returns something else.
+        UserError: a setting is out of range.
+        TypeError: a step returns something else than a list of predictions.
 
     Example::
 
@@ -83,12 +80,12 @@ class Gallery(Callback):
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if not trainer.is_global_zero or not self._predictions:
             return
-        what = trainer.state.fn
-        assert what is not None
-        name = f"step_{trainer.global_step:06d}" if what == TrainerFn.FITTING else what.value
+        function = trainer.state.fn
+        assert function is not None
+        name = f"step_{trainer.global_step:06d}" if function == TrainerFn.FITTING else function.value
         tiles = [draw_tile(prediction, self.tile_size) for prediction in self._predictions]
         sheet = draw_grid(tiles, _title(trainer, name, self._predictions), columns=self.columns)
-        key = "gallery/test" if what == TrainerFn.TESTING else "gallery/val"
+        key = "gallery/test" if function == TrainerFn.TESTING else "gallery/val"
         write_picture(trainer, self._folder, f"gallery/{name}.png", sheet, key=key)
         self._predictions = []
 

@@ -1,4 +1,4 @@
-"""Guards of long runs: non-finite gradients, a policy far from its reference, memory that runs out."""
+"""Guards of long runs against what ruins them: non-finite gradients, a policy that drifts away, too little memory."""
 
 import json
 from pathlib import Path
@@ -9,66 +9,33 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from callbacks.outputs import run_folder
 from vr1.errors import UserError, is_out_of_memory, memory_advice
-from vr1.modules.state import HasTrainingState, TrainingState
-
-
-def save_batch(folder: Path, batch: Any, rollout_batch: Any, tokenizer: Any, **told: Any) -> Path:
-    """Write the images, the questions and answers as JSON, and the tensors.
-
-    Args:
-        folder: made where it is missing.
-        batch: a `vr1.prompts.PromptBatch`.
-        rollout_batch: the `vr1.types.RolloutBatch` of its completions; None where there is none.
-        tokenizer: decodes the completions.
-        told: plain values for the JSON file.
-
-    Returns:
-        The folder: ``batch.json``, a picture a record, and ``tensors.pt`` (loads with ``weights_only=True``).
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number, (record, instruction) in enumerate(zip(batch.records, batch.instructions, strict=True)):
-        record.image.save(folder / f"{number}.png")
-        row = {"picture": f"{number}.png", "origin": record.origin, "image_id": record.image_id}
-        row |= {"instruction": instruction, "labels": list(record.labels), "boxes_xyxy": record.boxes_xyxy.tolist()}
-        if rollout_batch is not None:
-            answers = [
-                tokens[kept]
-                for tokens, kept in zip(rollout_batch.tokens[number], rollout_batch.mask[number], strict=True)
-            ]
-            row["completions"] = tokenizer.batch_decode([answer.tolist() for answer in answers])
-            row["advantages"] = rollout_batch.advantages[number].tolist()
-        rows.append(row)
-    text = json.dumps({**told, "records": rows}, indent=2, ensure_ascii=False)
-    (folder / "batch.json").write_text(text + "\n", encoding="utf-8")
-    tensors = {"tokens": batch.tokens.cpu(), "mask": batch.mask.cpu()}
-    tensors |= {name: value.cpu() for name, value in batch.vision.items()}
-    torch.save(
-        {"prompts": tensors, "rollout_batch": rollout_batch and rollout_batch.state_dict()}, folder / "tensors.pt"
-    )
-    return folder
+from vr1.modules.base import DetectionModule
+from vr1.modules.state import HasTrainingState
+from vr1.prompts import PromptBatch
+from vr1.types import RolloutBatch
 
 
 class NonFiniteGuard(Callback):
     """Skip the update of a step whose loss or gradient is NaN or infinite; stop the run after several in a row.
 
-    A skipped step leaves weights and optimizer as they were; it counts as a step, and the learning rate goes on. How
-    many were skipped so far is logged as ``guard/skipped_steps`` and saved in the checkpoint. The batch that the run
-    stopped at is written into the run's folder: ``non_finite/step_N`` (:func:`~callbacks.guards.save_batch`).
+    A skipped step leaves the weights and the optimizer's state unchanged; it counts as a step, and the learning-rate
+    schedule advances. The number of skipped steps is logged as ``guard/skipped_steps`` and saved in the checkpoint. The
+    batch at which the run stops is written to ``non_finite/step_N`` in the run's folder (:func:`save_batch`).
 
     Args:
-        max_consecutive: stop when so many steps in a row were skipped.
+        max_consecutive: stop after this many skipped steps in a row.
 
     Note:
-        All processes skip a step together, whichever of them it went wrong on; each writes its own part of the batch.
+        All processes skip a step together if it is not finite on one of them; each writes its own part of the batch.
 
     Raises:
-        UserError: ``max_consecutive`` is less than 1; and in training, to stop it.
+        UserError: ``max_consecutive`` is less than 1; in training, to stop the run.
 
     Example::
 
@@ -86,7 +53,7 @@ class NonFiniteGuard(Callback):
         self.consecutive = 0
         self._folder = Path()
         self._finite_loss: Tensor | bool = True
-        self._bad: str | None = None
+        self._non_finite: str | None = None
         self._stepped = False
 
     @override
@@ -95,7 +62,8 @@ class NonFiniteGuard(Callback):
 
     @override
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
-        # Of all batches of an accumulated step; reading the tensor waits for the GPU, so it is read once, below.
+        # Collected over all batches of an accumulated step. Reading the tensor waits for the GPU, so that is done once
+        # per step, below.
         self._finite_loss = loss.detach().isfinite().all() & self._finite_loss
 
     @override
@@ -103,11 +71,11 @@ class NonFiniteGuard(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:
         loss_is_finite, self._finite_loss, self._stepped = bool(self._finite_loss), True, True
-        fine = loss_is_finite and finite_gradients(optimizer)
-        everywhere = trainer.strategy.reduce_boolean_decision(fine, all=True)
-        self._bad = None if everywhere else ("gradient" if loss_is_finite else "loss")
-        if self._bad:
-            # Optimizers leave a parameter without gradient alone, its moments and their count too.
+        finite = loss_is_finite and finite_gradients(optimizer)
+        finite_everywhere = trainer.strategy.reduce_boolean_decision(finite, all=True)
+        self._non_finite = None if finite_everywhere else ("gradient" if loss_is_finite else "loss")
+        if self._non_finite:
+            # Optimizers skip parameters without a gradient; their moments and step counts do not change either.
             optimizer.zero_grad(set_to_none=True)
 
     @override
@@ -117,9 +85,9 @@ class NonFiniteGuard(Callback):
         if not self._stepped:
             return
         self._stepped = False
-        if self._bad:
+        if self._non_finite:
             self.skipped, self.consecutive = self.skipped + 1, self.consecutive + 1
-            rank_zero_warn(f"step {trainer.global_step} was skipped: its {self._bad} was not finite")
+            rank_zero_warn(f"step {trainer.global_step} was skipped: its {self._non_finite} was not finite")
         else:
             self.consecutive = 0
         pl_module.log("guard/skipped_steps", float(self.skipped))
@@ -127,23 +95,21 @@ class NonFiniteGuard(Callback):
             self._stop(trainer, pl_module, batch, batch_idx)
 
     def _stop(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int) -> None:
-        folder = self._folder / "non_finite" / f"step_{trainer.global_step:06d}"
-        if trainer.world_size > 1:
-            folder = folder / f"rank_{trainer.global_rank}"
+        assert self._non_finite is not None
         saved = ""
-        if hasattr(batch, "records"):
-            module: Any = pl_module
+        if isinstance(batch, PromptBatch) and isinstance(pl_module, DetectionModule):
+            folder = self._folder / "non_finite" / f"step_{trainer.global_step:06d}"
+            if trainer.world_size > 1:
+                folder = folder / f"rank_{trainer.global_rank}"
             position = batch_idx % trainer.accumulate_grad_batches
-            state = pl_module.training_state if isinstance(pl_module, HasTrainingState) else TrainingState()
-            rollout_batch = state.rollout_batches.get(position)
-            save_batch(
-                folder, batch, rollout_batch, module.processor.tokenizer, step=trainer.global_step, bad=self._bad
-            )
+            rollout_batch = pl_module.training_state.rollout_batches.get(position)
+            facts = {"step": trainer.global_step, "not_finite": self._non_finite}
+            save_batch(folder, batch, rollout_batch, pl_module.processor.tokenizer, facts)
             saved = f"; the last batch is in {folder}"
         raise UserError(
-            f"the {self._bad} was not finite in {self.consecutive} steps in a row, up to step"
+            f"the {self._non_finite} was not finite in {self.consecutive} steps in a row, up to step"
             f" {trainer.global_step}{saved}: lower the learning rate, set trainer.gradient_clip_val, or train in"
-            " bfloat16 or float32 rather than float16 (NonFiniteGuard.max_consecutive says how many are borne)"
+            " bfloat16 or float32 rather than float16 (NonFiniteGuard.max_consecutive sets how many are allowed)"
         )
 
     @override
@@ -156,7 +122,10 @@ class NonFiniteGuard(Callback):
 
 
 def finite_gradients(optimizer: Optimizer) -> bool:
-    """Whether every gradient that the optimizer is about to use is finite, this process's shards where it is sharded.
+    """Whether every gradient that the optimizer is about to use is finite; of sharded ones, this process's part.
+
+    Args:
+        optimizer: after the backward pass.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -165,19 +134,55 @@ def finite_gradients(optimizer: Optimizer) -> bool:
         False
     """
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    local: list[Any] = [grad.to_local() if hasattr(grad, "to_local") else grad for grad in gradients]
-    return not local or bool(torch.stack([grad.isfinite().all() for grad in local]).all())
+    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    return not local or bool(torch.stack([gradient.isfinite().all() for gradient in local]).all())
+
+
+def save_batch(
+    folder: Path, batch: PromptBatch, rollout_batch: RolloutBatch | None, tokenizer: Any, facts: dict[str, Any]
+) -> Path:
+    """Write a training batch to disk for inspection.
+
+    Args:
+        folder: created if missing.
+        batch: B prompts.
+        rollout_batch: their completions and advantages; None if there are none.
+        tokenizer: decodes the completions.
+        facts: plain values, added to the JSON file.
+
+    Returns:
+        The folder: ``batch.json`` (questions, true boxes, completions, advantages), a picture per prompt, and
+        ``tensors.pt`` (loads with ``weights_only=True``).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, (record, instruction) in enumerate(zip(batch.records, batch.instructions, strict=True)):
+        record.image.save(folder / f"{number}.png")
+        row = {"picture": f"{number}.png", "origin": record.origin, "image_id": record.image_id}
+        row |= {"instruction": instruction, "labels": list(record.labels), "boxes_xyxy": record.boxes_xyxy.tolist()}
+        if rollout_batch is not None:
+            completions = zip(rollout_batch.tokens[number], rollout_batch.mask[number], strict=True)
+            row["completions"] = tokenizer.batch_decode([tokens[mask].tolist() for tokens, mask in completions])
+            row["advantages"] = rollout_batch.advantages[number].tolist()
+        rows.append(row)
+    text = json.dumps({**facts, "records": rows}, indent=2, ensure_ascii=False)
+    (folder / "batch.json").write_text(text + "\n", encoding="utf-8")
+    prompts = {"tokens": batch.tokens.cpu(), "mask": batch.mask.cpu()}
+    prompts |= {name: value.cpu() for name, value in batch.vision.items()}
+    rollouts = None if rollout_batch is None else rollout_batch.state_dict()
+    torch.save({"prompts": prompts, "rollout_batch": rollouts}, folder / "tensors.pt")
+    return folder
 
 
 class KLCeiling(Callback):
-    """Warn when the KL to the reference is above a ceiling, and end training when it stays there.
+    """Warn when the KL to the reference exceeds a ceiling, and end training when it stays there.
 
-    The run ends as one that is complete does: with its last checkpoint, export and tables.
+    The run then ends like one that has reached its last step: with its last checkpoint, export and tables.
 
     Args:
-        ceiling: mean KL a token, in nats, above which it is too far.
-        patience: end training after so many optimizer steps in a row above the ceiling; 0 only warns.
-        monitor: the metric that is watched.
+        ceiling: mean KL per token, in nats.
+        patience: end training after this many optimizer steps in a row above the ceiling; 0 only warns.
+        monitor: name of the logged metric.
 
     Raises:
         UserError: ``ceiling`` is not positive, ``patience`` is negative, or the metric is not logged.
@@ -212,21 +217,21 @@ class KLCeiling(Callback):
         self._step = trainer.global_step
         if (logged := trainer.callback_metrics.get(self.monitor)) is None:
             raise UserError(
-                f"KLCeiling watches {self.monitor!r}, which is not logged: set model.loss.kl_coef above 0, so that"
+                f"KLCeiling monitors {self.monitor!r}, which is not logged: set model.loss.kl_coef above 0, so that"
                 " there is a reference, or leave the callback out"
             )
         value = float(logged)
-        # A KL that is no number is no longer below any ceiling.
+        # NaN counts as above the ceiling.
         self.above = 0 if value <= self.ceiling else self.above + 1
         if self.above == 1:
             rank_zero_warn(
                 f"{self.monitor} is {value:.3g} at step {self._step}, above the ceiling of {self.ceiling:g}: a lower"
-                " learning rate or a higher model.loss.kl_coef keeps the policy nearer to its reference"
+                " learning rate or a higher model.loss.kl_coef keeps the policy closer to its reference"
             )
         if self.patience and self.above >= self.patience:
             rank_zero_warn(
                 f"training ends at step {self._step}: {self.monitor} was above {self.ceiling:g} for {self.above} steps"
-                " in a row (KLCeiling.ceiling and .patience say how far is too far)"
+                " in a row (see KLCeiling.ceiling and KLCeiling.patience)"
             )
             trainer.should_stop = True
 
@@ -240,9 +245,9 @@ class KLCeiling(Callback):
 
 
 class OutOfMemoryAdvice(Callback):
-    """Add to an out-of-memory error what to change, by the part of the step in which it was raised.
+    """Add to an out-of-memory error which settings to lower, for the part of the step in which it was raised.
 
-    The advice is a note of the exception: the last line of its traceback. ``python -m vr1`` ends with it alone.
+    The advice is a note of the exception: the last line of its traceback. ``python -m vr1`` prints the advice alone.
 
     Example::
 

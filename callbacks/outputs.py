@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,30 +14,26 @@ from PIL import Image
 from vr1.errors import UserError
 from vr1.types import Prediction
 
-Module = TypeVar("Module", bound="pl.LightningModule")
 
-
-def require_module(callback: Callback, pl_module: "pl.LightningModule", kind: type[Module]) -> Module:
-    """The module, checked to be of the kind that a callback requires; to be called in ``setup``.
+def require_module(callback: Callback, pl_module: "pl.LightningModule", kind: type[Any]) -> None:
+    """Check that a module is of the kind that a callback requires; call it in ``setup``.
 
     Args:
         callback: named in the error.
         pl_module: the module that the trainer runs.
-        kind: :class:`~vr1.modules.base.DetectionModule` or a subclass.
+        kind: :class:`~vr1.modules.base.DetectionModule`, a subclass, or a protocol that modules of vr1 follow.
 
     Raises:
         UserError: the module is of another kind.
 
     Example:
         >>> require_module(Callback(), pl.LightningModule(), pl.LightningModule)
-        LightningModule()
     """
     if not isinstance(pl_module, kind):
         raise UserError(
-            f"{type(callback).__name__} requires a {kind.__name__} of vr1, and {type(pl_module).__name__} is none:"
-            " leave the callback out"
+            f"{type(callback).__name__} requires a module of vr1 such as GRPOModule, and {type(pl_module).__name__} is"
+            " none: leave the callback out"
         )
-    return pl_module
 
 
 def predictions_of(callback: Callback, outputs: Any) -> list[Prediction]:

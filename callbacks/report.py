@@ -1,7 +1,4 @@
-"""Report.
-
-Hand on a training as one page: curves, galleries, data, settings and all that is needed to repeat it.
-"""
+"""Report: a training as one page with curves, pictures, data, settings and what is needed to repeat it."""
 
 import json
 from collections import Counter
@@ -17,25 +14,26 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from callbacks.outputs import run_folder
+from vr1.data.datamodule import RecordDataModule
 from vr1.errors import UserError
 from vr1.runs.facts import run_facts
 from vr1.runs.report import write_report
 from vr1.types import DetectionRecord
 
-_NAMED = 12
+_MAX_LABELS = 12
 
 
 def summarise(source: Sequence[DetectionRecord], sample: int = 64) -> dict[str, Any]:
-    """Count what is in a source.
+    """Summary of a data set.
 
     Args:
         source: records by index.
-        sample: how many of them are opened, evenly spread; decoding all of them can take longer than a training.
+        sample: number of records to open, evenly spread; decoding all images can take longer than a training.
 
     Returns:
         ``records`` (all of them), and of the sample: ``sampled``, ``unreadable``, ``boxes`` (mean per image),
-        ``without_boxes`` (images), ``width`` and ``height`` (smallest and largest, pixels) and ``labels`` (the most
-        frequent, with their counts).
+        ``without_boxes`` (images), ``width`` and ``height`` (smallest and largest, in pixels), ``labels`` (counts of
+        the most frequent ones) and ``distinct_labels``.
 
     Example:
         >>> from vr1.drawing.boxes import example_prediction
@@ -49,42 +47,42 @@ def summarise(source: Sequence[DetectionRecord], sample: int = 64) -> dict[str, 
         try:
             records.append(source[index])
         except (ValueError, OSError):
-            # Training decides what a damaged image means; a summary of what there is must not end it.
+            # A damaged image must not end the run here; training reports it if it reads it.
             unreadable += 1
     labels = Counter(label for record in records for label in record.labels)
-    found: dict[str, Any] = {"records": total, "sampled": len(records), "unreadable": unreadable}
+    summary: dict[str, Any] = {"records": total, "sampled": len(records), "unreadable": unreadable}
     if not records:
-        return found
+        return summary
     widths, heights = zip(*(record.image_size for record in records), strict=True)
-    return found | {
+    return summary | {
         "boxes": round(sum(len(record.labels) for record in records) / len(records), 2),
         "without_boxes": sum(not record.labels for record in records),
         "width": [min(widths), max(widths)],
         "height": [min(heights), max(heights)],
-        "labels": dict(labels.most_common(_NAMED)),
+        "labels": dict(labels.most_common(_MAX_LABELS)),
         "distinct_labels": len(labels),
     }
 
 
 class Report(Callback):
-    """Write ``report.html`` into the run's folder when training ends, also where it is stopped or fails.
+    """Write ``report.html`` into the run's folder when training ends, also when it is stopped or fails.
 
-    The page is made of what lies in the run's folder, so it shows what the trainer's other callbacks and loggers leave
-    there: curves of :class:`~callbacks.Curves` or of a ``CSVLogger``, pictures of :class:`~callbacks.Gallery`, the
-    table of :class:`~callbacks.BeforeAfter`, and the ``config.yaml`` of the command line. It opens from disk without a
-    network and stays under 5 MB.
+    The page is made of the files in the run's folder, so it shows what the trainer's other callbacks and loggers write:
+    curves of :class:`~callbacks.Curves` or of a ``CSVLogger``, pictures of :class:`~callbacks.Gallery`, the table of
+    :class:`~callbacks.BeforeAfter`, and the ``config.yaml`` of the command line. It opens from disk without a network
+    and is smaller than 5 MB.
 
-    Besides, the callback leaves ``run.json`` (command, seed, versions, git state) when training begins and
-    ``data.json`` (a summary of the training and validation data).
+    The callback also writes ``run.json`` (command, seed, versions, git state) when training begins and ``data.json`` (a
+    summary of the data of a :class:`~vr1.data.datamodule.RecordDataModule`).
 
     Args:
-        data_sample: how many images of each split are opened for the summary of the data; 0 leaves it out.
+        data_sample: number of images of each split that are opened for the summary of the data; 0 writes none.
 
     Note:
-        ``python -m vr1 report RUN`` writes the page of any run folder, one made without this callback too.
+        ``python -m vr1 report RUN`` writes the page of any run folder, also without this callback.
 
     Raises:
-        UserError: if ``data_sample`` is negative.
+        UserError: ``data_sample`` is negative.
 
     Example::
 
@@ -110,19 +108,19 @@ class Report(Callback):
 
     @override
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        sources = getattr(getattr(trainer, "datamodule", None), "sources", None)
-        if self.data_sample and sources and _writes(trainer):
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if self.data_sample and isinstance(datamodule, RecordDataModule) and _writes(trainer):
+            sources: dict[Any, Any] = dict(datamodule.sources)
             splits = {str(split): summarise(source, self.data_sample) for split, source in sources.items()}
-            name = type(trainer.datamodule).__name__  # type: ignore[attr-defined]
-            _write(self._folder / "data.json", {"name": name, "splits": splits})
+            _write(self._folder / "data.json", {"name": type(datamodule).__name__, "splits": splits})
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            # What `Preemption` ends a run with, where the machine is taken away.
-            told = {KeyboardInterrupt: "stopped by hand", SystemExit: "asked to stop"}
-            why = told.get(type(exception), type(exception).__name__)
-            self._finish(trainer, f"ended early at step {trainer.global_step}: {why}")
+            # Preemption ends a run by SystemExit.
+            reasons = {KeyboardInterrupt: "interrupted", SystemExit: "stopped by a signal"}
+            reason = reasons.get(type(exception), type(exception).__name__)
+            self._finish(trainer, f"ended early at step {trainer.global_step}: {reason}")
 
     @override
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -139,8 +137,8 @@ class Report(Callback):
                 logger.save()
         try:
             rank_zero_info(f"report: {write_report(self._folder)}")
-        except ValueError as error:
-            # Nothing was logged or drawn, or a file is damaged: the training itself is none the worse for it.
+        except UserError as error:
+            # Nothing was logged or drawn, or a file is damaged: that must not fail a finished training.
             rank_zero_info(f"no report: {error}")
 
 

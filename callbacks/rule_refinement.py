@@ -1,9 +1,6 @@
-"""Progressive rule refinement.
+"""Progressive rule refinement: stricter thresholds of the reward as training advances."""
 
-Raise the bar of the reward rules while training goes on: what earns a reward in one stage no longer does in the next.
-"""
-
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import torch
@@ -23,34 +20,44 @@ from callbacks.schedule import (
     total_steps,
 )
 from vr1.errors import UserError
+from vr1.rewards import Reward
+
+
+@runtime_checkable
+class HasReward(Protocol):
+    """A LightningModule with a reward: every module of vr1."""
+
+    reward: Reward
 
 
 class RuleRefinement(Callback):
     """Set the criterion of the reward, stage by stage.
 
-    A stage is in force from the first batch of the optimizer step at which it begins. If several have begun, the last
-    of them counts; so a stage with a fixed moment also ends the wait for a plateau listed before it.
+    A stage applies from the first batch of the optimizer step at which it begins. If several stages have begun, the
+    last of them applies; so a stage with a fixed beginning also ends the wait for a plateau of a stage before it.
 
     Args:
         stages: the schedule, in order. None is the paper's: *beginner* (0.5, 0.5, 0.75), and *advanced*
-            (0.75, 0.75, 0.9) from the middle of training. An empty list switches the callback off: the reward keeps
-            the criterion it was built with. A stage replaces the whole criterion, its ``strict`` included.
-        switch_at: the share of training, from 0 to 1, at which the last stage begins, in place of the moment that the
-            stage itself names; at 1 it never begins. One number, so that a sweep can vary it.
+            (0.75, 0.75, 0.9) from the middle of training. An empty list switches the callback off; the reward then
+            keeps its own criterion. A stage replaces the whole criterion, ``strict`` included.
+        switch_at: share of training, from 0 to 1, at which the last stage begins, in place of the stage's own
+            beginning; at 1 it never begins. A single number that a sweep can vary.
 
     Note:
-        Fixed stages depend on nothing but ``trainer.global_step`` and the length of training. What a plateau depends
-        on is saved in the checkpoint. Every process decides on the mean of the monitored metric over all processes.
+        Stages with a fixed beginning depend only on ``trainer.global_step`` and the length of training. The state of a
+        plateau is saved in the checkpoint. Every process decides on the mean of the monitored metric over all
+        processes.
 
-        A monitor whose name begins with ``val/`` is a result of validation; it keeps its value until the next one, and
-        patience still counts optimizer steps.
+        A monitored metric whose name begins with ``val/`` has its last value until the next validation; ``patience``
+        still counts optimizer steps.
 
-        Only ``fit`` is scheduled. ``validate`` and ``test`` use the criterion of the reward's own settings, so that
-        checkpoints of different stages are measured alike.
+        Only ``fit`` follows the schedule. ``validate`` and ``test`` use the criterion of the reward's own settings, so
+        that results of checkpoints from different stages are comparable.
 
     Raises:
-        UserError: if the stages are not a schedule (:class:`~callbacks.schedule.Stage`), if a fraction is asked for
-            and nothing bounds the training, if the module has no reward to set, or if a monitored metric is not logged.
+        UserError: the stages are not a schedule (:class:`~callbacks.schedule.Stage`), a stage begins at a fraction of a
+            training without a limit, the module has no :class:`~vr1.rewards.Reward`, or a monitored metric is not
+            logged.
 
     Example::
 
@@ -87,12 +94,12 @@ class RuleRefinement(Callback):
 
     @property
     def stage(self) -> Stage | None:
-        """The stage in force; None when the callback is off."""
+        """The stage that applies; None if the callback is off."""
         return self.stages[self._index] if self.stages else None
 
     @property
     def first_steps(self) -> list[int | None]:
-        """The optimizer step at which each stage begins or began; None where it does not, or nobody can tell yet."""
+        """The optimizer step at which each stage begins; None if it never does, or waits for a plateau."""
         return [
             self._begun.get(stage.name) if fixed is None else fixed
             for stage, fixed in zip(self.stages, self._fixed, strict=True)
@@ -102,20 +109,20 @@ class RuleRefinement(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if stage != "fit" or not self.stages:
             return
-        if not hasattr(getattr(pl_module, "reward", None), "criterion"):
+        if not isinstance(pl_module, HasReward):
             raise UserError(
-                f"RuleRefinement sets `reward.criterion`, which {type(pl_module).__name__} does not have: leave the"
+                f"RuleRefinement requires a module with a reward, and {type(pl_module).__name__} has none: leave the"
                 " callback out, or give it `stages: []`"
             )
         if trainer.global_step == 0:
-            # One callback object may serve several trainers; a checkpoint, if any, is read after this.
+            # One callback may serve several trainers; a checkpoint is loaded after this.
             self._reset()
 
     @override
     def on_sanity_check_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        # The length of training is not known yet, but this check only happens before the first step.
+        # The length of training is unknown yet, but this check only happens before the first step.
         if self.stages:
-            pl_module.reward.criterion = self.stages[0].criterion  # type: ignore[union-attr]
+            self._apply(pl_module)
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -130,18 +137,18 @@ class RuleRefinement(Callback):
         total = total_steps(trainer)
         self._fixed = first_steps(self.stages, total)
         for stage, first in zip(self.stages, self._fixed, strict=True):
-            # A share of 1 asks for just this.
+            # With a share of 1 this is intended.
             if first is None and stage.on_plateau is None and stage.at_fraction != 1:
-                moment = f"at_step {stage.at_step}" if stage.at_fraction is None else f"at_fraction {stage.at_fraction}"
+                begins = f"at_step {stage.at_step}" if stage.at_fraction is None else f"at_fraction {stage.at_fraction}"
                 rank_zero_warn(
-                    f"stage {stage.name!r} never begins: {moment} is the end of a training of {total} steps, or after"
-                    " it; give it an earlier moment, or leave it out"
+                    f"stage {stage.name!r} never begins: {begins} is the end of a training of {total} steps, or after"
+                    " it; let it begin earlier, or leave it out"
                 )
         self._seen_step = trainer.global_step
         self._enter(trainer, pl_module)
         if self._saved and self._saved["stage"] != self.stages[self._index].name:
             rank_zero_warn(
-                f"the checkpoint was saved in stage {self._saved['stage']!r}; with the present schedule and length of"
+                f"the checkpoint was saved in stage {self._saved['stage']!r}; with the current schedule and length of"
                 f" training, step {trainer.global_step} is in stage {self.stages[self._index].name!r}"
             )
         self._saved = {}
@@ -161,12 +168,12 @@ class RuleRefinement(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self.stages or trainer.global_step == self._seen_step:
-            # Between two optimizer steps (gradient accumulation) there is nothing to decide.
+            # Still in the same optimizer step (gradient accumulation).
             return
         self._seen_step = trainer.global_step
         if self._watch is not None:
-            self._look(trainer, pl_module, self._watch)
-        # Here rather than at the next batch: a validation or checkpoint in between belongs to this step already.
+            self._observe(trainer, pl_module, self._watch)
+        # Not at the next batch: a validation or a checkpoint in between follows the new stage.
         self._enter(trainer, pl_module)
 
     @override
@@ -193,27 +200,31 @@ class RuleRefinement(Callback):
         self._begun = {name: step for name, step in state_dict.get("begun", {}).items() if name in names}
 
     def _enter(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Put the stage of this step in force, and watch for the plateau that the next one waits for."""
+        """Apply the stage of this step, and watch for the plateau that the next stage waits for."""
         step = trainer.global_step
         begun = [index for index, first in enumerate(self.first_steps) if first is not None and first <= step]
         self._index = begun[-1]
-        pl_module.reward.criterion = self.stages[self._index].criterion  # type: ignore[union-attr]
-        awaited = self._index + 1 if self._index + 1 < len(self.stages) else None
-        if awaited == self._watched:
+        self._apply(pl_module)
+        next_index = self._index + 1 if self._index + 1 < len(self.stages) else None
+        if next_index == self._watched:
             return
-        plateau = None if awaited is None else self.stages[awaited].on_plateau
-        self._watched = awaited
+        plateau = None if next_index is None else self.stages[next_index].on_plateau
+        self._watched = next_index
         self._watch = None if plateau is None else PlateauWatch(plateau, since=step)
         if self._watch is not None and self._saved.get("watched") == self.stages[self._index + 1].name:
             self._watch.load_state_dict(self._saved["watch"])
 
-    def _look(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", watch: PlateauWatch) -> None:
-        """Take in what the monitored metric is after this step; a stage begins where it has become flat."""
+    def _apply(self, pl_module: "pl.LightningModule") -> None:
+        assert isinstance(pl_module, HasReward)
+        pl_module.reward.criterion = self.stages[self._index].criterion
+
+    def _observe(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", watch: PlateauWatch) -> None:
+        """Add the monitored metric's value after this step; the next stage begins if it is flat."""
         assert self._watched is not None
         step, plateau, name = trainer.global_step, watch.plateau, self.stages[self._watched].name
         value = _mean_over_processes(trainer.callback_metrics.get(plateau.monitor), pl_module)
         if value is None:
-            # A result of validation may come late: on_validation_end looks after those.
+            # A metric of validation may come later: on_validation_end checks it.
             if not _from_validation(plateau) and step - watch.since >= plateau.patience:
                 raise _missing(plateau, trainer)
         elif watch.observe(value, step):
@@ -222,7 +233,14 @@ class RuleRefinement(Callback):
 
 
 def stage_name(trainer: "pl.Trainer") -> str:
-    """The name of the stage in force; empty where no rules are refined, or training has not been set up."""
+    """The name of the stage that applies.
+
+    Args:
+        trainer: any trainer.
+
+    Returns:
+        Empty if the trainer has no :class:`RuleRefinement`, or one without stages.
+    """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RuleRefinement) and callback.stage:
             return callback.stage.name
@@ -234,7 +252,7 @@ def _mean_over_processes(logged: torch.Tensor | None, pl_module: "pl.LightningMo
     here = torch.tensor([0.0, 0.0] if logged is None else [float(logged), 1.0], device=pl_module.device)
     gathered = pl_module.all_gather(here)
     assert isinstance(gathered, torch.Tensor)
-    # Each process adds up the same numbers in the same order, hence no process can decide otherwise.
+    # Each process sums the same numbers in the same order, so all of them decide alike.
     total, count = gathered.reshape(-1, 2).cpu().double().sum(dim=0).tolist()
     return total / count if count else None
 

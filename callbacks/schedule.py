@@ -1,4 +1,4 @@
-"""The stages of a rule schedule: the optimizer steps at which they begin, or the plateau of a metric."""
+"""The schedule of :class:`~callbacks.RuleRefinement`: its stages, and when each of them begins."""
 
 import math
 from collections.abc import Sequence
@@ -13,40 +13,40 @@ from vr1.rewards.base import STAGES, Criterion
 
 
 def total_steps(trainer: "pl.Trainer") -> int | None:
-    """Optimizer steps from the beginning of training to its end; None where nothing bounds them.
+    """Optimizer steps of the whole training.
 
-    ``trainer.estimated_stepping_batches`` says the same, but sets the training data up as a side effect, which drops
-    the data loader's restored state on resume. This function only reads, so it is of use from ``on_train_start`` on.
+    Unlike ``trainer.estimated_stepping_batches``, this only reads: that one sets up the training data, which drops the
+    data loader's restored state on resume.
 
     Args:
-        trainer: a trainer that is fitting and whose training data is set up.
+        trainer: a trainer in ``fit``, from ``on_train_start`` on, when the training data is set up.
 
     Returns:
-        The smaller of ``max_steps`` and ``max_epochs`` times the optimizer steps of an epoch.
+        The smaller of ``max_steps`` and ``max_epochs`` times the optimizer steps of an epoch; None without a limit.
     """
-    bounds: list[int] = []
+    limits: list[int] = []
     if trainer.max_steps != -1:
-        bounds.append(trainer.max_steps)
+        limits.append(trainer.max_steps)
     batches = trainer.num_training_batches
     if trainer.max_epochs not in (None, -1) and math.isfinite(batches):
         assert trainer.max_epochs is not None
-        bounds.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
-    return min(bounds) if bounds else None
+        limits.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+    return min(limits) if limits else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
-    """A logged metric has stopped improving.
+    """When a logged metric counts as no longer improving.
 
     Args:
         monitor: name of a logged metric.
-        patience: optimizer steps without an improvement after which the metric counts as flat.
-        min_delta: a change of at most this much is no improvement.
-        window: how many steps are averaged before values are compared, since rewards of single steps are noisy.
-        mode: whether larger (``max``) or smaller (``min``) is better.
+        patience: optimizer steps without an improvement.
+        min_delta: a change of at most this much does not count as an improvement.
+        window: number of steps over which values are averaged before they are compared, since single steps are noisy.
+        mode: whether larger (``max``) or smaller (``min``) values are better.
 
     Raises:
-        UserError: if a setting is out of its range.
+        UserError: a setting is out of its range.
 
     Example:
         >>> Plateau(monitor="reward/total", patience=50).window
@@ -73,11 +73,11 @@ class Plateau:
 
 
 class PlateauWatch:
-    """Follow one metric, value by value, until it is flat.
+    """Watch one metric until it is on a plateau.
 
     Args:
-        plateau: what counts as flat.
-        since: optimizer step at which watching begins.
+        plateau: the metric, and when it counts as flat.
+        since: optimizer step at which the watch begins.
 
     Example:
         >>> watch = PlateauWatch(Plateau(monitor="reward/total", patience=2, window=1), since=0)
@@ -93,7 +93,15 @@ class PlateauWatch:
         self.best_step = since
 
     def observe(self, value: float, step: int) -> bool:
-        """Take the value of one optimizer step in; true when the metric has become flat."""
+        """Add the value of one optimizer step.
+
+        Args:
+            value: of the metric; ignored if it is not finite.
+            step: optimizer steps finished.
+
+        Returns:
+            Whether the metric is flat now.
+        """
         if not math.isfinite(value):
             return False
         self.values = [*self.values, value][-self.plateau.window :]
@@ -108,31 +116,31 @@ class PlateauWatch:
         return step - self.best_step >= self.plateau.patience
 
     def state_dict(self) -> dict[str, Any]:
-        """All that :meth:`observe` depends on, in plain types."""
+        """What :meth:`observe` depends on, in plain types."""
         return {"since": self.since, "values": self.values, "best": self.best, "best_step": self.best_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up watching where a saved watch stood."""
+        """Restore what :meth:`state_dict` returned."""
         self.since, self.best, self.best_step = state["since"], state["best"], state["best_step"]
         self.values = list(state["values"])[-self.plateau.window :]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage: a criterion and the moment from which on it holds.
+    """One stage of a schedule: a criterion, and when it begins to apply.
 
     Args:
-        name: unique within a schedule; shown in the progress bar and in pictures.
-        criterion: thresholds that the reward terms read while the stage is in force.
+        name: unique within a schedule; shown in the progress and in pictures.
+        criterion: thresholds of the reward terms during the stage.
         at_fraction: begin at this share of all optimizer steps, between 0 and 1.
         at_step: begin at this optimizer step.
-        on_plateau: begin when a logged metric has stopped improving.
+        on_plateau: begin when a logged metric no longer improves.
 
     Note:
-        The first stage begins with training and needs none of the three; every later stage needs exactly one.
+        The first stage begins with training and has none of the three; every later stage has exactly one of them.
 
     Raises:
-        UserError: if the name is empty, several moments are given, or one is out of its range.
+        UserError: the name is empty, more than one beginning is given, or one is out of its range.
 
     Example:
         >>> Stage(name="advanced", criterion=Criterion(0.75, 0.75, 0.9), at_fraction=0.5).at_fraction
@@ -148,10 +156,10 @@ class Stage:
     def __post_init__(self) -> None:
         if not self.name:
             raise UserError("stage name is empty: give each stage a name")
-        moments = {"at_fraction": self.at_fraction, "at_step": self.at_step, "on_plateau": self.on_plateau}
-        given = [name for name, value in moments.items() if value is not None]
+        beginnings = {"at_fraction": self.at_fraction, "at_step": self.at_step, "on_plateau": self.on_plateau}
+        given = [name for name, value in beginnings.items() if value is not None]
         if len(given) > 1:
-            raise UserError(f"stage {self.name!r} sets {' and '.join(given)}: keep one of them")
+            raise UserError(f"stage {self.name!r} sets {' and '.join(given)}: set only one of them")
         if self.at_fraction is not None and not 0 <= self.at_fraction <= 1:
             raise UserError(f"stage {self.name!r}: at_fraction is {self.at_fraction}: give a share from 0 to 1")
         if self.at_step is not None and self.at_step < 0:
@@ -174,10 +182,14 @@ def paper_stages() -> list[Stage]:
 
 
 def last_begins_at(stages: Sequence[Stage], share: float) -> list[Stage]:
-    """The stages, of which the last begins at another share of training than it says itself.
+    """The stages, with another beginning of the last one.
+
+    Args:
+        stages: at least two.
+        share: of all optimizer steps, between 0 and 1, at which the last stage begins.
 
     Raises:
-        UserError: if there is no stage to switch to, or the share is out of its range.
+        UserError: there is no second stage, or the share is out of its range.
 
     Example:
         >>> [stage.at_fraction for stage in last_begins_at(paper_stages(), 0.25)]
@@ -191,34 +203,42 @@ def last_begins_at(stages: Sequence[Stage], share: float) -> list[Stage]:
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
-    """Refuse a schedule that has no beginning, repeats a name or runs backwards.
+    """Check that names are unique, that the first stage begins at 0, and that the others follow in order.
+
+    Args:
+        stages: in the order of the schedule.
 
     Raises:
-        UserError: naming the stage and the mend.
+        UserError: names the stage and how to fix it.
     """
     for index, stage in enumerate(stages):
         if stage.name in [earlier.name for earlier in stages[:index]]:
             raise UserError(f"two stages are named {stage.name!r}: give each its own name")
         fixed = stage.at_fraction if stage.at_fraction is not None else stage.at_step
         if index == 0 and (stage.on_plateau is not None or fixed):
-            raise UserError(f"the first stage, {stage.name!r}, begins late: let it begin at 0 (set no moment)")
+            raise UserError(
+                f"the first stage, {stage.name!r}, begins late: leave its at_fraction, at_step and on_plateau out"
+            )
         if index > 0 and fixed is None and stage.on_plateau is None:
             raise UserError(f"stage {stage.name!r} never begins: set at_fraction, at_step or on_plateau")
     for kind in ("at_fraction", "at_step"):
-        moments = [getattr(stage, kind) for stage in stages if getattr(stage, kind) is not None]
-        if any(later <= earlier for earlier, later in pairwise(moments)):
-            raise UserError(f"{kind} of the stages is {moments}: order the stages so that it increases")
+        values = [value for stage in stages if (value := getattr(stage, kind)) is not None]
+        if any(later <= earlier for earlier, later in pairwise(values)):
+            raise UserError(f"{kind} of the stages is {values}: order the stages so that it increases")
 
 
 def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
-    """The optimizer step before which each stage begins; None for a stage that waits for a plateau, or never begins.
+    """The optimizer step before which each stage begins.
 
     Args:
-        stages: a checked schedule.
-        total: optimizer steps of the whole training, None where nothing bounds them.
+        stages: a schedule that :func:`check_stages` accepts.
+        total: optimizer steps of the whole training; None without a limit.
+
+    Returns:
+        A number per stage; None for a stage that begins on a plateau, or that never begins.
 
     Raises:
-        UserError: if a fraction has no total to refer to, or fractions and steps together run backwards.
+        UserError: a stage begins at a fraction of a training without a limit, or fractions and steps are not in order.
 
     Example:
         >>> first_steps(paper_stages(), 101)
@@ -231,10 +251,10 @@ def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
         elif stage.at_fraction is not None:
             if total is None:
                 raise UserError(
-                    f"stage {stage.name!r} begins at a fraction of training, but nothing bounds the training: set the"
+                    f"stage {stage.name!r} begins at a fraction of training, but nothing limits the training: set the"
                     " trainer's max_steps (or max_epochs, with data of known length), or give the stage at_step"
                 )
-            # Rounding noise such as 0.1 * 30 = 3.0000000000000004 must not delay a stage.
+            # A rounding error such as 0.1 * 30 = 3.0000000000000004 must not delay a stage.
             steps.append(math.ceil(stage.at_fraction * total - 1e-9))
         else:
             steps.append(stage.at_step)
@@ -244,5 +264,5 @@ def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
             f"the stages {[stage.name for stage in stages]} begin at steps {steps} of {total}: they must be in order;"
             " move a stage, or give all of them in the same unit"
         )
-    # What would begin at the end has no step to be in force for: the last validation belongs to the stage before.
+    # A stage that would begin at the end has no step: the last validation belongs to the stage before.
     return [None if step and total is not None and step >= total else step for step in steps]

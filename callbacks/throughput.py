@@ -1,7 +1,4 @@
-"""Throughput.
-
-See what a step's time goes into, how many tokens a second come of it, and how much memory it takes.
-"""
+"""Throughput: tokens per second, the parts of a step's time, and peak memory."""
 
 import resource
 import sys
@@ -13,26 +10,26 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from vr1.errors import UserError
+from callbacks.outputs import require_module
 from vr1.modules.state import HasTrainingState
 
 _PARTS = ("rollout", "reference")
 
 
 class Throughput(Callback):
-    """Log completion tokens per second, the shares of time of rollout, reference and policy, and the memory peak.
+    """Log completion tokens per second, the share of each part in a step's time, and peak memory.
 
-    Logged after every optimizer step: ``perf/step_tokens_per_second`` (of all processes together, over the whole step),
-    ``perf/rollout_share``, ``perf/reference_share`` and ``perf/policy_share`` (forward, backward and update; the
-    rewards make up the rest), and ``perf/peak_memory_gib``: of the GPU's allocated memory or, without a GPU, of the
-    process, since the beginning of the run, on the process that took most.
+    Logged after every optimizer step: ``perf/step_tokens_per_second`` (completion tokens of all processes over the time
+    of the step), ``perf/rollout_share``, ``perf/reference_share`` and ``perf/policy_share`` (forward, backward and
+    update; the rest is the rewards' share), and ``perf/peak_memory_gib``: the GPU memory allocated at most since the
+    start of the run or, without a GPU, the process's memory; of several processes the largest value.
 
     Note:
-        Time between batches (validation, checkpoints, waiting for data) is not counted. In a step that learns from an
+        Time between batches (validation, checkpoints, waiting for data) is not counted. In a step that reuses an
         earlier rollout the rollout's share is 0.
 
     Raises:
-        UserError: the module measures nothing (it is none of vr1).
+        UserError: the module is not one of vr1, so it has no timer.
 
     Example::
 
@@ -43,28 +40,24 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self._spent = 0.0
-        self._began = 0.0
+        self._seconds = 0.0
+        self._batch_start = 0.0
         self._before: dict[str, float] = {}
         self._step = 0
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        if not isinstance(pl_module, HasTrainingState):
-            raise UserError(
-                f"Throughput reads `training_state`, which {type(pl_module).__name__} does not have: leave the callback"
-                " out"
-            )
+        require_module(self, pl_module, HasTrainingState)
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._spent, self._before, self._step = 0.0, self._read(pl_module), trainer.global_step
+        self._seconds, self._before, self._step = 0.0, self._read(pl_module), trainer.global_step
 
     @override
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        self._began = time.perf_counter()
+        self._batch_start = time.perf_counter()
 
     @override
     def on_train_batch_end(
@@ -72,19 +65,20 @@ class Throughput(Callback):
     ) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self._spent += time.perf_counter() - self._began
+        self._seconds += time.perf_counter() - self._batch_start
         if trainer.global_step == self._step:
             return
         now, self._step = self._read(pl_module), trainer.global_step
-        done = {name: now[name] - self._before[name] for name in now}
-        shares = {f"perf/{part}_share": done[part] / self._spent for part in _PARTS}
-        shares["perf/policy_share"] = (self._spent - done["rollout"] - done["reference"] - done["reward"]) / self._spent
-        several = trainer.world_size > 1
-        pl_module.log_dict(shares, sync_dist=several)
-        rate, peak = done["tokens"] / self._spent, _peak_memory_gib(pl_module.device)
-        pl_module.log("perf/step_tokens_per_second", rate, sync_dist=several, reduce_fx="sum")
-        pl_module.log("perf/peak_memory_gib", peak, sync_dist=several, reduce_fx="max")
-        self._spent, self._before = 0.0, now
+        step = {name: now[name] - self._before[name] for name in now}
+        shares = {f"perf/{part}_share": step[part] / self._seconds for part in _PARTS}
+        policy = self._seconds - step["rollout"] - step["reference"] - step["reward"]
+        shares["perf/policy_share"] = policy / self._seconds
+        distributed = trainer.world_size > 1
+        pl_module.log_dict(shares, sync_dist=distributed)
+        rate, peak = step["tokens"] / self._seconds, _peak_memory_gib(pl_module.device)
+        pl_module.log("perf/step_tokens_per_second", rate, sync_dist=distributed, reduce_fx="sum")
+        pl_module.log("perf/peak_memory_gib", peak, sync_dist=distributed, reduce_fx="max")
+        self._seconds, self._before = 0.0, now
 
     def _read(self, pl_module: "pl.LightningModule") -> dict[str, float]:
         assert isinstance(pl_module, HasTrainingState)

@@ -1,4 +1,4 @@
-"""Notices of Lightning that say nothing about the callbacks."""
+"""Warnings of Lightning that do not concern the callbacks are ignored."""
 
 import pytest
 
@@ -16,5 +16,5 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/callbacks" in item.path.as_posix():
             for notice in IGNORED:
-                # In front, so that a test's own filter outranks these.
+                # Prepended, so that a test's own filter has precedence.
                 item.add_marker(pytest.mark.filterwarnings(notice), append=False)

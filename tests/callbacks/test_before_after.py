@@ -1,4 +1,4 @@
-"""Before and after: where the numbers come from, and where they go."""
+"""Before and after: which validations are compared, and what is printed and written."""
 
 import csv
 import json
@@ -32,10 +32,10 @@ def test_table_of_a_training(tmp_path, capsys):
     assert "+0.0400" in capsys.readouterr().out
 
 
-def test_rewards_of_unlike_stages_are_said_not_to_compare(tmp_path):
+def test_rewards_of_different_stages_have_a_note(tmp_path):
     trainer(tmp_path, [RuleRefinement(), BeforeAfter()], **FIT).fit(TinyDetector())
     [note] = written(tmp_path)["notes"]
-    assert "before follow the rules of the stage beginner, those after the rules of advanced" in note
+    assert "before is by the criterion of stage beginner, the reward after by that of stage advanced" in note
     trainer(tmp_path, [RuleRefinement(paper_stages()[:1]), BeforeAfter()], **FIT).fit(TinyDetector())
     assert written(tmp_path)["notes"] == []
 
@@ -58,7 +58,7 @@ def test_best_by_what_the_checkpoint_monitors(tmp_path):
     assert "best by val/map (step 2)" in (tmp_path / "before_after.md").read_text()
 
 
-def test_resume_keeps_before(tmp_path):
+def test_resume_restores_before(tmp_path):
     saving = ModelCheckpoint(tmp_path, filename="half", every_n_train_steps=2, save_top_k=-1)
     trainer(tmp_path, [BeforeAfter(), saving], enable_checkpointing=True, **(FIT | {"max_steps": 2})).fit(
         TinyDetector()
@@ -72,7 +72,7 @@ def test_resume_keeps_before(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "note"),
     [
-        ({"num_sanity_val_steps": 0}, "no evaluation of the untrained model"),
+        ({"num_sanity_val_steps": 0}, "untrained model was not evaluated"),
         ({"num_sanity_val_steps": 1}, r"covered \[1\] of \[3\] validation batches"),
         ({"max_steps": 5}, "last validation was at step 4 of 5"),
         ({"max_steps": 1}, "ended before the first validation"),
@@ -80,12 +80,12 @@ def test_resume_keeps_before(tmp_path):
 )
 def test_notes(tmp_path, settings, note, capsys):
     trainer(tmp_path, [BeforeAfter()], **(FIT | settings)).fit(TinyDetector())
-    (said,) = written(tmp_path)["notes"]
-    assert re.search(note, said)
-    assert said in (tmp_path / "before_after.md").read_text()
+    (text,) = written(tmp_path)["notes"]
+    assert re.search(note, text)
+    assert text in (tmp_path / "before_after.md").read_text()
 
 
-def test_without_any_validation_there_is_nothing(tmp_path):
+def test_without_any_validation_nothing_is_written(tmp_path):
     trainer(tmp_path, [BeforeAfter()], max_steps=1).fit(TinyDetector())
     assert not list(tmp_path.iterdir())
 

@@ -19,8 +19,8 @@ from vr1.types import ScoredGroups
 ANSWER = '```json\n[{"bbox_2d": [10, 10, 40, 40], "label": "red circle"}]\n```'
 
 
-class Judging(TinyDetector):
-    """Has judged two groups of three answers."""
+class WithGroups(TinyDetector):
+    """Has sampled and rewarded two groups of three answers."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ class Judging(TinyDetector):
 
 
 class Recording(WandbLogger):
-    """Keeps tables instead of recording them."""
+    """Collects tables instead of logging them."""
 
     def __init__(self):
         super().__init__(offline=True)
@@ -67,7 +67,7 @@ def logger(tmp_path, monkeypatch):
 
 def test_sampled_groups(logger, tmp_path):
     callback = Completions(every_n_steps=2, num_prompts=1, num_validation=0)
-    trainer(tmp_path, [callback], logger=logger, max_steps=4).fit(Judging())
+    trainer(tmp_path, [callback], logger=logger, max_steps=4).fit(WithGroups())
     assert [(key, step) for key, _, _, step in logger.tables] == [("completions/train", 2), ("completions/train", 4)]
     _, columns, rows, _ = logger.tables[0]
     assert columns == ["image", "prompt", "answer", "reward", "recall", "advantage"]
@@ -82,15 +82,15 @@ def test_sampled_groups(logger, tmp_path):
 def test_an_accumulated_step_that_is_resumed_is_not_shown_twice(logger, tmp_path):
     settings = {"enable_checkpointing": True, "accumulate_grad_batches": 2, "logger": logger}
     saving = ModelCheckpoint(tmp_path, filename="two", every_n_train_steps=2)
-    trainer(tmp_path, [saving], max_steps=2, **settings).fit(Judging())
+    trainer(tmp_path, [saving], max_steps=2, **settings).fit(WithGroups())
     trainer(tmp_path, [Completions(every_n_steps=2)], max_steps=4, **settings).fit(
-        Judging(), ckpt_path=tmp_path / "two.ckpt"
+        WithGroups(), ckpt_path=tmp_path / "two.ckpt"
     )
     assert [step for _, _, _, step in logger.tables] == [4]
 
 
-def test_a_step_that_returns_no_predictions_is_named(logger, tmp_path):
-    class Silent(Judging):
+def test_a_step_that_returns_no_predictions_is_an_error(logger, tmp_path):
+    class Silent(WithGroups):
         def validation_step(self, batch, batch_idx):
             return None
 
@@ -102,15 +102,15 @@ def test_a_step_that_returns_no_predictions_is_named(logger, tmp_path):
 def test_validations(logger, tmp_path):
     callback = Completions(every_n_steps=0, num_validation=3)
     settings = {"limit_val_batches": 1.0, "val_check_interval": 2}
-    trainer(tmp_path, [callback], logger=logger, max_steps=2, **settings).fit(Judging())
+    trainer(tmp_path, [callback], logger=logger, max_steps=2, **settings).fit(WithGroups())
     [(key, columns, rows, step)] = logger.tables
     assert (key, step, len(rows)) == ("completions/val", 2, 3)
     assert columns[3:] == ["reward", "dual_format", "recall", "precision", "advantage"]
     assert rows[0][-1] is None
 
 
-def test_without_weights_and_biases_nothing_happens(tmp_path):
-    trainer(tmp_path, [Completions(every_n_steps=1)], max_steps=2).fit(Judging())
+def test_without_weights_and_biases_it_does_nothing(tmp_path):
+    trainer(tmp_path, [Completions(every_n_steps=1)], max_steps=2).fit(WithGroups())
 
 
 def test_boxes_are_what_wandb_takes():

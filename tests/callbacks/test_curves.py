@@ -38,19 +38,19 @@ def test_accumulated_batches_are_one_step(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [2, 3, 4])
-def test_resume_keeps_the_curves(tmp_path, stop):
+def test_resume_restores_the_curves(tmp_path, stop):
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
-    whole, resumed = Curves(), Curves()
-    first = trainer(tmp_path, [RuleRefinement(), whole, saving], enable_checkpointing=True, **FIT)
+    uninterrupted, resumed = Curves(), Curves()
+    first = trainer(tmp_path, [RuleRefinement(), uninterrupted, saving], enable_checkpointing=True, **FIT)
     first.fit(TinyDetector(REWARDS))
     second = trainer(tmp_path, [RuleRefinement(), resumed], **FIT)
     second.fit(TinyDetector(REWARDS), ckpt_path=tmp_path / f"step={stop}.ckpt")
-    assert resumed.history.series.keys() == whole.history.series.keys()
-    assert resumed.history.series["reward/total"] == whole.history.series["reward/total"]
-    assert resumed.switches == whole.switches
+    assert resumed.history.series.keys() == uninterrupted.history.series.keys()
+    assert resumed.history.series["reward/total"] == uninterrupted.history.series["reward/total"]
+    assert resumed.switches == uninterrupted.switches
 
 
-def test_a_partial_sanity_check_is_not_on_the_curve(tmp_path):
+def test_a_partial_sanity_check_is_not_recorded(tmp_path):
     curves = Curves()
     trainer(tmp_path, [curves], **(FIT | {"num_sanity_val_steps": 1})).fit(TinyDetector())
     assert [step for step, _ in curves.history.series["val/map"]] == [3, 6]

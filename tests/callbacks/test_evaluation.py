@@ -1,4 +1,4 @@
-"""The files of a test run."""
+"""The files of an evaluation, and how an interrupted one resumes."""
 
 import contextlib
 import json
@@ -47,7 +47,7 @@ def test_files_of_one_set(tmp_path, capsys):
     assert set(figures["classes"][""]) == {"red circle", "blue square", "green triangle"}
 
 
-def test_sets_are_measured_apart(tmp_path):
+def test_sets_are_measured_separately(tmp_path):
     trainer(tmp_path, [Evaluation()]).test(Sets(), verbose=False)
     folder = tmp_path / "evaluation"
     figures = json.loads((folder / "metrics.json").read_text())
@@ -87,7 +87,7 @@ def test_two_processes_write_one_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize("text", [None, "[]", "no json", '{"categories": [{"id": 1}]}'])
-def test_annotations_that_are_none(tmp_path, text):
+def test_annotations_that_cannot_be_read(tmp_path, text):
     if text is not None:
         (tmp_path / "instances.json").write_text(text)
     with pytest.raises(ValueError, match=r"annotations is '.*instances\.json', whose categories cannot be read"):
@@ -100,7 +100,7 @@ def test_an_unwritable_folder_is_refused_before_testing(tmp_path):
         trainer(tmp_path, [Evaluation(tmp_path / "file" / "out")]).test(TinyDetector(), verbose=False)
 
 
-def test_other_outputs_are_named(tmp_path):
+def test_a_step_that_returns_no_predictions_is_an_error(tmp_path):
     class Other(TinyDetector):
         def test_step(self, batch, batch_idx):
             return "boxes"
@@ -120,21 +120,21 @@ def test_the_best_and_the_worst_images_are_drawn(tmp_path):
         Evaluation(num_images=-1)
 
 
-def test_extremes_are_those_of_all_answers(monkeypatch):
-    """Against sorting everything; whatever the order, and whoever saw them."""
+def test_best_and_worst_are_those_of_all_answers(monkeypatch):
+    """Compared with sorting all answers, in any order and with repetitions."""
     predictions = [TinyDetector().prediction(index) for index in range(6)]
-    ordered = sorted(predictions, key=lambda found: (quality(found), found.record.image_id))
+    ordered = sorted(predictions, key=lambda item: (quality(item), item.record.image_id))
     drawn = []
     monkeypatch.setattr("callbacks.evaluation.draw_tile", lambda prediction, side: drawn.append(prediction))
     for order in (predictions, predictions[::-1], [*predictions, *predictions]):
-        extremes = BestWorst(3)
+        best_worst = BestWorst(3)
         for prediction in order:
-            extremes.add([prediction])
+            best_worst.add([prediction])
         drawn.clear()
-        extremes.tiles(64)
-        assert sorted(quality(found) for found in drawn[:3]) == [quality(found) for found in ordered[-3:]]
-        assert [quality(found) for found in drawn[3:]] == [quality(found) for found in ordered[:3]]
-        assert len({found.record.image_id for found in drawn[:3]}) == 3
+        best_worst.tiles(64)
+        assert sorted(map(quality, drawn[:3])) == [quality(item) for item in ordered[-3:]]
+        assert [quality(item) for item in drawn[3:]] == [quality(item) for item in ordered[:3]]
+        assert len({item.record.image_id for item in drawn[:3]}) == 3
     assert quality(example_prediction(empty=True)) == 0
 
 
@@ -143,7 +143,7 @@ class PowerCutError(Exception):
 
 
 class Counting(GRPOModule):
-    """Answers two of the true boxes, and counts what it is asked until it is interrupted."""
+    """Answers two of the true boxes, records which images it is asked about, and fails after some of them."""
 
     limit = 99
 
@@ -161,7 +161,7 @@ class Counting(GRPOModule):
 
 @pytest.fixture
 def evaluated(source, tmp_path):
-    """Evaluates the same 9 scenes; the images that the model was asked about."""
+    """Evaluates the same 9 scenes; returns the images that answers were generated for."""
 
     def evaluate(folder, limit=99, batch_size=2, **settings):
         module = Counting(policy=source, **settings)
@@ -182,20 +182,20 @@ def same(tmp_path, *folders):
     return all(len({(tmp_path / folder / name).read_bytes() for folder in folders}) == 1 for name in FILES)
 
 
-def test_an_interrupted_evaluation_goes_on(evaluated, tmp_path):
-    assert evaluated("whole") == list(range(1, 10))
+def test_an_interrupted_evaluation_resumes(evaluated, tmp_path):
+    assert evaluated("full") == list(range(1, 10))
     assert evaluated("cut", limit=4) == [1, 2, 3, 4, 5, 6]
     answers = tmp_path / "cut" / "answers.jsonl"
     assert len(answers.read_text().splitlines()) == 4
     assert not (tmp_path / "cut" / "metrics.json").exists()
-    with answers.open("ab") as file:  # what a kill leaves
+    with answers.open("ab") as file:  # as after a kill
         file.write(answers.read_bytes().splitlines()[0][:200])
     assert evaluated("cut") == [5, 6, 7, 8, 9]
-    assert same(tmp_path, "whole", "cut")
+    assert same(tmp_path, "full", "cut")
 
 
-def test_single_answers_that_are_missing_are_asked_for(evaluated, tmp_path):
-    evaluated("whole")
+def test_missing_answers_are_generated(evaluated, tmp_path):
+    evaluated("full")
     evaluated("cut", limit=4)
     answers = tmp_path / "cut" / "answers.jsonl"
     lines = answers.read_bytes().splitlines(keepends=True)
@@ -204,25 +204,25 @@ def test_single_answers_that_are_missing_are_asked_for(evaluated, tmp_path):
     assert evaluated("cut", batch_size=4) == [3, 5, 6, 7, 8, 9]
     assert not (tmp_path / "cut" / "answers.rank1.jsonl").exists()
     for name in ("metrics.json", "results.json"):
-        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "full" / name).read_text()
 
 
-@pytest.mark.parametrize("change", ["settings", "weights", "finished", "not wanted"])
+@pytest.mark.parametrize("change", ["settings", "weights", "finished", "resume off"])
 def test_answers_of_something_else_do_not_count(evaluated, tmp_path, source, change):
-    everything = list(range(1, 10))
+    all_images = list(range(1, 10))
     assert evaluated("out", limit=99 if change == "finished" else 4)[:4] == [1, 2, 3, 4]
     if change == "settings":
-        assert evaluated("out", evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=7)) == everything
+        assert evaluated("out", evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=7)) == all_images
     elif change == "weights":
         [file] = (tmp_path / source.path).glob("*.safetensors")
         os.utime(file, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns + 10**9))
-        assert evaluated("out") == everything
+        assert evaluated("out") == all_images
     elif change == "finished":
-        assert evaluated("out") == everything
+        assert evaluated("out") == all_images
     else:
         module = Counting(policy=source)
         Counting.asked = []
         data = SceneDataModule(SceneStyle(num_objects=(1, 4)), test_scenes=9, num_workers=0)
         trainer(tmp_path, [Evaluation(tmp_path / "out", resume=False)]).test(module, data, verbose=False)
-        assert Counting.asked == everything
+        assert Counting.asked == all_images
     assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 9

@@ -1,4 +1,4 @@
-"""The gallery through real trainers: which pictures appear, and what is in them."""
+"""Which pictures the gallery writes, and what is in them."""
 
 import lightning.pytorch as pl
 import numpy as np
@@ -27,12 +27,12 @@ def test_one_picture_per_validation_and_one_before(tmp_path):
     pictures = [Image.open(tmp_path / "gallery" / name) for name in names]
     assert {picture.width for picture in pictures} == {16 + 2 * (100 + 16)}
     assert all(has(picture, GOOD) and has(picture, TRUTH) for picture in pictures)
-    # The predictions never change here: below the title, neither does the picture.
+    # The predictions do not change here, so only the titles of the pictures differ.
     assert len({np.asarray(picture)[70:].tobytes() for picture in pictures}) == 1
     assert len({np.asarray(picture).tobytes() for picture in pictures}) == 3
 
 
-def test_fewer_images_than_asked_for(tmp_path):
+def test_fewer_images_than_num_images(tmp_path):
     trainer(tmp_path, [Gallery(num_images=50, tile_size=100)], **FIT).fit(TinyDetector(images=3))
     assert (tmp_path / "gallery" / "step_000004.png").exists()
 
@@ -52,7 +52,7 @@ def test_pictures_go_to_the_run_folder_and_to_tensorboard(tmp_path):
     assert [event.step for event in events.Images("gallery/val")] == [0, 2, 4]
 
 
-def test_fast_dev_run_leaves_nothing(tmp_path):
+def test_fast_dev_run_writes_nothing(tmp_path):
     trainer(tmp_path, [Gallery(tile_size=100)], fast_dev_run=True, limit_val_batches=1.0).fit(TinyDetector())
     assert not list(tmp_path.rglob("*.png"))
 
@@ -65,7 +65,7 @@ def test_two_processes_write_once(tmp_path):
     assert sorted(path.name for path in folders[0].iterdir()) == ["step_000000.png", "step_000002.png"]
 
 
-def test_steps_that_return_no_predictions_are_named(tmp_path):
+def test_a_step_that_returns_no_predictions_is_an_error(tmp_path):
     class Silent(TinyDetector):
         def validation_step(self, batch, batch_idx):
             return None

@@ -1,22 +1,25 @@
-"""Report: the page that a training leaves, also where it is stopped or fails."""
+"""The report that a training writes, also when it is stopped or fails."""
 
 import json
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from callbacks import BeforeAfter, Curves, Gallery, Report, RuleRefinement
 from callbacks.report import summarise
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
+from vr1.data import SceneDataModule, SceneStyle
 from vr1.drawing.boxes import example_prediction
+from vr1.modules.sft import SFTModule
 
 FIT = {"max_steps": 4, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 2}
 
 
-def test_a_training_leaves_a_page(tmp_path):
-    # First in the list: what the others write at the end is on the page all the same.
+def test_a_training_writes_a_page(tmp_path):
+    # First in the list, and still the page has what the others write at the end.
     callbacks = [Report(), RuleRefinement(), Gallery(2, 64), Curves(), BeforeAfter()]
     settings = {**FIT, "logger": CSVLogger(tmp_path, name=""), "log_every_n_steps": 1}
     trainer(tmp_path, callbacks, **settings).fit(TinyDetector())
@@ -36,16 +39,16 @@ def test_without_a_logger(tmp_path):
     assert "grpo/kl" in (tmp_path / "report.html").read_text()
 
 
-def test_nothing_to_report_is_no_failure(tmp_path):
+def test_nothing_to_report_is_not_an_error(tmp_path):
     trainer(tmp_path, [Report()], max_steps=1).fit(TinyDetector())
     assert not (tmp_path / "report.html").exists()
     assert (tmp_path / "run.json").is_file()
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(RuntimeError("out of memory"), "RuntimeError"), (SystemExit(143), "asked to stop")]
+    ("error", "reason"), [(RuntimeError("out of memory"), "RuntimeError"), (SystemExit(143), "stopped by a signal")]
 )
-def test_a_training_that_fails(tmp_path, error, told):
+def test_a_training_that_fails(tmp_path, error, reason):
     class Failing(TinyDetector):
         def training_step(self, batch, batch_idx):
             if self.trainer.global_step == 3:
@@ -55,18 +58,20 @@ def test_a_training_that_fails(tmp_path, error, told):
     run = trainer(tmp_path, [Report(), Curves()], **FIT)
     with pytest.raises(type(error)):
         run.fit(Failing())
-    assert f"ended early at step 3: {told}" in (tmp_path / "report.html").read_text()
+    assert f"ended early at step 3: {reason}" in (tmp_path / "report.html").read_text()
 
 
-def test_the_data_are_summed_up(tmp_path):
-    run = trainer(tmp_path, [Report(), Curves()], max_steps=1)
-    report = run.callbacks[0]
-    run.datamodule = SimpleNamespace(sources={"train": [example_prediction().record] * 3})
-    report._folder = tmp_path
-    report.on_fit_start(run, TinyDetector())
-    found = json.loads((tmp_path / "data.json").read_text())["splits"]["train"]
-    assert (found["records"], found["boxes"], found["width"]) == (3, 3.0, [112, 112])
-    assert found["labels"]["red circle"] == 3
+def test_the_data_are_summarised(source, tmp_path):
+    module = SFTModule(policy=source, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    style = SceneStyle(num_objects=(2, 2))
+    data = SceneDataModule(style, train_scenes=3, val_scenes=1, batch_size=2, num_workers=0)
+    trainer(tmp_path, [Report()], max_steps=1).fit(module, data)
+    content = json.loads((tmp_path / "data.json").read_text())
+    train = content["splits"]["train"]
+    size = data.sources["train"][0].image_size
+    assert (content["name"], list(content["splits"])) == ("SceneDataModule", ["train", "val"])
+    assert (train["records"], train["boxes"], train["width"]) == (3, 2.0, [size[0], size[0]])
+    assert sum(train["labels"].values()) == 6
 
 
 def test_a_summary_opens_a_sample_and_survives_damage():
@@ -82,13 +87,13 @@ def test_a_summary_opens_a_sample_and_survives_damage():
                 raise ValueError("damaged")
             return example_prediction().record
 
-    found = summarise(Source(), 10)
+    summary = summarise(Source(), 10)
     assert opened == list(range(0, 1000, 100))
-    assert (found["sampled"], found["unreadable"], found["records"]) == (9, 1, 1000)
+    assert (summary["sampled"], summary["unreadable"], summary["records"]) == (9, 1, 1000)
     assert summarise([], 10) == {"records": 0, "sampled": 0, "unreadable": 0}
 
 
-def test_fast_dev_run_leaves_nothing(tmp_path):
+def test_fast_dev_run_writes_nothing(tmp_path):
     trainer(tmp_path, [Report(), Curves()], fast_dev_run=True).fit(TinyDetector())
     assert list(tmp_path.iterdir()) == []
 

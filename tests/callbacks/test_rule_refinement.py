@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from callbacks import Plateau, RuleRefinement, Stage
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
+from vr1.errors import UserError
 from vr1.rewards import STAGES, Criterion, Reward
 
 EASY, HARD, HARDER = Criterion(0.5, 0.5, 0.75), Criterion(0.75, 0.75, 0.9), Criterion(0.9, 0.9, 0.95)
@@ -57,15 +58,16 @@ def test_fraction_of_max_steps(tmp_path, fraction, total, step):
 
 
 @pytest.mark.parametrize(
-    ("moment", "told"), [({"at_step": 10}, "at_step 10 is the end"), ({"at_fraction": 0.95}, r"at_fraction 0\.95 is")]
+    ("moment", "warning"),
+    [({"at_step": 10}, "at_step 10 is the end"), ({"at_fraction": 0.95}, r"at_fraction 0\.95 is")],
 )
-def test_a_stage_that_never_begins_is_told(tmp_path, moment, told):
-    with pytest.warns(UserWarning, match=f"stage 'hard' never begins: {told}"):
+def test_a_stage_that_never_begins_is_a_warning(tmp_path, moment, warning):
+    with pytest.warns(UserWarning, match=f"stage 'hard' never begins: {warning}"):
         model, _, _ = fit(tmp_path, two(**moment))
     assert switch_step(model) is None
 
 
-def test_a_switch_at_the_end_was_asked_for(tmp_path, recwarn):
+def test_a_switch_at_the_end_is_no_warning(tmp_path, recwarn):
     fit(tmp_path, two(at_fraction=1.0))
     assert not [warning for warning in recwarn if "never begins" in str(warning.message)]
 
@@ -140,15 +142,15 @@ MOMENTS = [
 @pytest.mark.filterwarnings("error:the checkpoint was saved in stage")
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("stop", range(1, 10, 2))
-def test_resume_goes_on_exactly(tmp_path, moment, stop):
-    whole, whole_refinement, _ = fit(tmp_path, two(**moment))
+def test_resume_is_exact(tmp_path, moment, stop):
+    uninterrupted, expected, _ = fit(tmp_path, two(**moment))
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
     first = fit(tmp_path, two(**moment), callbacks=[saving], enable_checkpointing=True)[1]
-    assert first.first_steps == whole_refinement.first_steps
+    assert first.first_steps == expected.first_steps
     path = tmp_path / f"step={stop}.ckpt"
     resumed, refinement, _ = fit(tmp_path, two(**moment), ckpt_path=path)
-    assert resumed.seen == whole.seen[stop:]
-    assert refinement.state_dict() == whole_refinement.state_dict()
+    assert resumed.seen == uninterrupted.seen[stop:]
+    assert refinement.state_dict() == expected.state_dict()
 
 
 def test_a_longer_training_moves_the_fraction_and_says_so(tmp_path):
@@ -209,9 +211,24 @@ class WriteSeen(Callback):
         (lambda: two(on_plateau=Plateau(monitor="", patience=1)), "monitor is empty"),
     ],
 )
-def test_bad_schedules_are_refused_at_once(stages, message):
+def test_a_bad_schedule_is_an_error_at_once(stages, message):
     with pytest.raises(ValueError, match=message):
         RuleRefinement(stages())
+
+
+def test_a_module_without_a_reward_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="RuleRefinement requires a module with a reward, and WithoutReward has none"):
+        fit(tmp_path, None, WithoutReward())
+    fit(tmp_path, [], WithoutReward(), max_steps=1)
+
+
+class WithoutReward(TinyDetector):
+    def __init__(self):
+        super().__init__()
+        del self.reward
+
+    def training_step(self, batch, batch_idx):
+        return self.weight.square().sum()
 
 
 def test_fractions_and_steps_out_of_order_are_refused_when_the_length_is_known(tmp_path):
@@ -221,7 +238,7 @@ def test_fractions_and_steps_out_of_order_are_refused_when_the_length_is_known(t
 
 
 def test_fraction_of_an_endless_training_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="nothing bounds the training"):
+    with pytest.raises(ValueError, match="nothing limits the training"):
         fit(tmp_path, None, max_steps=-1, max_epochs=-1)
 
 
@@ -275,16 +292,16 @@ def test_one_number_moves_the_last_stage(share, switched, tmp_path):
     trainer(tmp_path, [refinement], max_steps=6).fit(module)
     strict = [step for step, xi0 in module.seen if xi0 == 0.75]
     assert (strict[0] if strict else None) == switched
-    # In force at the end, and so in the validation after the last step.
+    # It applies at the end, and so in the validation after the last step.
     assert refinement.stage.name == ("beginner" if switched is None else "advanced")
     assert module.reward.criterion == refinement.stage.criterion
     assert refinement.first_steps == [0, switched]
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "error"),
     [({"switch_at": 1.5}, "switch_at is 1.5: give a share"), ({"stages": [], "switch_at": 0.5}, "no second stage")],
 )
-def test_a_switch_that_cannot_be(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_bad_switch(settings, error):
+    with pytest.raises(ValueError, match=error):
         RuleRefinement(**settings)

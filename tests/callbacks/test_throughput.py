@@ -1,4 +1,4 @@
-"""Figures of a step's time, against a module whose parts take as long as they are told to."""
+"""Shares of a step's time, for a module whose parts take known times."""
 
 import time
 
@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from callbacks import Throughput
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
+from vr1.errors import UserError
 from vr1.modules.state import TrainingState
 
 
@@ -42,7 +43,7 @@ def fit(tmp_path, module, **settings):
 
 def test_shares_and_rate(tmp_path):
     row = fit(tmp_path, Timed({"rollout": 0.3, "reference": 0.15, "reward": 0.1, "policy": 0.25}))[-1]
-    # A machine that is busy takes longer, never less long; so the parts of 0.8 s are at most these.
+    # A busy machine takes longer, never less; so the parts of 0.8 s are at most these.
     assert 0.1 < row["perf/rollout_share"] < 0.6
     assert row["perf/reference_share"] < row["perf/rollout_share"]
     assert row["perf/policy_share"] > 0.1
@@ -51,7 +52,7 @@ def test_shares_and_rate(tmp_path):
     assert 0.05 < row["perf/peak_memory_gib"] < 100
 
 
-def test_without_rollout_all_is_policy(tmp_path):
+def test_without_a_rollout_the_whole_step_is_the_policy(tmp_path):
     row = fit(tmp_path, Timed({"policy": 0.01}))[-1]
     assert row["perf/rollout_share"] == row["perf/reference_share"] == 0
     assert row["perf/policy_share"] == 1
@@ -63,6 +64,6 @@ def test_an_accumulated_step_is_counted_as_a_whole(tmp_path):
     assert 20 < rows[1]["perf/step_tokens_per_second"] <= 1000
 
 
-def test_a_module_that_measures_nothing_is_named(tmp_path):
-    with pytest.raises(ValueError, match="Throughput reads `training_state`, which TinyDetector does not have"):
+def test_a_module_without_a_timer_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"Throughput requires a module of vr1 .* TinyDetector is none"):
         fit(tmp_path, TinyDetector())

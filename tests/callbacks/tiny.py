@@ -1,21 +1,20 @@
-"""A LightningModule that trains one number, logs what a script says, and finds what the drawing example finds."""
+"""A LightningModule that trains one number, logs given rewards, and predicts the example of the drawings."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
 from vr1.drawing.boxes import example_prediction
-from vr1.rewards.base import Criterion
+from vr1.rewards import Criterion, Reward
 
 
 class TinyDetector(pl.LightningModule):
     def __init__(self, rewards=(), images=6, scale_by_rank=(1.0,), total_name="reward/total"):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.reward = SimpleNamespace(criterion=Criterion(0.1, 0.1, 0.2))
+        self.reward = Reward(criterion=Criterion(0.1, 0.1, 0.2))
         self.rewards = list(rewards)
         self.images = images
         self.scale_by_rank = scale_by_rank
