@@ -42,7 +42,7 @@ def start_lines(trainer: "pl.Trainer", pl_module: "pl.LightningModule", folder: 
 
 
 def end_lines(trainer: "pl.Trainer", pl_module: "pl.LightningModule", folder: Path, seconds: float) -> list[str]:
-    """What a training has left, and the commands that go on from there.
+    """The result of a training, and the commands that use it.
 
     Args:
         trainer: a trainer that has ended.

@@ -1,4 +1,4 @@
-"""Rule refinement through real trainers: when stages begin, what resume restores, what two processes agree on."""
+"""Rule refinement when stages begin, what resume restores, what two processes decide."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ EASY, HARD, HARDER = Criterion(0.5, 0.5, 0.75), Criterion(0.75, 0.75, 0.9), Crit
 RISING = [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
 
 
-def two(**moment):
-    return [Stage(name="easy", criterion=EASY), Stage(name="hard", criterion=HARD, **moment)]
+def two(**beginning):
+    return [Stage(name="easy", criterion=EASY), Stage(name="hard", criterion=HARD, **beginning)]
 
 
 def fit(tmp_path, stages, model=None, *, ckpt_path=None, callbacks=(), **settings):
@@ -58,12 +58,12 @@ def test_fraction_of_max_steps(tmp_path, fraction, total, step):
 
 
 @pytest.mark.parametrize(
-    ("moment", "warning"),
+    ("beginning", "warning"),
     [({"at_step": 10}, "at_step 10 is the end"), ({"at_fraction": 0.95}, r"at_fraction 0\.95 is")],
 )
-def test_a_stage_that_never_begins_is_a_warning(tmp_path, moment, warning):
+def test_a_stage_that_never_begins_is_a_warning(tmp_path, beginning, warning):
     with pytest.warns(UserWarning, match=f"stage 'hard' never begins: {warning}"):
-        model, _, _ = fit(tmp_path, two(**moment))
+        model, _, _ = fit(tmp_path, two(**beginning))
     assert switch_step(model) is None
 
 
@@ -131,7 +131,7 @@ def test_the_untrained_model_is_judged_by_the_first_stage(tmp_path):
     assert model.validated == [(0, 0.5), (10, 0.75)]
 
 
-MOMENTS = [
+BEGINNINGS = [
     {"at_fraction": 0.5},
     {"at_step": 7},
     {"on_plateau": Plateau(monitor="reward/total", patience=3, window=2)},
@@ -140,15 +140,15 @@ MOMENTS = [
 
 
 @pytest.mark.filterwarnings("error:the checkpoint was saved in stage")
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("beginning", BEGINNINGS)
 @pytest.mark.parametrize("stop", range(1, 10, 2))
-def test_resume_is_exact(tmp_path, moment, stop):
-    uninterrupted, expected, _ = fit(tmp_path, two(**moment))
+def test_resume_is_exact(tmp_path, beginning, stop):
+    uninterrupted, expected, _ = fit(tmp_path, two(**beginning))
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
-    first = fit(tmp_path, two(**moment), callbacks=[saving], enable_checkpointing=True)[1]
+    first = fit(tmp_path, two(**beginning), callbacks=[saving], enable_checkpointing=True)[1]
     assert first.first_steps == expected.first_steps
     path = tmp_path / f"step={stop}.ckpt"
-    resumed, refinement, _ = fit(tmp_path, two(**moment), ckpt_path=path)
+    resumed, refinement, _ = fit(tmp_path, two(**beginning), ckpt_path=path)
     assert resumed.seen == uninterrupted.seen[stop:]
     assert refinement.state_dict() == expected.state_dict()
 

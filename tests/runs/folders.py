@@ -1,4 +1,4 @@
-"""Run folders as trainings leave them, made by hand."""
+"""Run folders with the files of a training."""
 
 import csv
 import json

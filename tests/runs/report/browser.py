@@ -1,4 +1,4 @@
-"""A headless Chromium that a test drives by DevTools messages over a pair of pipes; no package is needed for it."""
+"""A headless Chromium that a test controls by DevTools messages over a pair of pipes, without a package."""
 
 import fcntl
 import json
@@ -10,21 +10,21 @@ import sys
 import time
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-# Starts a program with the given descriptors as its 3 and 4.
+# Starts a program with the given descriptors as its descriptors 3 and 4.
 WITH_PIPES = """
 import os, sys
-for given, wanted in zip(sys.argv[1:3], (3, 4)):
-    os.dup2(int(given), wanted)
+for given, target in zip(sys.argv[1:3], (3, 4)):
+    os.dup2(int(given), target)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
 class Browser:
-    """One page in a browser, and what went wrong on it.
+    """One page in a browser, its errors and its requests.
 
     Attributes:
         problems: exceptions and errors of the page's console.
-        requests: addresses that the page asked for, its own first.
+        requests: addresses that the page requests, its own first.
     """
 
     def __init__(self, profile, seconds=300):
@@ -33,10 +33,10 @@ class Browser:
         self._in, theirs_out = os.pipe()
         # High numbers, so that 3 and 4, where the browser looks for its pipes, are neither of them.
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 100) for end in (theirs_in, theirs_out)]
-        words = [PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        words += ["--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        arguments = [PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        arguments += ["--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", WITH_PIPES, *map(str, ends), *words],
+            [sys.executable, "-c", WITH_PIPES, *map(str, ends), *arguments],
             pass_fds=ends,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -45,12 +45,12 @@ class Browser:
             os.close(end)
         self._read, self._last, self._session, self._loaded = b"", 0, None, False
         self.problems, self.requests = [], []
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
-            self.ask(f"{domain}.enable")
+            self.send(f"{domain}.enable")
 
-    def ask(self, method, **settings):
+    def send(self, method, **settings):
         """The result of one DevTools command."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": settings}
@@ -63,26 +63,26 @@ class Browser:
         return answer["result"]
 
     def open(self, address, *, width, height=900, dark=False):
-        """Load a page as a screen of this width and a reader of this taste would."""
+        """Load a page on a screen of this width, in the light or the dark colour scheme."""
         self.problems, self.requests, self._loaded = [], [], False
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        taste = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.ask("Emulation.setEmulatedMedia", features=[taste])
-        self.ask("Page.navigate", url=address)
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.send("Page.navigate", url=address)
         while not self._loaded:
             self._notice(self._next())
 
     def run(self, script):
         """The value of an expression of JavaScript."""
-        answer = self.ask("Runtime.evaluate", expression=script, returnByValue=True)
+        answer = self.send("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def press(self, key):
-        """Press a key, as somebody without a mouse would."""
+        """Press and release a key."""
         code = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}[key]
         for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def close(self):
         """End the browser."""
@@ -103,14 +103,14 @@ class Browser:
         return json.loads(message)
 
     def _notice(self, event):
-        method, told = event.get("method"), event.get("params", {})
+        method, details = event.get("method"), event.get("params", {})
         if method == "Page.loadEventFired":
             self._loaded = True
         elif method == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
+            self.requests.append(details["request"]["url"])
         elif method == "Runtime.exceptionThrown":
-            self.problems.append(told["exceptionDetails"]["text"])
-        elif (method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning")) or (
-            method == "Log.entryAdded" and told["entry"]["level"] == "error"
+            self.problems.append(details["exceptionDetails"]["text"])
+        elif (method == "Runtime.consoleAPICalled" and details["type"] in ("error", "warning")) or (
+            method == "Log.entryAdded" and details["entry"]["level"] == "error"
         ):
-            self.problems.append(json.dumps(told))
+            self.problems.append(json.dumps(details))

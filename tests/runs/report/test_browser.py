@@ -1,4 +1,4 @@
-"""The report as a browser shows it: wide and narrow, light and dark."""
+"""The report in a browser: wide and narrow, light and dark."""
 
 import re
 
@@ -28,8 +28,8 @@ def address(tmp_path_factory):
 def test_no_error_no_request_and_no_sideways_scrolling(width, dark, browser, address):
     browser.open(address, width=width, dark=dark)
     assert browser.problems == []
-    outside = [found for found in browser.requests if not found.startswith("data:")]
-    assert outside == [address]
+    requests = [request for request in browser.requests if not request.startswith("data:")]
+    assert requests == [address]
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run("document.querySelectorAll('.chart path').length") == 2
 
@@ -65,7 +65,7 @@ def test_a_curve_shows_its_value_at_the_pointer(browser, address):
         "(({x, y, width, height}) => [x, y, width, height])(document.querySelector('.chart svg')"
         ".getBoundingClientRect())"
     )
-    browser.ask("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] * 0.55, y=box[1] + box[3] / 2)
+    browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] * 0.55, y=box[1] + box[3] / 2)
     assert browser.run(text) == "total 0.5 @ 2"
 
 
