@@ -25,7 +25,7 @@ def start_lines(trainer: "pl.Trainer", pl_module: "pl.LightningModule", folder: 
     Returns:
         At most five lines: method and length, model, what is trained of it, data, where results go.
     """
-    limit = f"{trainer.max_steps} steps" if trainer.max_steps != -1 else f"{trainer.max_epochs} epochs"
+    limit = f"max {trainer.max_steps} steps" if trainer.max_steps != -1 else f"max {trainer.max_epochs} epochs"
     devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     lines = [f"training: {type(pl_module).__name__}, {limit}, {devices}, precision {trainer.precision}"]
     if isinstance(pl_module, DetectionModule):

@@ -77,6 +77,9 @@ class Progress(TQDMProgressBar):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        if self._to_file:
+            # Disabled below, by the run before this one.
+            self.enable()
         super().setup(trainer, pl_module, stage)
         self._folder = run_folder(trainer)
         # Lightning switches the display off on all ranks but the first.

@@ -109,7 +109,7 @@ class RuleRefinement(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if stage != "fit" or not self.stages:
             return
-        if not isinstance(pl_module, HasReward):
+        if not (isinstance(pl_module, HasReward) and isinstance(pl_module.reward, Reward)):
             raise UserError(
                 f"RuleRefinement requires a module with a reward, and {type(pl_module).__name__} has none: leave the"
                 " callback out, or give it `stages: []`"

@@ -110,6 +110,13 @@ def test_numbers_are_short(tmp_path, capsys, value, text):
     assert f"  reward {text}  " in capsys.readouterr().out
 
 
+def test_a_second_run_is_shown_too(tmp_path, capsys):
+    progress = Progress(line_interval=0)
+    for _ in range(2):
+        run(tmp_path, progress, max_steps=1)
+        assert "step 1/1" in capsys.readouterr().out
+
+
 def test_off(tmp_path, capsys):
     run(tmp_path, Progress(refresh_rate=0))
     assert capsys.readouterr().out == ""
@@ -133,7 +140,7 @@ def fit_scenes(source, folder, callbacks, **settings):
 def test_the_start_says_what_is_trained_and_where_results_go(source, tmp_path, capsys):
     fit_scenes(source, tmp_path, [Progress()], max_steps=1)
     lines = capsys.readouterr().out.splitlines()[:5]
-    assert lines[0] == "training: SFTModule, 1 steps, 1 x cpu, precision 32-true"
+    assert lines[0] == "training: SFTModule, max 1 steps, 1 x cpu, precision 32-true"
     assert lines[1] == f"  model    {source.path}"
     trained, total = re.fullmatch(r"  trained  ([\d,]+) of ([\d,]+) parameters", lines[2]).groups()
     assert trained == total

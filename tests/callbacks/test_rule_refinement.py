@@ -116,17 +116,22 @@ def test_off_keeps_the_rewards_own_criterion(tmp_path):
     assert "rule/stage" not in run.callback_metrics
 
 
+class WithoutReward(TinyDetector):
+    def __init__(self):
+        super().__init__()
+        self.reward = None
+
+    def training_step(self, batch, batch_idx):
+        return self.weight.square().sum()
+
+
 def test_off_needs_no_reward(tmp_path):
-    model = TinyDetector()
-    model.reward = None
-    run = trainer(tmp_path, [RuleRefinement([])], max_steps=1)
-    model.training_step = lambda batch, batch_idx: model.weight.sum()
-    run.fit(model)
-    with pytest.raises(ValueError, match=r"reward\.criterion"):
-        trainer(tmp_path, [RuleRefinement()], max_steps=1).fit(model)
+    fit(tmp_path, [], WithoutReward(), max_steps=1)
+    with pytest.raises(UserError, match="RuleRefinement requires a module with a reward, and WithoutReward has none"):
+        fit(tmp_path, None, WithoutReward())
 
 
-def test_the_untrained_model_is_judged_by_the_first_stage(tmp_path):
+def test_the_untrained_model_is_evaluated_by_the_first_stage(tmp_path):
     model, _, _ = fit(tmp_path, None, num_sanity_val_steps=-1, limit_val_batches=1.0, val_check_interval=10)
     assert model.validated == [(0, 0.5), (10, 0.75)]
 
@@ -214,21 +219,6 @@ class WriteSeen(Callback):
 def test_a_bad_schedule_is_an_error_at_once(stages, message):
     with pytest.raises(ValueError, match=message):
         RuleRefinement(stages())
-
-
-def test_a_module_without_a_reward_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="RuleRefinement requires a module with a reward, and WithoutReward has none"):
-        fit(tmp_path, None, WithoutReward())
-    fit(tmp_path, [], WithoutReward(), max_steps=1)
-
-
-class WithoutReward(TinyDetector):
-    def __init__(self):
-        super().__init__()
-        del self.reward
-
-    def training_step(self, batch, batch_idx):
-        return self.weight.square().sum()
 
 
 def test_fractions_and_steps_out_of_order_are_refused_when_the_length_is_known(tmp_path):
