@@ -7,6 +7,7 @@ from callbacks.evaluation import Evaluation
 from callbacks.export import Export
 from callbacks.gallery import Gallery
 from callbacks.guards import KLCeiling, NonFiniteGuard, OutOfMemoryAdvice
+from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.predictions import PredictionWriter
 from callbacks.preemption import Preemption
 from callbacks.progress import Progress
@@ -24,6 +25,7 @@ __all__ = [
     "Gallery",
     "KLCeiling",
     "NonFiniteGuard",
+    "LastCheckpoint",
     "OutOfMemoryAdvice",
     "Plateau",
     "PredictionWriter",

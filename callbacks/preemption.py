@@ -1,6 +1,6 @@
 """Preemption.
 
-Leave in good order when the machine is taken away: save, and say how to go on.
+Stop in good order on Ctrl-C, or when the machine is needed by others: save, and print the command that resumes.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,22 @@ from vr1.modules.state import HasTrainingState
 
 
 class Preemption(Callback):
-    """On SIGTERM (or another signal), save a checkpoint after the step that is running, and exit.
+    """On Ctrl-C, SIGTERM or SIGUSR1, save a checkpoint after the current step and exit.
 
-    It prints the command that goes on from there, exactly. The exit status is 128 and the number of the signal, 143 for
-    SIGTERM. A process that alone gets the signal takes the others with it.
+    The command that resumes from it is printed. The exit status is 128 plus the number of the signal: 130 for Ctrl-C,
+    143 for SIGTERM. If one process of several gets the signal, all of them stop. A second Ctrl-C stops at once, without
+    a checkpoint. ``python -m vr1 fit`` adds this callback where a configuration does not have it.
 
     Under SLURM with Lightning's automatic requeueing (``#SBATCH --signal=SIGUSR1@90``), the checkpoint is put where
-    Lightning looks for it, and the job is queued again: it then goes on by itself.
+    Lightning looks for it, and the job is queued again: it then resumes by itself.
 
     Args:
         filename: the checkpoint's name in the ``checkpoints`` folder of the run; an earlier one is replaced.
-        signals: names of the signals to obey.
+        signals: names of the signals to handle.
 
     Note:
-        The signal waits for the end of the optimizer step, and for that of a validation that is running: what is saved
-        is a state from which training goes on as if it had never stopped.
+        The signal waits for the end of the optimizer step, and for that of a validation that is running: training
+        resumed from the checkpoint is the same as if it had never stopped.
 
     Raises:
         UserError: a signal that does not exist, or cannot be caught.
@@ -51,35 +53,38 @@ class Preemption(Callback):
 
     """
 
-    def __init__(self, filename: str = "preempted.ckpt", signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1")) -> None:
+    def __init__(
+        self, filename: str = "last.ckpt", signals: tuple[str, ...] = ("SIGINT", "SIGTERM", "SIGUSR1")
+    ) -> None:
         for name in signals:
-            if not hasattr(signal, name) or name in ("SIGKILL", "SIGSTOP"):
+            if name not in signal.Signals.__members__ or name in ("SIGKILL", "SIGSTOP"):
                 raise UserError(
                     f"Preemption: signals has {name!r}, which cannot be caught: give names such as 'SIGTERM'"
                 )
         self.filename = filename
-        self.signals = [getattr(signal, name) for name in signals]
-        self._before: dict[int, Any] = {}
+        self.signals = [signal.Signals[name] for name in signals]
+        self._handlers: dict[int, Any] = {}
         self._folder = Path()
         self._received = 0
+        self._received_at = 0.0
         self._step = 0
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         self._folder = run_folder(trainer) / "checkpoints"
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        # Behind the others, so that what they make of a step is in its checkpoint. A new list: Lightning is going
-        # through the old one.
+        # Last, so that the checkpoint of a step has what the others make of it. A new list: Lightning iterates over the
+        # old one.
         trainer.callbacks = [*(item for item in callbacks if item is not self), self]  # type: ignore[attr-defined]
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        # Lightning's own handlers save within whatever is running just then, or exchange tensors within the handler.
-        # They are in place by now, and one of them may have been called while the model was loaded.
+        # Lightning's own handlers save in the middle of a step, or communicate within the handler. They are installed by
+        # now, and one of them may have been called while the model was loaded.
         self._received = signal.SIGTERM if trainer.received_sigterm else 0
         self._step = trainer.global_step
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._notice) for number in self.signals}
+            self._handlers = {number: signal.signal(number, self._handle) for number in self.signals}
 
     @override
     def on_train_batch_end(
@@ -95,48 +100,65 @@ class Preemption(Callback):
         requeue = _requeues(trainer, number)
         path = Path(_requeue_path(trainer)) if requeue else self._folder / self.filename
         trainer.save_checkpoint(path)
-        self._put_back()
+        self._restore_handlers()
         if trainer.is_global_zero:
             name = signal.Signals(number).name
-            print(f"vr1: {name} at step {self._step}: saved {path}; go on with", file=sys.stderr)
-            print(_how_to_go_on(pl_module, path), file=sys.stderr, flush=True)
+            command = pl_module.training_state.run.command if isinstance(pl_module, HasTrainingState) else ""
+            print(f"vr1: {name} at step {self._step}: saved {path}; resume with", file=sys.stderr)
+            print(resume_command(command, str(path)), file=sys.stderr, flush=True)
             if requeue:
                 _requeue()
         raise SystemExit(128 + number)
 
     @override
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._put_back()
+        self._restore_handlers()
 
     @override
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        self._put_back()
+        self._restore_handlers()
 
-    def _notice(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        # A terminal and a launcher may each pass on the same Ctrl-C.
+        if number == signal.SIGINT == self._received and now - self._received_at > 1:
+            self._restore_handlers()
+            raise KeyboardInterrupt
         if not self._received:
-            # os.write: print may be what the signal has just interrupted.
+            again = b"; Ctrl-C again stops without a checkpoint" if number == signal.SIGINT else b""
+            # os.write: the signal may have interrupted print.
             with contextlib.suppress(OSError):
-                os.write(2, b"vr1: asked to stop; saving after the present step\n")
-        self._received = number
+                os.write(2, b"\nvr1: stopping; saves a checkpoint after this step" + again + b"\n")
+            self._received, self._received_at = number, now
 
-    def _put_back(self) -> None:
-        for number, handler in self._before.items():
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        self._before = {}
+        self._handlers = {}
 
 
-def _how_to_go_on(pl_module: Any, path: Path) -> str:
-    """The run's own command with the checkpoint added; for a run of Python's, what to pass to the trainer."""
-    command = pl_module.training_state.run.command if isinstance(pl_module, HasTrainingState) else ""
+def resume_command(command: str, checkpoint: str) -> str:
+    """The shell command that resumes a run from a checkpoint.
+
+    Args:
+        command: the command that started the run; empty for a run started from Python.
+        checkpoint: path of the checkpoint.
+
+    Example:
+        >>> resume_command("python -m vr1 fit --ckpt_path old.ckpt -c a.yaml", "new.ckpt")
+        'python -m vr1 fit -c a.yaml --ckpt_path new.ckpt'
+        >>> resume_command("", "new.ckpt")
+        "trainer.fit(..., ckpt_path='new.ckpt')"
+    """
     if not command:
-        return f"trainer.fit(..., ckpt_path={str(path)!r})"
-    words, kept = iter(shlex.split(command)), []
-    for word in words:
-        if word == "--ckpt_path":
-            next(words, None)
-        elif not word.startswith("--ckpt_path="):
-            kept.append(word)
-    return shlex.join([*kept, "--ckpt_path", str(path)])
+        return f"trainer.fit(..., ckpt_path={checkpoint!r})"
+    arguments, without_checkpoint = iter(shlex.split(command)), []
+    for argument in arguments:
+        if argument == "--ckpt_path":
+            next(arguments, None)
+        elif not argument.startswith("--ckpt_path="):
+            without_checkpoint.append(argument)
+    return shlex.join([*without_checkpoint, "--ckpt_path", checkpoint])
 
 
 def _requeues(trainer: Any, number: int) -> bool:

@@ -1,17 +1,21 @@
 """Errors that a user can fix, and the messages that say how."""
 
+import inspect
 import re
 import sys
 
 _IN_WORKER = re.compile(r"\ACaught \w+ in (?:DataLoader worker process|pin memory thread)")
 _FILE = re.compile(r'^  File "(?P<name>.+?)", line \d+', re.MULTILINE)
 _RAISED = re.compile(r"^[\w.]+: ", re.MULTILINE)
-# A class that was named, with the lines below it that are indented further; looked at only, since they may nest.
+# A class that was named, with the lines below it that are indented further; a lookahead, since they may nest.
 _PROBLEM = re.compile(
-    r"^(?P<indent> *)- Problem with given class_path '(?P<name>.+?)':$(?=(?P<said>(?:\n(?P=indent) {2,}\S.*)+))",
+    r"^(?P<indent> *)- Problem with given class_path '(?P<name>.+?)':$(?=(?P<detail>(?:\n(?P=indent) {2,}\S.*)+))",
     re.MULTILINE,
 )
 _KEY = re.compile(r'Parser key "(.+?)":')
+_VALUE = re.compile(r"^ *Given value: ([^{\[\n]\S*)(?:\. Got value: .*)?$", re.MULTILINE)
+_TYPE = re.compile(r"Expected an? <class '(\w+)'>")
+_SUBTYPE = re.compile(r"<class '([\w.]+\.\w+)'>")
 
 
 class UserError(ValueError):
@@ -70,7 +74,7 @@ def report_user_error(program: str, error: Exception) -> int:
 
 
 def innermost(message: str) -> str:
-    """The heart of a parser's message, in one line: the setting and what is wrong with it, without the dump around.
+    """The core of a parser's message, in one line: the setting and what is wrong with it, without the dump around it.
 
     Example:
         >>> print(innermost('''Parser key "model":
@@ -83,13 +87,50 @@ def innermost(message: str) -> str:
         ...             - Expected a <class 'NoneType'>
         ...   Given value: {'class_path': 'my.Model'}'''))
         model.loss (my.Loss): Option 'kl_coeff' is not accepted
+        >>> print(innermost('''Parser key "lr":
+        ...   Subtypes: [<class 'float'>, <class 'NoneType'>]
+        ...   Errors:
+        ...     - Expected a <class 'float'>
+        ...     - Expected a <class 'NoneType'>
+        ...   Given value: abc'''))
+        lr: expected float, got 'abc'
     """
-    problems = sorted(_PROBLEM.finditer(message), key=lambda found: len(found["indent"]))
+    message = "\n".join(line for line in message.splitlines() if line.strip())
+    problems = sorted(_PROBLEM.finditer(message), key=lambda match: len(match["indent"]))
     if not problems:
-        return " ".join(message.split())
-    deepest = problems[-1]
-    keys = ".".join(_KEY.findall(message[: deepest.end()] + deepest["said"]))
-    return f"{keys} ({deepest['name']}): {' '.join(_KEY.sub('', deepest['said']).split())}"
+        keys, detail, kind = ".".join(_KEY.findall(message)), message, ""
+    else:
+        deepest = problems[-1]
+        detail = deepest["detail"]
+        keys, kind = ".".join(_KEY.findall(message[: deepest.end()] + detail)), f" ({deepest['name']})"
+    if (value := _VALUE.search(detail)) is not None and (expected := _expected(detail, value[1])):
+        return f"{keys}: {expected}"
+    detail = " ".join(_KEY.sub("", detail).split())
+    return f"{keys}{kind}: {detail}" if keys else detail
+
+
+def _expected(detail: str, value: str) -> str:
+    """What a setting takes, where a parser's message says only that a value fits none of its types."""
+    if value.endswith((".yaml", ".yml", ".json")):
+        return f"no such file: {value} (in a configuration, paths of further configurations are relative to its folder)"
+    plain = [name for name in _TYPE.findall(detail) if name != "NoneType"]
+    if plain:
+        return f"expected {' or '.join(dict.fromkeys(plain))}, got {value!r}"
+    names = sorted({name for path in _SUBTYPE.findall(detail) for name in _subclasses(path)})
+    return f"no class {value!r}; known are {', '.join(names)}" if names else ""
+
+
+def _subclasses(path: str) -> list[str]:
+    """The names of the concrete subclasses of vr1 of an imported class."""
+    module, _, name = path.rpartition(".")
+    kinds = [getattr(sys.modules.get(module), name, None)]
+    names = []
+    for kind in kinds:
+        if isinstance(kind, type):
+            kinds += kind.__subclasses__()
+            if kind.__module__.startswith(("vr1.", "callbacks.")) and not inspect.isabstract(kind):
+                names.append(kind.__name__)
+    return names
 
 
 def _without_worker_traceback(text: str) -> str:

@@ -1,98 +1,210 @@
-"""The commands with a trainer, ``python -m vr1 fit|validate|test|predict``: LightningCLI and checks of our own."""
+"""The commands with a trainer, ``python -m vr1 fit|validate|test|predict``: LightningCLI with checks before it runs."""
 
-import os
-import pickle
+import importlib.util
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 import vr1.data
 import vr1.modules.grpo
-import vr1.modules.sft  # noqa: F401 - what is imported can be named without its package: --model SFTModule
-from vr1.checkpoints.shards import REST
+import vr1.modules.sft  # noqa: F401 - an imported class can be named without its package: --model SFTModule
+from vr1.commands.console import quiet_console
 from vr1.commands.model_argument import with_model
+from vr1.commands.output import check_writable, output_folders, place_outputs, share_version, with_out
+from vr1.commands.renamed import renamed_hint
+from vr1.commands.resume import WANDB_KEY, continue_wandb_run, find_checkpoint, finished_message, wandb_run_id
 from vr1.data.datamodule import RecordDataModule
-from vr1.errors import UserError, innermost, is_out_of_memory, user_message
+from vr1.errors import innermost, is_out_of_memory, user_message
 from vr1.modules.base import DetectionModule
 from vr1.modules.state import RunInfo
 from vr1.runs.folder import flat_settings
 
-# What Lightning takes for --ckpt_path beside files.
-_KEYWORDS = ("best", "last", "hpc", "registry")
+ROOT = Path(vr1.__file__).parents[1]
+# Read before every configuration, so that each configuration holds only what is special to it.
+BASE_CONFIG = ROOT / "configs" / "base.yaml"
+# What `fit` adds where a configuration has no callback of the kind: Ctrl-C saves, and every run leaves last.ckpt.
+_FIT_CALLBACKS = {
+    "callbacks.Preemption": ("Preemption",),
+    "callbacks.LastCheckpoint": ("LastCheckpoint", "ModelCheckpoint"),
+}
+_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run one command with a trainer.
 
     Args:
-        argv: the words after ``python -m vr1``; None takes the process's own.
+        argv: the arguments after ``python -m vr1``; None takes those of the process.
 
     Returns:
-        2 for a user's mistake, which is told in one line; else None.
+        None after success, 2 after a mistake of the user, which is printed in one line, 130 after Ctrl-C.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+    quiet_console()
     try:
-        _run(_CLI, words, None if argv is None else words)
+        prepare(sys.argv[1:] if argv is None else argv).run()
     except (ValueError, OSError) as error:
-        if (ours := user_message(error)) is None:
+        if (message := user_message(error)) is None:
             raise
-        print(f"vr1: error: {ours}", file=sys.stderr)
-        return 2
+        return _fail(message)
+    except MisconfigurationException as error:
+        return _fail(" ".join(str(error).split()))
     except (RuntimeError, MemoryError) as error:
         if not (is_out_of_memory(error) and (notes := getattr(error, "__notes__", None))):
             raise
         first = (str(error) or type(error).__name__).splitlines()[0]
-        print(f"vr1: error: {notes[-1]} ({first})", file=sys.stderr)
-        return 2
+        return _fail(f"{notes[-1]} ({first})")
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into the exit status 1.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            return _INTERRUPTED
+        raise
     return None
 
 
-def settings_of(words: Sequence[str]) -> Any:
-    """The settings that a command would run with, defaults included; nothing is made of them.
+def prepare(arguments: Sequence[str]) -> "TrainerCommand":
+    """Everything that a command would run with; no weights are loaded and nothing is run.
 
     Args:
-        words: the words after ``python -m vr1``, the command first.
+        arguments: the arguments after ``python -m vr1``, the command first.
+
+    Raises:
+        UserError: settings that cannot work.
+        SystemExit: settings that cannot be parsed, after a message; or ``--help`` and the like.
     """
-    return _run(_Settings, words, words).config[words[0]]
+    return TrainerCommand(arguments[0], arguments[1:])
 
 
-def objects_of(words: Sequence[str]) -> tuple[DetectionModule, RecordDataModule]:
+def settings_of(arguments: Sequence[str]) -> Any:
+    """The settings that a command would run with, defaults included; no object is built.
+
+    Args:
+        arguments: the arguments after ``python -m vr1``, the command first.
+    """
+    return _Settings(arguments[0], arguments[1:]).config
+
+
+def objects_of(arguments: Sequence[str]) -> tuple[DetectionModule, RecordDataModule]:
     """The module and the data that a command would run with; no weights are loaded and nothing is run.
 
     Args:
-        words: the words after ``python -m vr1``, the command first.
+        arguments: the arguments after ``python -m vr1``, the command first.
     """
-    made = _run(_Objects, words, words)
-    return made.model, made.datamodule
+    command = prepare(arguments)
+    return command.model, command.datamodule
 
 
-def _run(kind: type["_CLI"], words: Sequence[str], args: Sequence[str] | None) -> "_CLI":
-    return kind(
-        DetectionModule,
-        RecordDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_callback=_SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_class=_Parser,
-        parser_kwargs={"prog": "vr1"},
-        args=args,
-        command=shlex.join(["python", "-m", "vr1", *words]),
-    )
+class TrainerCommand(LightningCLI):
+    """The trainer, module and data of one command, checked before any model is loaded.
+
+    Attributes:
+        config: the settings, as they are saved beside the results.
+        trainer: the trainer.
+        model: the module, without weights.
+        datamodule: the data module.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        arguments: the arguments after it.
+    """
+
+    def __init__(self, command: str, arguments: Sequence[str]) -> None:
+        _load_own_callbacks()
+        self.command, self.arguments = command, with_model(command, with_out(arguments))
+        self.shell_command = shlex.join(["python", "-m", "vr1", command, *arguments])
+        self._run_arguments: list[str] = []
+        super().__init__(
+            DetectionModule,
+            RecordDataModule,
+            run=False,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_class=_Parser,
+            parser_kwargs={
+                "prog": f"vr1 {command}",
+                "description": "--out FOLDER puts everything of a run there; it is short for"
+                f" --trainer.default_root_dir. Settings that are not given are those of {BASE_CONFIG}.",
+                "default_config_files": [str(BASE_CONFIG)],
+            },
+            args=self.arguments,
+        )
+
+    def run(self) -> None:
+        """Run the command; a training that is finished already is reported instead."""
+        run_settings = {name: self.config_init.get(name) for name in self._run_arguments}
+        checkpoint = run_settings.get("ckpt_path")
+        if self.command == "fit" and checkpoint and (message := finished_message(checkpoint, self.trainer)):
+            print(f"vr1: {message}")
+            return
+        getattr(self.trainer, self.command)(model=self.model, datamodule=self.datamodule, **run_settings)
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        skip: set[str | int] = set(self.subcommands()[self.command])
+        self._run_arguments = parser.add_method_arguments(Trainer, self.command, skip=skip)
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+        if self.command == "fit":
+            _add_fit_callbacks(self.config.trainer)
+        self.save_config_kwargs["settings"] = self.config.clone()
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config.trainer
+        place_outputs(trainer, self.arguments)
+        share_version(trainer)
+        root = trainer.default_root_dir or "."
+        if self.config.get("ckpt_path"):
+            self.config.ckpt_path = find_checkpoint(str(self.config.ckpt_path), Path(root))
+            if self.command == "fit":
+                continue_wandb_run(trainer.logger, self.config.ckpt_path)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        for folder in output_folders(trainer):
+            check_writable(folder)
+        return trainer
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        settings = self.save_config_kwargs["settings"]
+        self.model.set_run_info(RunInfo(command=self.shell_command, config=self.parser.dump(settings)))
+
+
+class _Settings(TrainerCommand):
+    """Parses the settings, and builds nothing."""
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Nothing is checked that only a run needs."""
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+    @override
+    def after_instantiate_classes(self) -> None:
+        """Nothing was built."""
 
 
 class _Parser(LightningArgumentParser):
-    """Tells a mistake in one line where one of our own checks found it, and never with all the settings' names."""
+    """Reports a mistake in one line, without a dump of all settings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Taken for an abbreviation, a mistyped name would go unnoticed.
@@ -100,18 +212,17 @@ class _Parser(LightningArgumentParser):
 
     @override
     def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        given = [_null(argument) for argument in (sys.argv[1:] if args is None else args)]
-        return super().parse_args(with_model(given), *more, **kwargs)
+        return super().parse_args([_null(argument) for argument in args or []], *more, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)
-        if ex is not None and (ours := user_message(ex)) is not None:
-            sys.stderr.write(f"vr1: error: {ours}\n")
-            self.exit(2)
-        prog = (getattr(ex, "subcommand_parser", None) or self).prog.replace(" [options]", "")
-        sys.stderr.write(f"vr1: error: {innermost(message)}\n")
-        sys.stderr.write(f"`{prog} --help` lists the settings; with --model.help GRPOModule, those of a class\n")
+        if (hint := renamed_hint(message)) is not None:
+            self.exit(_fail(hint))
+        if ex is not None and (text := user_message(ex)) is not None:
+            self.exit(_fail(text))
+        _fail(innermost(message))
+        sys.stderr.write(f"`{self.prog} --help` lists the settings; with --model.help GRPOModule, those of a class\n")
         self.exit(2)
 
 
@@ -126,74 +237,18 @@ def _null(argument: str) -> str:
     )
 
 
-class _CLI(LightningCLI):
-    """LightningCLI that finds out before any model is loaded what would end a run later."""
-
-    def __init__(self, *args: Any, command: str, **kwargs: Any) -> None:
-        self.command = command
-        super().__init__(*args, **kwargs)
-
-    @override
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        with warnings.catch_warnings():
-            # The words of `plan` and `check` are not quite those of the process, which Lightning takes for a mistake.
-            warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended")
-            super().parse_arguments(parser, args)
-
-    @override
-    def _parse_ckpt_path(self) -> None:
-        """Leave the checkpoint alone: it holds no settings of the configuration, and the run reads it once anyway."""
-
-    @override
-    def after_instantiate_classes(self) -> None:
-        parser, settings = self._parser(self.subcommand), self.config[self.subcommand]
-        self.model.set_run_info(RunInfo(command=self.command, config=parser.dump(settings)))
-
-    @override
-    def before_instantiate_classes(self) -> None:
-        checkpoint = str(self.config[self.subcommand].get("ckpt_path") or "")
-        known = checkpoint.split(":")[0] in _KEYWORDS or "://" in checkpoint
-        if checkpoint and not known and not Path(checkpoint).exists():
-            raise UserError(f"ckpt_path={checkpoint}: no such checkpoint; check the path")
-        if checkpoint and not known and self.subcommand == "fit":
-            continue_run(self.config[self.subcommand].trainer.logger, checkpoint)
-
-    @override
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
-        _share_version(trainer.loggers)
-        folders = [logger.save_dir for logger in trainer.loggers if logger.save_dir] or [trainer.default_root_dir]
-        for folder in dict.fromkeys(map(str, folders)):
-            _refuse_unwritable(folder)
-        return trainer
-
-
-class _Objects(_CLI):
-    """Makes the objects and stops."""
-
-    @override
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing."""
-
-
-class _Settings(_CLI):
-    """Reads the settings and stops."""
-
-    @override
-    def instantiate_classes(self) -> None:
-        """Make nothing."""
-
-    @override
-    def after_instantiate_classes(self) -> None:
-        """Nothing was made."""
-
-    @override
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run nothing."""
-
-
 class _SaveConfig(SaveConfigCallback):
-    """Keeps the settings of a run beside its results, and in Weights & Biases where that is used."""
+    """Saves the settings of a run beside its results, and in Weights & Biases where that is used.
+
+    Args:
+        parser: what parsed the settings.
+        config: the settings with this run's own folders and numbers, which must not become those of another run.
+        settings: the settings as they were given; these are saved.
+        kwargs: see Lightning's class.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, *, settings: Any, **kwargs: Any) -> None:
+        super().__init__(parser, settings, **kwargs)
 
     @override
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -203,62 +258,38 @@ class _SaveConfig(SaveConfigCallback):
 
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if (run := run_of(trainer.loggers)) is not None:
-            checkpoint[KEY] = run
+        if (run := wandb_run_id(trainer.loggers)) is not None:
+            checkpoint[WANDB_KEY] = run
 
 
-def _share_version(loggers: Sequence[Logger]) -> None:
-    """Let loggers that number the runs of one folder give this run one number, and so one folder."""
-    numbers: dict[tuple[Any, Any], Any] = {}
-    for logger in loggers:
-        if isinstance(logger, CSVLogger | TensorBoardLogger) and logger._version is None:
-            # Each would count the folders that it finds when it first writes, the other's among them.
-            logger._version = numbers.setdefault((logger.save_dir, logger.name), logger.version)
+def _add_fit_callbacks(trainer: Any) -> None:
+    """Add the callbacks that every training has, where the settings have none of the kind."""
+    callbacks = trainer.callbacks or []
+    callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+    names = {str(item.class_path).rsplit(".", 1)[-1] for item in callbacks}
+    for class_path, kinds in _FIT_CALLBACKS.items():
+        saves = class_path.endswith("Checkpoint")
+        if not names.intersection(kinds) and not (saves and trainer.enable_checkpointing is False):
+            callbacks.append(Namespace(class_path=class_path, init_args=Namespace()))
+    trainer.callbacks = callbacks
 
 
-def _refuse_unwritable(folder: str) -> None:
-    """Refuse a folder for results in which nothing can be made; one that is missing will be made."""
-    if "://" in folder:
+def _load_own_callbacks() -> None:
+    """Import the package ``callbacks`` of vr1, which a module of that name in the working folder would hide."""
+    folder = ROOT / "callbacks"
+    loaded = sys.modules.get("callbacks")
+    if loaded is not None and loaded.__file__ and Path(loaded.__file__).parent == folder:
         return
-    there = Path(folder).absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        fault = "no folder" if not there.is_dir() else "write-protected"
-        raise UserError(
-            f"{folder}: results cannot be written there, since {there} is {fault}; give another folder, as"
-            " trainer.default_root_dir or the save_dir of trainer.logger"
-        )
+    spec = importlib.util.spec_from_file_location(
+        "callbacks", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["callbacks"] = module
+    spec.loader.exec_module(module)
 
 
-KEY = "vr1_wandb"
-
-
-def run_of(loggers: Sequence[Logger]) -> str | None:
-    """The id of the run that is being recorded, None without Weights & Biases."""
-    ids = [logger.version for logger in loggers if isinstance(logger, WandbLogger)]
-    return str(ids[0]) if ids and ids[0] else None
-
-
-def run_in(checkpoint: str) -> str | None:
-    """The id of the run that a checkpoint was written by; None where it names none or cannot be looked into."""
-    path = Path(checkpoint)
-    path = path / REST if path.is_dir() else path
-    if not path.is_file():
-        return None
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError):
-        # Whether it can be resumed from is for the trainer to find out.
-        return None
-    return found.get(KEY) if isinstance(found, dict) else None
-
-
-def continue_run(loggers: Any, checkpoint: str) -> None:
-    """Set the id of the checkpoint's run in the settings of each ``WandbLogger`` that has none of its own."""
-    settings = loggers if isinstance(loggers, list) else [loggers]
-    ours = [item for item in settings if str(getattr(item, "class_path", "")).endswith("WandbLogger")]
-    waiting = [item for item in ours if not (item.init_args.get("id") or item.init_args.get("version"))]
-    if waiting and (found := run_in(checkpoint)):
-        for item in waiting:
-            item.init_args["id"] = found
+def _fail(message: str) -> int:
+    print(f"vr1: error: {message}", file=sys.stderr)
+    return 2
