@@ -79,8 +79,8 @@ class Preemption(Callback):
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        # Lightning's own handlers save in the middle of a step, or communicate within the handler. They are installed by
-        # now, and one of them may have been called while the model was loaded.
+        # Lightning's own handlers save in the middle of a step, or communicate within the handler. They are installed
+        # by now, and one of them may have been called while the model was loaded.
         self._received = signal.SIGTERM if trainer.received_sigterm else 0
         self._step = trainer.global_step
         if threading.current_thread() is threading.main_thread():

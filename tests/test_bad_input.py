@@ -75,18 +75,18 @@ class TestModel:
         (tmp_path / "text").mkdir()
         (tmp_path / "text" / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 8}))
         message = told("--model.policy.path", tmp_path / "text")
-        assert "a qwen2 model does not see images; give a vision-language model" in message
+        assert "a qwen2 model takes no images; give a vision-language model" in message
 
     def test_config_is_broken(self, told, tmp_path):
         (tmp_path / "broken").mkdir()
         (tmp_path / "broken" / "config.json").write_text("{")
-        assert "broken: no model could be found there" in told("--model.policy.path", tmp_path / "broken")
+        assert "broken: no model was found there" in told("--model.policy.path", tmp_path / "broken")
 
     def test_weights_are_pickled(self, told, tiny_model, tmp_path):
         folder = shutil.copytree(tiny_model, tmp_path / "pickled")
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
         message = told("--model.policy.path", folder)
-        assert "found pytorch_model.bin, and only weights in safetensors are read" in message
+        assert "found pytorch_model.bin, but only safetensors" in message
 
     def test_processor_is_missing(self, told, tiny_model, tmp_path):
         folder = shutil.copytree(tiny_model, tmp_path / "bare")
@@ -100,7 +100,7 @@ class TestModel:
         assert message == "policy: min_pixels=9000 is more than max_pixels=4000; lower it"
 
     def test_quantized_weights_without_adapters(self, told):
-        assert "quantize='nf4' needs adapters" in told("--model.policy.quantize", "nf4")
+        assert "quantize='nf4' requires adapters" in told("--model.policy.quantize", "nf4")
 
     def test_adapters_for_layers_that_do_not_exist(self, told):
         assert "policy.lora.targets=['qq_proj']" in told("--model.policy.lora.targets", "[qq_proj]")
@@ -135,7 +135,8 @@ class TestSettings:
         assert "4.png: the prompt has" in message
 
     def test_checkpoint_is_missing(self, told):
-        assert told("--ckpt_path", "runs/last.ckpt") == "ckpt_path=runs/last.ckpt: no such checkpoint; check the path"
+        message = told("--ckpt_path", "runs/last.ckpt")
+        assert message == "ckpt_path=runs/last.ckpt: no such checkpoint; runs/demo has none"
 
 
 class TestOutput:

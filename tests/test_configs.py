@@ -1,20 +1,22 @@
-"""Every YAML in configs/ says how to use it, parses, and makes what it describes."""
+"""Every YAML in configs/ says how to use it, parses, and builds what it describes."""
 
 import re
 import shlex
+import shutil
 
 import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from tests.command import CONFIGS, ROOT, run
-from vr1.commands import trainer
+from tests.command import CONFIGS, ROOT
+from vr1.commands.trainer import prepare, settings_of
 from vr1.rewards import Reward
 
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 REWARDS = sorted((CONFIGS / "rewards").glob("*.yaml"))
 SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
-RUNS = [path for path in ALL if path not in REWARDS + SWEEPS]
+BASE = CONFIGS / "base.yaml"
+RUNS = [path for path in ALL if path not in [*REWARDS, *SWEEPS, BASE]]
 COMMAND = re.compile(r"^#\s+(python -m vr1 .+)$", re.MULTILINE)
 
 
@@ -33,33 +35,43 @@ def read_reward(path):
     return parser.instantiate(parser.parse_args([f"--reward={path}"])).reward
 
 
-@pytest.fixture
-def made(monkeypatch):
-    """What commands make, instead of running it."""
-    found = []
-    monkeypatch.setattr(trainer._CLI, "_run_subcommand", lambda self, subcommand: found.append(self))
-    return found
-
-
 @pytest.mark.parametrize("path", ALL, ids=name)
 def test_a_file_opens_with_its_command(path):
     commands = COMMAND.findall(head(path))
-    assert any(str(path.relative_to(ROOT)) in command for command in commands)
+    # Every command reads the base, so none names it.
+    assert path == BASE or any(str(path.relative_to(ROOT)) in command for command in commands)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
-def test_the_command_makes_its_objects(path, made, tiny_model, tmp_path):
+def test_the_command_builds_its_objects(path, tiny_model, tmp_path, monkeypatch):
     [command] = [found for found in COMMAND.findall(head(path)) if str(path.relative_to(ROOT)) in found]
-    words = [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(command)[3:]]
-    assert run(tmp_path, *words, "--model.policy.path", tiny_model) == 0
-    [command_line] = made
-    assert not hasattr(command_line.model, "policy"), "weights belong to the run, not to its preparation"
-    assert command_line.trainer.callbacks
-    assert command_line.datamodule is not None
+    arguments = [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(command)[3:]]
+    monkeypatch.chdir(tmp_path)
+    built = prepare([*arguments, "--model.policy.path", str(tiny_model)])
+    assert not hasattr(built.model, "policy"), "weights belong to the run, not to its preparation"
+    assert built.trainer.callbacks
+    assert built.datamodule is not None
+
+
+@pytest.mark.parametrize("path", RUNS, ids=name)
+def test_a_copy_elsewhere_has_the_same_settings(path, tmp_path, monkeypatch):
+    [command] = [found for found in COMMAND.findall(head(path)) if str(path.relative_to(ROOT)) in found]
+    arguments = shlex.split(command)[3:]
+    shutil.copytree(CONFIGS, tmp_path / "copied")
+    (tmp_path / "copied" / "base.yaml").unlink()
+    monkeypatch.chdir(tmp_path)
+
+    def settings(folder):
+        named = [argument.replace("configs/", f"{folder}/") for argument in arguments]
+        found = settings_of(named).as_dict()
+        found.pop("config")
+        return found
+
+    assert settings(tmp_path / "copied") == settings(CONFIGS)
 
 
 @pytest.mark.parametrize("path", REWARDS, ids=name)
-def test_rewards_are_made(path):
+def test_rewards_are_built(path):
     terms = [*read_reward(path).terms]
     if path.stem == "paper" or path.stem.startswith("released"):
         assert terms == ["dual_format", "recall", "precision"]

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from vr1.advantage import Advantage
     from vr1.data import (
         CocoDataModule,
-        FolderDataModule,
+        ImageFolderDataModule,
         MixtureDataModule,
         OdinwDataModule,
-        RecDataModule,
+        ReferringDataModule,
         SceneDataModule,
         Selection,
         VisionR1DataModule,
@@ -42,10 +42,10 @@ _MODULES = {
     "vr1.advantage": ("Advantage",),
     "vr1.data": (
         "CocoDataModule",
-        "FolderDataModule",
+        "ImageFolderDataModule",
         "MixtureDataModule",
         "OdinwDataModule",
-        "RecDataModule",
+        "ReferringDataModule",
         "SceneDataModule",
         "Selection",
         "VisionR1DataModule",
@@ -67,7 +67,7 @@ _MODULES = {
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604 - the table is the one place of the names
+__all__ = [
     "__version__",
     *_MODULE_OF,
 ]

@@ -9,7 +9,8 @@ from vr1.cli import main
 def run() -> None:
     """Run the command of this process, and exit with its status.
 
-    Python puts the working folder on the path for ``python -m vr1`` only; the script finds the user's modules there too.
+    Python itself puts the working folder on the path for ``python -m vr1`` only; here the script finds the user's
+    modules there too.
     """
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -6,7 +6,6 @@ import stat
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from callbacks import Curves, Preemption, RuleRefinement
-from callbacks.preemption import _how_to_go_on
+from callbacks.preemption import resume_command
 from tests.callbacks.tiny import TinyDetector
 from tests.command import ROOT
 from tests.trainers import trainer
@@ -61,10 +60,10 @@ def test_saves_after_the_step_and_exits(tmp_path, capsys, number):
     with pytest.raises(SystemExit) as stopped:
         fit(tmp_path, Preemption(), Signal(3, number))
     assert stopped.value.code == 128 + number
-    path = tmp_path / "checkpoints" / "preempted.ckpt"
+    path = tmp_path / "checkpoints" / "last.ckpt"
     told = capsys.readouterr().err.strip().splitlines()
     assert told[-2:] == [
-        f"vr1: {signal.Signals(number).name} at step 3: saved {path}; go on with",
+        f"vr1: {signal.Signals(number).name} at step 3: saved {path}; resume with",
         f"trainer.fit(..., ckpt_path='{path}')",
     ]
     resumed = fit(tmp_path, Preemption(), ckpt_path=path)
@@ -76,7 +75,7 @@ def test_what_the_other_callbacks_make_of_the_step_is_saved(tmp_path):
     curves, whole = Curves(), Curves()
     with pytest.raises(SystemExit):
         fit(tmp_path, Preemption(), RuleRefinement(), curves, Signal(3))
-    fit(tmp_path, Preemption(), RuleRefinement(), curves := Curves(), ckpt_path=tmp_path / "checkpoints/preempted.ckpt")
+    fit(tmp_path, Preemption(), RuleRefinement(), curves := Curves(), ckpt_path=tmp_path / "checkpoints/last.ckpt")
     fit(tmp_path, RuleRefinement(), whole)
     assert curves.history.series == whole.history.series
     assert curves.switches == whole.switches
@@ -95,7 +94,7 @@ def test_a_signal_before_the_first_step(tmp_path):
         fit(
             tmp_path, Preemption(), Signal(1, hook="on_sanity_check_start"), num_sanity_val_steps=1, limit_val_batches=1
         )
-    assert torch.load(tmp_path / "checkpoints" / "preempted.ckpt", weights_only=True)["global_step"] == 1
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
 
 
 def test_after_training_the_signals_are_free_again(tmp_path):
@@ -113,7 +112,7 @@ def test_after_training_the_signals_are_free_again(tmp_path):
     ],
 )
 def test_the_command_that_goes_on(command, line):
-    told = _how_to_go_on(SimpleNamespace(told={"command": command}), "my runs/p.ckpt")
+    told = resume_command(command, "my runs/p.ckpt")
     assert told == line
 
 
@@ -153,5 +152,5 @@ def test_a_run_of_the_command_line(tiny_model, tmp_path):
         _, told = process.communicate(timeout=300)
     assert process.returncode == 143
     [command] = [line for line in told.splitlines() if line.startswith("python -m vr1 fit --config ")]
-    assert command.endswith(" --ckpt_path runs/demo/version_0/checkpoints/preempted.ckpt")
+    assert command.endswith(" --ckpt_path runs/demo/version_0/checkpoints/last.ckpt")
     assert (tmp_path / command.split()[-1]).exists()

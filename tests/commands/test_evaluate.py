@@ -107,13 +107,12 @@ def test_every_set_of_expressions_has_its_accuracy(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
-    [["test", "--model", "SFTModule"], ["fit", "--model=vr1.modules.sft.SFTModule"],
-     ["test", "--model", "my/model.yaml"], ["test", "--model", '{"class_path": "a/b"}'],
-     ["test", "--model.policy.path", "a/b"], ["test", "--model"]],
+    "arguments",
+    [["--model", "SFTModule"], ["--model=vr1.modules.sft.SFTModule"], ["--model", "my/model.yaml"],
+     ["--model", '{"class_path": "a/b"}'], ["--model.policy.path", "a/b"], ["--model"]],
 )  # fmt: skip
-def test_classes_and_settings_are_left_alone(words):
-    assert with_model(words) == words
+def test_classes_and_settings_are_left_alone(arguments):
+    assert with_model("test", arguments) == arguments
 
 
 def test_what_is_no_checkpoint_is_told(tmp_path, checkpoint, capsys):
@@ -122,4 +121,4 @@ def test_what_is_no_checkpoint_is_told(tmp_path, checkpoint, capsys):
     assert run(tmp_path, "test", *words, tmp_path / "bad.ckpt") == 2
     assert "bad.ckpt holds more than tensors and plain values, or is damaged" in capsys.readouterr().err
     assert run(tmp_path, "fit", *words, checkpoint) == 2
-    assert "training goes on from a checkpoint by --ckpt_path" in capsys.readouterr().err
+    assert "to resume a training, give its checkpoint as --ckpt_path" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.command import CONFIGS, RACCOON, Keep, run, small, steps
 from tests.shared_data import needs_shared
-from vr1.cli import _COMMANDS, _TRAINER_COMMANDS
+from vr1.cli import COMMANDS, TRAINER_COMMANDS
 from vr1.data import SceneSource
 
 MY_TERM = """
@@ -224,7 +224,7 @@ def test_any_nested_value_can_be_given_on_the_command_line(tiny_model, tmp_path)
 def test_help_names_every_command(tmp_path, capsys):
     assert run(tmp_path, "--help") == 0
     told = capsys.readouterr().out
-    for command in (*_TRAINER_COMMANDS, *_COMMANDS):
+    for command in (*TRAINER_COMMANDS, *COMMANDS):
         assert f"\n    {command} " in told
 
 

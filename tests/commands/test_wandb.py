@@ -13,7 +13,7 @@ from wandb.proto import wandb_internal_pb2
 
 from tests.command import CONFIGS, run, small, steps
 from vr1.checkpoints.shards import write_shards
-from vr1.commands.trainer import KEY, run_in
+from vr1.commands.resume import WANDB_KEY, stored_wandb_run_id
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +140,10 @@ def test_a_resumed_training_continues_the_run(recorded, tiny_model):
 
 
 def test_a_checkpoint_in_shards_names_its_run_too(tmp_path):
-    write_shards({"state_dict": {"weight": torch.ones(2)}, KEY: "abc123"}, tmp_path / "last.ckpt")
-    assert run_in(str(tmp_path / "last.ckpt")) == "abc123"
+    write_shards({"state_dict": {"weight": torch.ones(2)}, WANDB_KEY: "abc123"}, tmp_path / "last.ckpt")
+    assert stored_wandb_run_id(str(tmp_path / "last.ckpt")) == "abc123"
     write_shards({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "other.ckpt")
-    assert run_in(str(tmp_path / "other.ckpt")) is None
+    assert stored_wandb_run_id(str(tmp_path / "other.ckpt")) is None
 
 
 def test_the_other_loggers_stay(recorded):

@@ -54,6 +54,9 @@ _CLASSES = {
     "Detector": "DetectionModule",
     "Described": "CustomFamily",
     "Finding": "Prediction",
+    "FolderDataModule": "ImageFolderDataModule",
+    "RecDataModule": "ReferringDataModule",
+    "RecSource": "ReferringSource",
 }
 # Settings, by the last part of their path.
 _SETTINGS = {

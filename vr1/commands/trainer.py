@@ -16,7 +16,7 @@ from typing_extensions import override
 
 import vr1.data
 import vr1.modules.grpo
-import vr1.modules.sft  # noqa: F401 - an imported class can be named without its package: --model SFTModule
+import vr1.modules.sft
 from vr1.commands.console import quiet_console
 from vr1.commands.model_argument import with_model
 from vr1.commands.output import check_writable, output_folders, place_outputs, share_version, with_out

@@ -3,30 +3,28 @@
 import pytest
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from tests.command import CONFIGS, ROOT, run
-from vr1.commands import trainer as trainer_commands
+from tests.command import CONFIGS, ROOT
 from vr1.commands.sweep import expand, parameters_of, read_plan
+from vr1.commands.trainer import prepare
 
 
 @pytest.fixture
-def made(monkeypatch):
-    """Makes what a trial of a sweep describes, instead of running it."""
-    found = []
-    monkeypatch.setattr(trainer_commands._CLI, "_run_subcommand", lambda self, subcommand: found.append(self))
+def build(monkeypatch):
+    """Builds what a trial of a sweep describes, without running it."""
+    monkeypatch.chdir(ROOT)
 
-    def make(name, folder=None, *words):
+    def build(name, folder=None, *arguments):
         plan = read_plan(CONFIGS / "sweeps" / f"{name}.yaml")
         parameters = parameters_of(plan, 1)[0]
         expanded = expand(plan, parameters, folder)
         assert expanded[1:3] == ["-m", "vr1"]
-        assert run(ROOT, *expanded[3:], *words) == 0
-        return parameters, found[-1]
+        return parameters, prepare([*expanded[3:], *map(str, arguments)])
 
-    return make
+    return build
 
 
-def test_training(made, tiny_model, tmp_path):
-    parameters, command = made("training", tmp_path / "trial_000", "--model.policy.path", tiny_model)
+def test_training(build, tiny_model, tmp_path):
+    parameters, command = build("training", tmp_path / "trial_000", "--model.policy.path", tiny_model)
     module, trainer = command.model, command.trainer
     assert module.sampling.group_size == parameters["model.sampling.group_size"]
     assert module.loss.kl_coef == parameters["model.loss.kl_coef"]
@@ -35,11 +33,11 @@ def test_training(made, tiny_model, tmp_path):
     assert [stage.name for stage in stages] == ["overlap", "beginner"]
     assert [type(logger) for logger in trainer.loggers] == [CSVLogger]
     assert trainer.loggers[0].log_dir.rstrip("/") == str(tmp_path / "trial_000")
-    assert command.config["fit"].model.init_args.optimizer.init_args.lr == parameters["model.optimizer.lr"]
+    assert command.config.model.init_args.optimizer.init_args.lr == parameters["model.optimizer.lr"]
 
 
-def test_rewards(made, tiny_model, tmp_path):
-    parameters, command = made("rewards", tmp_path / "trial_000", "--model.policy.path", tiny_model)
+def test_rewards(build, tiny_model, tmp_path):
+    parameters, command = build("rewards", tmp_path / "trial_000", "--model.policy.path", tiny_model)
     reward = command.model.reward
     assert reward.weights["recall"] == parameters["model.reward.weights.recall"]
     assert reward.weights["precision"] == parameters["model.reward.weights.precision"]
@@ -49,8 +47,8 @@ def test_rewards(made, tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["training", "rewards"])
-def test_with_weights_and_biases(name, made, tiny_model, tmp_path):
-    words = ["--model.policy.path", tiny_model, "--trainer.default_root_dir", tmp_path]
-    _, command = made(name, None, *words, "--trainer.logger.save_dir", tmp_path)
+def test_with_weights_and_biases(name, build, tiny_model, tmp_path):
+    arguments = ["--model.policy.path", tiny_model, "--trainer.default_root_dir", tmp_path]
+    _, command = build(name, None, *arguments, "--trainer.logger.save_dir", tmp_path)
     [logger] = [logger for logger in command.trainer.loggers if isinstance(logger, WandbLogger)]
     assert logger._offline is False
