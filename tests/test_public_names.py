@@ -61,7 +61,7 @@ def test_an_old_name_is_reported_with_the_new_one(arguments, hint, tiny_model, t
 
 @pytest.mark.parametrize("start", [["-m", "vr1"], ["-P", "-c", "from vr1.__main__ import run; run()"]])
 def test_modules_of_the_working_folder_are_found(start, tmp_path):
-    term = "from vr1 import RewardTerm\nclass Mine(RewardTerm):\n    def score(self, match, criterion):\n        return 1.0\n"
+    term = "from vr1 import RewardTerm\nclass Mine(RewardTerm):\n    def score(self, match, criterion): return 1.0\n"
     (tmp_path / "my_rewards.py").write_text(term)
     (tmp_path / "callbacks.py").write_text("raise RuntimeError('not the package')")
     arguments = ["fit", "--config", str(ROOT / "configs" / "demo.yaml"), "--model.reward", "vr1.rewards.Reward"]

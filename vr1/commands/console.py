@@ -6,7 +6,11 @@ from typing import Any
 
 # By the logger that writes them: how the messages begin.
 _MESSAGES = {
-    "lightning.pytorch.utilities.rank_zero": ("💡 Tip", "TPU available", "HPU available", "IPU available"),
+    "lightning.pytorch.utilities.rank_zero": (
+        "💡 Tip",
+        "TPU available",
+        "`weights_only` was not set",
+    ),
     "lightning.fabric.utilities.seed": ("Seed set to",),
 }
 # Regular expressions for the beginning of a warning.
