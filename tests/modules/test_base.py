@@ -80,13 +80,13 @@ def test_precision_is_that_of_torchmetrics_on_the_predictions(evaluated):
     names = sorted({name for prediction in predictions for name in prediction.record.categories})
     other = MeanAveragePrecision(backend="pycocotools")
     for prediction in predictions:
-        found, record = prediction.detections, prediction.record
+        detections, record = prediction.detections, prediction.record
         other.update(
             [
                 {
-                    "boxes": torch.from_numpy(found.boxes_xyxy),
-                    "scores": torch.from_numpy(found.scores),
-                    "labels": torch.tensor([names.index(label) for label in found.labels], dtype=torch.int64),
+                    "boxes": torch.from_numpy(detections.boxes_xyxy),
+                    "scores": torch.from_numpy(detections.scores),
+                    "labels": torch.tensor([names.index(label) for label in detections.labels], dtype=torch.int64),
                 }
             ],
             [
@@ -171,12 +171,12 @@ def test_several_sets_are_logged_each_and_by_their_mean(source, tmp_path):
     parts = {}
     for name in ("one", "two"):
         alone = CocoMetrics()
-        found = [prediction for prediction in recorder.predictions if prediction.record.set_name == name]
-        alone.update([prediction.detections for prediction in found], [prediction.record for prediction in found])
+        of_set = [prediction for prediction in recorder.predictions if prediction.record.set_name == name]
+        alone.update([prediction.detections for prediction in of_set], [prediction.record for prediction in of_set])
         parts[name] = alone.compute()
         assert metrics[f"val/{name}/map"] == pytest.approx(float(parts[name]["map"]))
         assert f"val/{name}/ar_1" not in metrics
-    assert len(found) == 6
+    assert len(of_set) == 6
     assert metrics["val/map"] == pytest.approx((float(parts["one"]["map"]) + float(parts["two"]["map"])) / 2)
     assert metrics["val/one/map"] != metrics["val/two/map"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.rewards.test_reward import found, true
+from tests.rewards.test_reward import detections_of, targets_of
 from vr1.matching import BoxMatcher
 from vr1.rewards import Completeness, Count, Criterion, LabelAccuracy
 
@@ -55,5 +55,5 @@ BOX, OTHER = [0, 0, 10, 10], [50, 50, 60, 60]
 )
 @pytest.mark.parametrize("rule", ["zero", "ignore"])
 def test_label_accuracy_values(answer, truth, expected, rule):
-    match = BoxMatcher(label_rule=rule)(found(*answer), true(*truth))
+    match = BoxMatcher(label_rule=rule)(detections_of(*answer), targets_of(*truth))
     assert LabelAccuracy().score(match, Criterion()) == expected

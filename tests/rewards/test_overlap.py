@@ -8,7 +8,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tests.rewards.test_reward import found, true
+from tests.rewards.test_reward import detections_of, targets_of
 from vr1.matching import BoxMatcher
 from vr1.rewards import AveragePrecision, Criterion, DynamicIou, Iou
 from vr1.types import Detections, Targets, as_boxes
@@ -81,7 +81,7 @@ def test_at_most_a_hundred_boxes_count():
 
 def test_invented_categories_cost_unless_ignored():
     box = [0, 0, 10, 10]
-    match = BoxMatcher()(found((box, "cat"), (box, "zebra")), true((box, "Cat.")))
+    match = BoxMatcher()(detections_of((box, "cat"), (box, "zebra")), targets_of((box, "Cat.")))
     assert AveragePrecision().score(match, Criterion()) == 0.5
     assert AveragePrecision(absent="ignore").score(match, Criterion()) == 1
 

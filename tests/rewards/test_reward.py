@@ -17,12 +17,12 @@ from vr1.types import Targets, as_boxes
 CONFIGS = Path(__file__).parents[2] / "configs" / "rewards"
 
 
-def found(*items):
+def detections_of(*items):
     text = Qwen25VL().write(as_boxes([box for box, _ in items]), [label for _, label in items])
     return read_detections(text, Qwen25VL(), (100, 100), (100, 100))
 
 
-def true(*items):
+def targets_of(*items):
     return Targets(boxes_xyxy=as_boxes([box for box, _ in items]), labels=tuple(label for _, label in items))
 
 
@@ -51,7 +51,10 @@ def parse(*argv):
 
 
 def test_sum_of_the_paper():
-    output = Reward()([found(CAT, DOG), found(CAT), found()], [true(CAT, DOG), true(CAT, DOG), true(CAT, DOG)])
+    output = Reward()(
+        [detections_of(CAT, DOG), detections_of(CAT), detections_of()],
+        [targets_of(CAT, DOG), targets_of(CAT, DOG), targets_of(CAT, DOG)],
+    )
     assert output.terms["dual_format"].tolist() == [1, 1, 1]
     assert output.terms["recall"].tolist() == [1, 0.5, 0]
     assert output.terms["precision"].tolist() == [1, 1, 0]
@@ -60,7 +63,11 @@ def test_sum_of_the_paper():
 
 
 def test_a_batch_is_rewarded_as_its_completions_are():
-    pairs = [(found(CAT, DOG), true(CAT)), (found(CAT), true(DOG)), (found(), true())]
+    pairs = [
+        (detections_of(CAT, DOG), targets_of(CAT)),
+        (detections_of(CAT), targets_of(DOG)),
+        (detections_of(), targets_of()),
+    ]
     batched = Reward()(*zip(*pairs, strict=True)).total
     single = torch.cat([Reward()([detections], [targets]).total for detections, targets in pairs])
     assert batched.tolist() == single.tolist()
@@ -78,22 +85,22 @@ def test_each_completion_is_matched_once():
             Counting.calls += 1
             return super().__call__(detections, targets)
 
-    Reward(matcher=Counting())([found(CAT)] * 3, [true(CAT)] * 3)
+    Reward(matcher=Counting())([detections_of(CAT)] * 3, [targets_of(CAT)] * 3)
     assert Counting.calls == 3
 
 
 def test_weights_may_be_zero_or_negative():
     reward = Reward(weights={"recall": 0.0, "precision": -2.0})
-    assert reward([found(CAT)], [true(CAT)]).total.tolist() == [1 - 2]
+    assert reward([detections_of(CAT)], [targets_of(CAT)]).total.tolist() == [1 - 2]
     assert reward.weights == {"dual_format": 1, "recall": 0, "precision": -2}
 
 
 def test_a_new_criterion_takes_effect():
     reward = Reward()
     loose = ([0, 0, 10, 6], "cat")
-    assert reward([found(loose)], [true(CAT)]).terms["precision"].tolist() == pytest.approx([0.6])
+    assert reward([detections_of(loose)], [targets_of(CAT)]).terms["precision"].tolist() == pytest.approx([0.6])
     reward.criterion = reward.criterion.at_stage("advanced")
-    assert reward([found(loose)], [true(CAT)]).total.tolist() == [1]
+    assert reward([detections_of(loose)], [targets_of(CAT)]).total.tolist() == [1]
 
 
 def test_names():
@@ -121,7 +128,7 @@ def test_wrong_settings_are_errors(arguments, message):
 
 def test_the_terms_are_metrics_of_the_rewards_that_are_added():
     reward = Reward()
-    output = reward([found(CAT), found()], [true(CAT), true(CAT)])
+    output = reward([detections_of(CAT), detections_of()], [targets_of(CAT), targets_of(CAT)])
     assert not reward.total.update_called, "computing a reward changes no state"
     metrics = reward.update_means(output.total, output.terms)
     assert {name: metric.compute().item() for name, metric in metrics.items()} == {
@@ -171,6 +178,6 @@ def test_a_users_term_by_class_path(monkeypatch):
     monkeypatch.setitem(sys.modules, "user_terms", module)
     terms = "[{class_path: vr1.rewards.Recall}, {class_path: user_terms.FewBoxes, init_args: {halve_after: 1}}]"
     reward = parse("--reward", "Reward", "--reward.terms", terms, "--reward.weights", "{few_boxes: 2.0}")
-    output = reward([found(CAT)], [true(CAT)])
+    output = reward([detections_of(CAT)], [targets_of(CAT)])
     assert output.terms["few_boxes"].tolist() == [0.5]
     assert output.total.tolist() == [2]
