@@ -16,7 +16,7 @@ from vr1.policy.tiny import SPECIAL_TOKENS, build_processor, build_tokenizer
 
 # The released ones by their config.json. The small one has their proportions: a fifth of the weights sees, the LM head
 # has its tenth of the language model's work, three of four vision layers look into windows.
-_TEXT: dict[str, dict[str, Any]] = {
+TEXT_SHAPES: dict[str, dict[str, Any]] = {
     "24m": {
         "vocab_size": 4096,
         "hidden_size": 384,
@@ -83,7 +83,7 @@ def _embedded() -> tuple[Any, Any]:
 def config_of(shape: str, tokenizer: Any) -> Qwen2_5_VLConfig:
     """The configuration of a shape, with a tokenizer's special tokens."""
     ids: dict[str, int] = {token: tokenizer.vocab[token] for token in SPECIAL_TOKENS}
-    text = _TEXT[shape]
+    text = TEXT_SHAPES[shape]
     head = text["hidden_size"] // text["num_attention_heads"]
     return Qwen2_5_VLConfig(
         text_config={

@@ -1,0 +1,139 @@
+"""The embedded model: training, exact resume, a KL of 0 at the first step, and tokens and log-probs as on a CPU."""
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from gpu_steps.models import available
+from gpu_steps.run import Bench, SkippedError
+from vr1.data import SceneDataModule
+from vr1.families import Qwen25VL
+from vr1.losses import GRPO
+from vr1.modules.grpo import GRPOModule
+from vr1.policy import Lora, Policy, PolicySource
+from vr1.prompts import PromptBatch, PromptEncoder
+from vr1.rollout import Sampling, generate
+from vr1.rollout.cache import GroupCache
+from vr1.rollout.decoder import decoder
+
+
+def run(bench: Bench) -> None:
+    """Measure."""
+    with bench.part("greedy_tokens_equal_cpu"):
+        bench.record(greedy_tokens_equal_cpu=_greedy(bench))
+    for name, source in _sources(bench).items():
+        with bench.part(f"sampler_gap {name}"):
+            if source.quantize and not available("bitsandbytes"):
+                raise SkippedError("bitsandbytes is not installed")
+            bench.record(**{f"sampler_gap {name}": sampler_gap(bench, source)})
+    for name, source in _sources(bench).items():
+        with bench.part(f"training {name}"):
+            if source.quantize and not available("bitsandbytes"):
+                raise SkippedError("bitsandbytes is not installed")
+            bench.record(**{f"training {name}": _resumed(bench, source)})
+
+
+def _sources(bench: Bench) -> dict[str, PolicySource]:
+    sources = {"float32": PolicySource(), "LoRA": PolicySource(lora=Lora())}
+    if bench.device == "cuda":
+        sources["bf16 + LoRA"] = PolicySource(dtype="bfloat16", lora=Lora(), gradient_checkpointing=True)
+        sources["NF4 + LoRA"] = PolicySource(dtype="bfloat16", lora=Lora(), quantize="nf4", gradient_checkpointing=True)
+    return sources
+
+
+def _prompts(source: PolicySource, count: int) -> PromptBatch:
+    data = SceneDataModule(train_scenes=count, val_scenes=count, num_workers=0)
+    scenes = data.build("val")
+    return PromptEncoder(source.processor(), Qwen25VL(), 1024)([scenes[index] for index in range(count)])
+
+
+def _greedy(bench: Bench) -> float:
+    """Share of equal tokens of greedy answers in float32, device against CPU."""
+    source, greedy = PolicySource(), Sampling(group_size=1, temperature=0.0, max_new_tokens=96)
+    prompts, tokenizer = _prompts(source, 16), source.processor().tokenizer
+    torch.backends.cuda.matmul.allow_tf32 = False
+    here = generate(source.load().eval(), prompts, greedy, tokenizer)
+    there = generate(source.load().eval().to(bench.device), prompts.to(bench.device), greedy, tokenizer)
+    pairs = zip(here.texts, there.texts, strict=True)
+    return sum(first == second for first, second in pairs) / len(prompts)
+
+
+def sampler_gap(bench: Bench, source: PolicySource) -> dict[str, float]:
+    """Difference of log-probs between decoding, a token at a time, and the training pass."""
+    policy = source.load().eval().to(bench.device)
+    prompts = _prompts(source, 4).to(bench.device)
+    sampling = Sampling(group_size=4, max_new_tokens=96)
+    mixed = torch.autocast(bench.device, torch.bfloat16, enabled=source.dtype == "bfloat16", cache_enabled=False)
+    with mixed, torch.no_grad():
+        rollout = generate(policy, prompts, sampling, source.processor().tokenizer)
+        trained, _ = policy.log_probs(prompts, rollout.tokens, rollout.mask)
+        sampled = decoded_log_probs(policy, prompts, rollout.tokens)
+    gap = (sampled - trained).abs()[rollout.mask]
+    return {"mean": float(gap.mean()), "max": float(gap.max()), "tokens": int(rollout.mask.sum())}
+
+
+def decoded_log_probs(policy: Policy, prompts: PromptBatch, tokens: Tensor) -> Tensor:
+    """Log-probs ``[B, G, C]`` of given tokens by the decoder of rollouts."""
+    batch, group, length = tokens.shape
+    prefix = policy.read(prompts)
+    rows, position = tokens.flatten(0, 1), prefix.following.repeat_interleave(group)
+    step = decoder(policy, GroupCache(prefix, group), len(rows))
+    logits = policy.logits(prefix.state).repeat_interleave(group, dim=0)
+    values = []
+    for place in range(length):
+        values.append(logits.log_softmax(-1).gather(-1, rows[:, place, None])[:, 0])
+        logits = step(rows[:, place], position + place)
+    return torch.stack(values, dim=1).view(batch, group, length)
+
+
+def _resumed(bench: Bench, source: PolicySource) -> dict[str, Any]:
+    """Three steps at once against two, a checkpoint, and one more; and the KL of the first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        straight, first = _fit(bench, source, 3, Path(folder) / "straight")
+        _fit(bench, source, 2, Path(folder) / "parts")
+        resumed, _ = _fit(bench, source, 3, Path(folder) / "more", Path(folder) / "parts" / "last.ckpt")
+    gaps = [(straight[name] - value).abs().max() for name, value in resumed.items()]
+    return {"kl_at_first_step": first, "largest_difference_after_resume": float(max(gaps))}
+
+
+def _fit(
+    bench: Bench, source: PolicySource, steps: int, folder: Path, checkpoint: Path | None = None
+) -> tuple[dict[str, Tensor], float]:
+    """Trained parameters after some steps, and the first step's KL."""
+    kl: list[float] = []
+
+    class FirstKL(L.Callback):
+        """Reads the KL after the first step."""
+
+        def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+            kl.append(float(trainer.callback_metrics["grpo/kl"]))
+
+    L.seed_everything(0, verbose=False)
+    module = GRPOModule(
+        policy=source,
+        sampling=Sampling(group_size=4, max_new_tokens=64),
+        loss=GRPO(kl_coef=0.1),
+        optimizer=partial(torch.optim.AdamW, lr=1e-4, fused=bench.device == "cuda"),
+    )
+    trainer = L.Trainer(
+        accelerator=bench.accelerator,
+        devices=1,
+        precision="bf16-mixed" if source.dtype == "bfloat16" else "32-true",
+        max_steps=steps,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[FirstKL(), ModelCheckpoint(folder, save_last=True, save_top_k=0)],
+    )
+    data = SceneDataModule(train_scenes=16, val_scenes=4, batch_size=4, num_workers=0)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    trained = {name: part.detach().cpu() for name, part in module.named_parameters() if part.requires_grad}
+    return trained, kl[0]

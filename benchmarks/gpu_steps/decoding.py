@@ -1,0 +1,144 @@
+"""Seconds a token of decoding, by rows and by how the weights are held, against what reading the weights takes.
+
+Keys and values of the prompts are random: what they hold changes no time.
+"""
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpu_steps.models import Variant, random_policy
+from gpu_steps.run import Bench
+from vr1.policy import Policy
+from vr1.rollout import Sampling
+from vr1.rollout.shared import decode_shared
+from vr1.types import Prefix
+
+_GROUP = 8
+# Dispatched operators whose result the host waits for.
+_WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_unique2", "unique_consecutive"}
+
+
+class CountDispatches(TorchDispatchMode):
+    """Counts operators by name, and those that make the host wait for a device.
+
+    Example:
+        >>> with CountDispatches() as count:
+        ...     _ = torch.ones(2).add(1).sum().item()
+        >>> count.waits
+        1
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.waits = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        # Views launch nothing on a device.
+        if not func.is_view:
+            self.calls[name] += 1
+        masks = name in ("index", "index_put", "index_put_") and any(
+            isinstance(part, Tensor) and part.dtype == torch.bool for part in args[1]
+        )
+        self.waits += name in _WAITS or masks
+        return func(*args, **(kwargs or {}))
+
+
+def run(bench: Bench) -> None:
+    """Measure."""
+    large = bench.device == "cuda"
+    variants = [Variant(), Variant(lora=True), Variant(lora=True, nf4=True)]
+    for variant in variants if large else variants[:2]:
+        with bench.part(variant.name):
+            policy = random_policy(bench, variant).eval().requires_grad_(False)
+            found: dict[str, Any] = {"weight_bytes": _weight_bytes(policy)}
+            for rows in (8, 16, 32, 128) if large else (8,):
+                found[f"{rows} rows"] = _measured(bench, policy, rows, found["weight_bytes"])
+                bench.record(**{variant.name: found})
+
+
+def _measured(bench: Bench, policy: Policy, rows: int, weight_bytes: float) -> dict[str, Any]:
+    """One size: milliseconds a token, the bound, and what is launched and waited for."""
+    short, long = (8, 40) if bench.device == "cuda" else (2, 6)
+    length = 1095 if bench.device == "cuda" else 64
+    prefix = random_prefix(policy, rows // _GROUP, length, bench)
+
+    def decode(tokens: int) -> None:
+        uniform = torch.rand(rows, tokens, device=bench.device, dtype=torch.float64)
+        with torch.inference_mode():
+            decode_shared(policy, prefix, Sampling(group_size=_GROUP, max_new_tokens=tokens), uniform)
+
+    # The difference leaves out what is done once a rollout.
+    times = [bench.seconds(decode, tokens, repeats=3, warmup=1) for tokens in (short, long)]
+    token = (times[1] - times[0]) / (long - short)
+    cache = sum(part.numel() * part.element_size() for part in (*prefix.keys, *prefix.values))
+    found: dict[str, Any] = {"ms_per_token": 1e3 * token, "once_ms": 1e3 * (times[0] - short * token)}
+    bandwidth = bench.results.get("hardware", {}).get("read_gb_per_second")
+    if isinstance(bandwidth, float):
+        bound = (weight_bytes + cache) / (bandwidth * 1e9)
+        found |= {"bound_ms": 1e3 * bound, "times_the_bound": token / bound}
+    return found | _launches(bench, decode, short, long)
+
+
+def _launches(bench: Bench, decode: Any, short: int, long: int) -> dict[str, float]:
+    """Operators, kernels and waits of the host for each token."""
+    counts = []
+    for tokens in (short, long):
+        with CountDispatches() as count:
+            decode(tokens)
+        counts.append((sum(count.calls.values()), count.waits))
+    steps = long - short
+    found = {
+        "dispatches_per_token": (counts[1][0] - counts[0][0]) / steps,
+        "waits_per_token": (counts[1][1] - counts[0][1]) / steps,
+    }
+    if bench.device == "cuda":
+        waits, kernels = [], []
+        for tokens in (short, long):
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    decode(tokens)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            waits.append(sum("synchroniz" in str(item.message) for item in caught))
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                decode(tokens)
+                bench.synchronize()
+            kernels.append(sum(event.count for event in profile.key_averages() if event.self_device_time_total > 0))
+        found |= {
+            "synchronisations_per_token": (waits[1] - waits[0]) / steps,
+            "kernels_per_token": (kernels[1] - kernels[0]) / steps,
+        }
+    return found
+
+
+def random_prefix(policy: Policy, prompts: int, length: int, bench: Bench) -> Prefix:
+    """Keys, values and states of prompts of one length, of random numbers."""
+    text = policy.base.config.get_text_config()
+    width = text.hidden_size // text.num_attention_heads
+    shape = (prompts, text.num_key_value_heads, length, width)
+
+    def layers() -> list[Tensor]:
+        return [torch.randn(shape, device=bench.device, dtype=bench.dtype) for _ in range(text.num_hidden_layers)]
+
+    return Prefix(
+        keys=layers(),
+        values=layers(),
+        state=torch.randn(prompts, text.hidden_size, device=bench.device, dtype=bench.dtype),
+        mask=torch.ones(prompts, length, dtype=torch.bool, device=bench.device),
+        following=torch.full((prompts,), length, device=bench.device),
+    )
+
+
+def _weight_bytes(policy: Policy) -> float:
+    """Bytes of the weights that every token reads: the language model's layers and the head, packed ones as stored."""
+    parts = [*policy.base.model.language_model.layers.parameters(), *policy.base.lm_head.parameters()]
+    return float(sum(part.numel() * part.element_size() for part in parts))
