@@ -20,7 +20,7 @@ from vr1.policy import Lora, Policy, PolicySource
 from vr1.prompts import PromptBatch, PromptEncoder
 from vr1.rollout import Sampling, generate
 from vr1.rollout.cache import GroupCache
-from vr1.rollout.decoder import decoder
+from vr1.rollout.decoder import make_decoder
 
 
 def run(bench: Bench) -> None:
@@ -81,9 +81,9 @@ def sampler_gap(bench: Bench, source: PolicySource) -> dict[str, float]:
 def decoded_log_probs(policy: Policy, prompts: PromptBatch, tokens: Tensor) -> Tensor:
     """Log-probs ``[B, G, C]`` of given tokens by the decoder of rollouts."""
     batch, group, length = tokens.shape
-    prefix = policy.read(prompts)
-    rows, position = tokens.flatten(0, 1), prefix.following.repeat_interleave(group)
-    step = decoder(policy, GroupCache(prefix, group), len(rows))
+    prefix = policy.prefill(prompts)
+    rows, position = tokens.flatten(0, 1), prefix.next_position.repeat_interleave(group)
+    step = make_decoder(policy, GroupCache(prefix, group), len(rows))
     logits = policy.logits(prefix.state).repeat_interleave(group, dim=0)
     values = []
     for place in range(length):

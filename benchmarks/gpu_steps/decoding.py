@@ -134,7 +134,7 @@ def random_prefix(policy: Policy, prompts: int, length: int, bench: Bench) -> Pr
         values=layers(),
         state=torch.randn(prompts, text.hidden_size, device=bench.device, dtype=bench.dtype),
         mask=torch.ones(prompts, length, dtype=torch.bool, device=bench.device),
-        following=torch.full((prompts,), length, device=bench.device),
+        next_position=torch.full((prompts,), length, device=bench.device),
     )
 
 

@@ -9,7 +9,7 @@ from tests.policy.tiny_models import write_tiny
 from vr1.policy import Lora, PolicySource
 from vr1.prompts import PromptEncoder
 from vr1.rollout.cache import GroupCache
-from vr1.rollout.decoder import LayerDecoder, ModelDecoder, fast_linear, fast_rms_norm, make_decoder
+from vr1.rollout.decoder import LayerDecoder, ModelDecoder, fast_rms_norm, make_decoder
 
 GROUP = 3
 
@@ -66,50 +66,6 @@ def test_layers_of_another_build_are_left_to_transformers(source, encoder, recor
     with torch.no_grad():
         prefix = policy.prefill(encoder(records))
         assert type(make_decoder(policy, GroupCache(prefix, GROUP), 9)) is ModelDecoder
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [1, 8, 64])
-def test_products_are_those_of_the_layers(rows, bias):
-    layers = [torch.nn.Linear(48, width, bias=bias) for width in (32, 16, 16)]
-    inputs = torch.randn(rows, 48)
-    with torch.no_grad():
-        expected = torch.cat([layer(inputs) for layer in layers], dim=1)
-        torch.testing.assert_close(fast_linear(layers, rows)(inputs), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(fast_linear(layers[:1], rows)(inputs), expected[:, :32], atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def is_copied(layers, rows):
-    """Whether the function goes on with old weights when those of the layers change."""
-    inputs = torch.randn(rows, 8, dtype=next(layers[-1].parameters()).dtype)
-    function = fast_linear(layers, rows)
-    before = function(inputs)
-    for layer in layers:
-        for parameter in layer.parameters():
-            parameter += 1
-    return torch.equal(function(inputs), before)
-
-
-def test_only_trained_weights_are_copied_and_only_with_mkl(monkeypatch):
-    def trained():
-        return torch.nn.Linear(8, 8, bias=False)
-
-    hooked = trained()
-    hooked.register_forward_hook(lambda *_: None)
-    for layer in (
-        trained().requires_grad_(False),
-        trained().to(torch.bfloat16),
-        hooked,
-        torch.nn.Sequential(trained()),
-    ):
-        assert not is_copied([layer], rows=4)
-    assert not is_copied([trained(), trained().requires_grad_(False)], rows=4)
-    assert not is_copied([trained()], rows=33)
-    for layers in ([trained()], [trained(), trained()]):
-        assert is_copied(layers, rows=4) == torch.backends.mkl.is_available()
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    assert not is_copied([trained()], rows=4)
 
 
 def test_the_norm_is_that_of_transformers(source):

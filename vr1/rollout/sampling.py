@@ -4,9 +4,11 @@ Shape letters: R rows, V vocabulary.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vr1.errors import UserError
 
@@ -65,12 +67,50 @@ def sample_token(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         return logits.argmax(-1)
     scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
     probabilities = torch.softmax(scaled, dim=-1)
-    if sampling.top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        # The most likely token always stays: a token is cut if those before it already reach top_p.
-        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= sampling.top_p, 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter_(-1, order, ordered)
-    cumulative = probabilities.double().cumsum(-1)
-    # A threshold below the total falls on a token of positive probability, even though the sum is rounded.
-    threshold = uniform.double().clamp(max=1 - 1e-12) * cumulative[:, -1]
-    return torch.searchsorted(cumulative, threshold[:, None], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    if sampling.top_p == 1:
+        return _invert(probabilities, uniform.double())
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    # The last token that is kept: with it the sum reaches top_p. A little less, so that a sum that equals it is enough.
+    last = _invert(ordered, torch.full_like(uniform, sampling.top_p - 1e-9, dtype=torch.float64))
+    cut = torch.arange(logits.shape[-1], device=logits.device) > last[:, None]
+    return order.gather(-1, _invert(ordered.masked_fill(cut, 0.0), uniform.double())[:, None])[:, 0]
+
+
+# Entries of a block; the square of it is about the largest vocabulary.
+_BLOCK = 256
+
+
+def _invert(weights: Tensor, share: Tensor) -> Tensor:
+    """The first entry of each row whose cumulative sum is above a share of the row's total.
+
+    It has a positive weight, whatever the rounding: first the block is found in which the sum is reached, then the
+    entry within, each by a cumulative sum over a few hundred values only, as a product with a triangle of ones. torch's
+    own cumulative sum is not deterministic on a GPU, and over a whole vocabulary it would have to be one of float64.
+
+    Args:
+        weights: ``[R, V]`` float32, not negative, with a positive sum.
+        share: ``[R]`` float64 in [0, 1).
+
+    Returns:
+        ``[R]`` int64.
+    """
+    rows, size = weights.shape
+    blocks = pad(weights, (0, -size % _BLOCK)).view(rows, -1, _BLOCK)
+    share = share[:, None].clamp(max=1 - 1e-12)
+    sums = blocks.sum(-1).double() @ _triangle(blocks.shape[1], weights.device)
+    target = share * sums[:, -1:]
+    block = (sums <= target).sum(-1, keepdim=True)
+    before = pad(sums, (1, 0)).gather(-1, block)
+    within = blocks.gather(1, block[..., None].expand(-1, 1, _BLOCK))[:, 0].double()
+    sums_within = within @ _triangle(_BLOCK, weights.device)
+    # The same share of the block, in terms of the block's own total, which is rounded differently.
+    height = pad(sums, (1, 0)).gather(-1, block + 1) - before
+    target = ((target - before) / height).clamp(0, 1 - 1e-12) * sums_within[:, -1:]
+    return (block * _BLOCK)[:, 0] + (sums_within <= target).sum(-1)
+
+
+@cache
+def _triangle(size: int, device: torch.device) -> Tensor:
+    """``[size, size]`` float64: a row vector times it is the vector's cumulative sum."""
+    with torch.inference_mode(False):
+        return torch.ones(size, size, dtype=torch.float64, device=device).triu()

@@ -15,9 +15,13 @@ from vr1.types import Prefix
 # Finished rows leave the cache when at most this share of its rows is running: this copies the keys and values of the
 # remaining completions once and makes every later step cheaper.
 _COMPACT_BELOW = 0.75
+# On a GPU, tokens between two looks for rows that have ended.
+_CHECK_EVERY = 16
 
 
-def decode_shared(policy: Policy, prefix: Prefix, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def decode_shared(
+    policy: Policy, prefix: Prefix, sampling: Sampling, uniform: Tensor, check_every: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sample G completions of each of B prompts.
 
     Args:
@@ -25,6 +29,8 @@ def decode_shared(policy: Policy, prefix: Prefix, sampling: Sampling, uniform: T
         prefix: its prefill of the B prompts.
         sampling: group size, temperature, top-p and length limit.
         uniform: ``[B * G, max_new_tokens]`` uniform random numbers in [0, 1).
+        check_every: tokens between two looks for rows that have ended; the result does not depend on it. None looks
+            after every token on a CPU and after every 16 on a GPU, which works behind the host: each look waits for it.
 
     Returns:
         Tokens ``[B * G, C]`` int64, their lengths ``[B * G]`` int64, and whether they are finished ``[B * G]`` bool.
@@ -33,31 +39,36 @@ def decode_shared(policy: Policy, prefix: Prefix, sampling: Sampling, uniform: T
     device, total = prefix.state.device, len(prefix.state) * group
     forbidden = torch.tensor(policy.forbidden_tokens, device=device)
     ends = torch.tensor(policy.eos_tokens, device=device)
-    tokens = torch.full((total, limit), int(ends[0]), device=device)
+    check_every = check_every or (1 if device.type == "cpu" else _CHECK_EVERY)
+    tokens = torch.full((total, limit), policy.eos_tokens[0], device=device)
     lengths = torch.full((total,), limit, device=device)
     finished = torch.zeros(total, dtype=torch.bool, device=device)
-    # For each row of the cache: its row in the result, and the position of its first token.
+    # For each row of the cache: its row in the result, the position of its first token, and whether it still runs.
     index = torch.arange(total, device=device)
     position = prefix.next_position.repeat_interleave(group)
+    running = torch.ones(total, dtype=torch.bool, device=device)
     cache = GroupCache(prefix, group)
     decoder = make_decoder(policy, cache, total)
     logits = policy.logits(prefix.state.detach()).repeat_interleave(group, dim=0)
-    steps = 0
     for step in range(limit):
-        steps = step + 1
-        logits[:, forbidden] = -torch.inf
-        sampled = sample_token(logits, sampling, uniform[index, step])
-        running = ~finished[index]
-        tokens[index[running], step] = sampled[running]
-        ended = running & torch.isin(sampled, ends)
-        finished[index[ended]] = True
-        lengths[index[ended]] = steps
-        remaining = (running & ~ended).nonzero()[:, 0]
-        if not len(remaining) or steps == limit:
-            break
-        if len(remaining) <= _COMPACT_BELOW * len(index):
-            cache.select(remaining)
-            index, position, sampled = index[remaining], position[remaining], sampled[remaining]
-            decoder = make_decoder(policy, cache, len(remaining))
-        logits = decoder(sampled, position + step)
-    return tokens[:, :steps], lengths, finished
+        logits.index_fill_(1, forbidden, -torch.inf)
+        sampled = sample_token(logits, sampling, uniform[:, step])
+        tokens[:, step].index_copy_(0, index, torch.where(running, sampled, ends[0]))
+        ended = (sampled[:, None] == ends).any(1) & running
+        lengths.index_copy_(0, index, torch.where(ended, step + 1, lengths[index]))
+        running = running & ~ended
+        if step + 1 == limit:
+            finished.index_copy_(0, index, ~running)
+        elif (step + 1) % check_every == 0:
+            finished.index_copy_(0, index, ~running)
+            remaining = running.nonzero()[:, 0]
+            if not len(remaining):
+                break
+            if len(remaining) <= _COMPACT_BELOW * len(index):
+                cache.select(remaining)
+                index, position, sampled = index[remaining], position[remaining], sampled[remaining]
+                running, uniform = running[remaining], uniform[remaining]
+                decoder = make_decoder(policy, cache, len(remaining))
+        if step + 1 < limit:
+            logits = decoder(sampled, position + step)
+    return tokens[:, : int(lengths.max())], lengths, finished

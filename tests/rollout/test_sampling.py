@@ -1,0 +1,55 @@
+"""Sampling against the cumulative distribution in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from vr1.rollout import Sampling, sample_token
+
+
+@pytest.mark.parametrize("size", [3, 255, 256, 257, 810, 70_000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_inverts_the_cumulative_distribution(size, temperature):
+    generator = torch.Generator().manual_seed(size)
+    logits = 3 * torch.randn(200, size, generator=generator)
+    logits[:, 1] = -torch.inf
+    uniform = torch.rand(200, generator=generator, dtype=torch.float64)
+    found = sample_token(logits, Sampling(temperature=temperature), uniform).numpy()
+    scaled = logits.double().numpy() / temperature
+    weights = np.exp(scaled - scaled.max(1, keepdims=True))
+    sums = weights.cumsum(1)
+    expected = (sums <= uniform.numpy()[:, None] * sums[:, -1:]).sum(1)
+    # float32 probabilities move an edge between two tokens by about 1e-7.
+    assert (found == expected).mean() > 0.99
+    assert not (found == 1).any()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_ends_of_the_interval_have_positive_probability(uniform):
+    logits = torch.full((1, 1000), -torch.inf)
+    logits[0, [300, 301, 700]] = torch.tensor([0.0, -80.0, 1.0])
+    found = sample_token(logits, Sampling(), torch.tensor([uniform], dtype=torch.float64))
+    assert found.tolist() == [300 if uniform == 0 else 700]
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[[2, 0, 3, 1]].expand(1001, -1)
+    uniform = torch.linspace(0, 1 - 1e-9, 1001, dtype=torch.float64)
+    counts = {
+        top_p: sample_token(logits, Sampling(top_p=top_p), uniform).bincount(minlength=4).tolist()
+        for top_p in (0.4, 0.79, 0.9, 1.0)
+    }
+    assert counts[0.4] == [0, 1001, 0, 0]
+    assert counts[0.79] == pytest.approx([0, 626, 0, 375], abs=2)
+    assert counts[0.9] == pytest.approx([158, 527, 0, 316], abs=2)
+    assert counts[1.0] == pytest.approx([150, 501, 50, 300], abs=2)
+
+
+def test_valid_where_deterministic_algorithms_are_required():
+    torch.use_deterministic_algorithms(True)
+    try:
+        logits = torch.randn(3, 500)
+        for sampling in (Sampling(), Sampling(top_p=0.5), Sampling(temperature=0.0)):
+            assert sample_token(logits, sampling, torch.rand(3)).shape == (3,)
+    finally:
+        torch.use_deterministic_algorithms(False)
