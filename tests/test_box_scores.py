@@ -103,7 +103,7 @@ def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
     data = SceneDataModule(SceneStyle(), test_scenes=2)
     prompts = module.encoder([data.build("test")[row] for row in range(2)])
 
-    def decoded(policy, asked, sampling, chances):
+    def decoded(policy, prompts, sampling, draws):
         rows = tokens.repeat(2, 1)
         return rows, torch.full((2,), len(tokens)), torch.ones(2, dtype=torch.bool)
 
@@ -123,7 +123,7 @@ def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
             logits = module.policy.network(
                 input_ids=ids, attention_mask=torch.ones_like(ids), **types, **alone.vision
             ).logits[0, alone.tokens.shape[1] - 1 : -1]
-            chances = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+            draws = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
             texts = [tokenizer.decode(tokens[: count + 1], skip_special_tokens=False) for count in range(len(tokens))]
             marks = ("[7", "50]", "[7", "9]") if kind == "qwen2_5_vl" else ("<loc0008><", "40>", "<loc0008><", "9>")
             spans, reached = [], 0
@@ -133,7 +133,7 @@ def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
                 spans.append((start, reached))
             for (start, end), score in zip(spans, answer.scores, strict=True):
                 own = [
-                    chances[place]
+                    draws[place]
                     for place, text in enumerate(texts)
                     if len(text) > start and (place == 0 or len(texts[place - 1]) < end)
                 ]

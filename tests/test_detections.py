@@ -25,7 +25,7 @@ def test_converts_to_image_pixels():
 
 
 @pytest.mark.parametrize(
-    ("box", "kept"),
+    ("box", "expected"),
     [
         ([30, 20, 10, 40], [20, 40, 60, 80]),
         ([10, 20, 30, 201], [20, 40, 60, 400]),
@@ -36,9 +36,9 @@ def test_converts_to_image_pixels():
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_usable_boxes_are_kept_but_not_valid(box, kept):
+def test_usable_boxes_count_but_are_not_valid(box, expected):
     found = read(box)
-    assert found.boxes_xyxy.tolist() == [kept]
+    assert found.boxes_xyxy.tolist() == [expected]
     assert found.well_formed
     assert not found.valid
 

@@ -88,7 +88,7 @@ def test_written_answers_read_back_as_the_ground_truth(encoder, records, order):
         rows = np.arange(len(record.labels))
         if order == "sorted":
             rows = np.array(sorted(rows, key=lambda row: (record.boxes_xyxy[row][0], record.boxes_xyxy[row][1])))
-        # Whole pixels of the model's input are half an input pixel away at most.
+        # Rounding to integer pixels of the model's input moves a corner by at most half a pixel.
         unit = np.tile([record.image_size[0] / width, record.image_size[1] / height], 2)
         assert (np.abs(boxes - record.boxes_xyxy[rows]) <= 0.5 * unit + 1e-9).all()
         assert answer.labels == tuple(record.labels[row] for row in rows)
@@ -111,10 +111,10 @@ def test_crowd_regions_are_not_written(encoder, records):
 
 def test_every_answer_ends_once(encoder, records):
     tokens, mask = encoder.targets(encoder(records), eos_token_id=2)
-    for row, kept in zip(tokens[:, 0], mask[:, 0], strict=True):
-        assert row[kept][-1] == 2
-        assert (row[kept] == 2).sum() == 1
-        assert (kept.long().diff() <= 0).all(), "padding belongs on the right"
+    for row, real in zip(tokens[:, 0], mask[:, 0], strict=True):
+        assert row[real][-1] == 2
+        assert (row[real] == 2).sum() == 1
+        assert (real.long().diff() <= 0).all(), "padding belongs on the right"
 
 
 def test_long_prompts_are_refused_by_name(source: PolicySource, records):

@@ -46,8 +46,8 @@ def trained(tiny_model, tmp_path_factory):
     return train
 
 
-def export(ckpt, out, *words):
-    assert main(["export", "--ckpt", str(ckpt), "--out", str(out), *words]) == 0
+def export(ckpt, out, *arguments):
+    assert main(["export", "--ckpt", str(ckpt), "--out", str(out), *arguments]) == 0
     return out
 
 
@@ -118,8 +118,8 @@ def test_merged_adapters_are_a_whole_model(trained, tiny_model, tmp_path, kind):
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_precision_is_written_and_named(trained, tmp_path, kind):
     _, ckpt = trained(kind)
-    words = ["--merge"] if kind == "lora" else []
-    folder = export(ckpt, tmp_path / "out", *words, "--dtype", "bfloat16")
+    arguments = ["--merge"] if kind == "lora" else []
+    folder = export(ckpt, tmp_path / "out", *arguments, "--dtype", "bfloat16")
     network = AutoModelForImageTextToText.from_pretrained(folder)
     assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
 
@@ -137,8 +137,8 @@ def test_a_base_that_has_moved(trained, tiny_model, tmp_path):
 
 
 def test_the_card_of_a_run_of_the_command_line(tiny_model, tmp_path):
-    words = [*small(tiny_model), *steps(1), "--trainer.callbacks", "callbacks.Export"]
-    assert run(tmp_path, "fit", *words) == 0
+    arguments = [*small(tiny_model), *steps(1), "--trainer.callbacks", "callbacks.Export"]
+    assert run(tmp_path, "fit", *arguments) == 0
     version = tmp_path / "runs" / "demo" / "version_0"
     [ckpt] = (version / "checkpoints").glob("*.ckpt")
     folder = export(ckpt, tmp_path / "with space")
@@ -186,7 +186,7 @@ def test_a_card_names_hub_models_and_no_folder_of_the_machine():
 
 
 @pytest.mark.parametrize(
-    ("damage", "words", "message"),
+    ("damage", "arguments", "message"),
     [
         (lambda state: state.pop("vr1"), [], "does not say which model it was trained from"),
         (lambda state: state["state_dict"].popitem(), [], "does not belong to its base"),
@@ -194,12 +194,12 @@ def test_a_card_names_hub_models_and_no_folder_of_the_machine():
         (lambda state: None, ["--base", "nowhere/at/all"], "policy.path=nowhere/at/all: no config.json there"),
     ],
 )
-def test_what_cannot_be_exported_is_a_one_line_error(trained, tmp_path, capsys, damage, words, message):
+def test_what_cannot_be_exported_is_a_one_line_error(trained, tmp_path, capsys, damage, arguments, message):
     state = torch.load(trained("full")[1], weights_only=True)
     damage(state)
     torch.save(state, tmp_path / "damaged.ckpt")
     capsys.readouterr()
-    assert main(["export", "--ckpt", str(tmp_path / "damaged.ckpt"), "--out", str(tmp_path / "out"), *words]) == 2
+    assert main(["export", "--ckpt", str(tmp_path / "damaged.ckpt"), "--out", str(tmp_path / "out"), *arguments]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("vr1 export: error: ")
     assert message in line
@@ -216,19 +216,19 @@ def test_a_folder_in_use_and_a_missing_checkpoint(tmp_path, capsys):
 
 def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(trained, tmp_path, capsys):
     policy, ckpt = trained("full")
-    kept = tmp_path / "run" / "checkpoints"
-    kept.mkdir(parents=True)
-    (kept / "old.ckpt").write_bytes(b"not read")
-    os.utime(kept / "old.ckpt", (1, 1))
-    shutil.copyfile(ckpt, kept / "epoch=0-step=3.ckpt")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "old.ckpt").write_bytes(b"not read")
+    os.utime(checkpoints / "old.ckpt", (1, 1))
+    shutil.copyfile(ckpt, checkpoints / "epoch=0-step=3.ckpt")
     export(tmp_path / "run", tmp_path / "out")
     assert "after 3 steps" in capsys.readouterr().out
     network = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(network, tmp_path / "out"), logits(policy, tmp_path / "out"))
 
-    assert main(["export", "--ckpt", str(kept / "last.ckpt"), "--out", str(tmp_path / "other")]) == 2
+    assert main(["export", "--ckpt", str(checkpoints / "last.ckpt"), "--out", str(tmp_path / "other")]) == 2
     assert "in its folder are epoch=0-step=3.ckpt, old.ckpt" in capsys.readouterr().err
-    shutil.rmtree(kept)
+    shutil.rmtree(checkpoints)
     (tmp_path / "run" / "run.json").write_text("{}")
     assert main(["export", "--ckpt", str(tmp_path / "run"), "--out", str(tmp_path / "other")]) == 2
     assert "has no checkpoint" in capsys.readouterr().err

@@ -70,12 +70,12 @@ def test_written_boxes_read_back_within_half_a_unit(family, shares, data):
 def test_what_is_complete_before_a_cut_is_read(family, shares, data):
     boxes = as_boxes(shares) * np.tile(family.frame_size(IMAGE, INPUT), 2)
     text = family.write(boxes, [f"thing {'abcdefgh'[row]}" for row in range(len(boxes))])
-    whole = family.read(text)
+    full = family.read(text)
     answer = family.read(text[: data.draw(st.integers(0, len(text)))])
     assert len(answer.boxes) <= len(boxes)
-    assert answer.boxes.tolist() == whole.boxes[: len(answer.boxes)].tolist()
+    assert answer.boxes.tolist() == full.boxes[: len(answer.boxes)].tolist()
     # Families that write the label last may lose the end of the last one.
-    assert answer.labels[:-1] == whole.labels[: len(answer.labels)][:-1]
+    assert answer.labels[:-1] == full.labels[: len(answer.labels)][:-1]
 
 
 @each_family
@@ -114,11 +114,11 @@ def test_an_expression_is_asked_for_as_it_stands(family):
 
 
 def test_an_expression_is_asked_for_in_the_familys_own_words():
-    worded = {type(family): family.refer("a cup") for family in FAMILIES[:7]}
-    assert worded[Qwen25VL] == "Locate a cup, output its bbox coordinates using JSON format."
-    assert worded[InternVL].endswith("the region this sentence describes: <ref>a cup</ref>")
-    assert "<|object_ref_start|>a cup<|object_ref_end|>" in worded[Qwen2VL]
-    own = [kind for kind, text in worded.items() if text != kind().instruction(["a cup"])]
+    questions = {type(family): family.refer("a cup") for family in FAMILIES[:7]}
+    assert questions[Qwen25VL] == "Locate a cup, output its bbox coordinates using JSON format."
+    assert questions[InternVL].endswith("the region this sentence describes: <ref>a cup</ref>")
+    assert "<|object_ref_start|>a cup<|object_ref_end|>" in questions[Qwen2VL]
+    own = [kind for kind, text in questions.items() if text != kind().instruction(["a cup"])]
     assert own == [Qwen25VL, Qwen2VL, Qwen3VL, InternVL, Griffon, Florence2]
     described = CustomFamily(frame=1, wording=Wording(one="Find every {categories}.", referring="Find {categories}."))
     assert (described.refer("a cup"), described.instruction(["cup"])) == ("Find a cup.", "Find every cup.")
@@ -195,12 +195,12 @@ SETS = [
 TOO_FINE = {("thermal", "input"): 2, ("thermal", "image"): 3}
 
 
-def rows_of(item, kept):
+def rows_of(item, rows):
     """Detections or a record with some of the boxes."""
-    changed = {"labels": tuple(label for label, keep in zip(item.labels, kept, strict=True) if keep)}
+    changed = {"labels": tuple(label for label, chosen in zip(item.labels, rows, strict=True) if chosen)}
     for name in ("boxes_xyxy", "scores", "areas", "crowd"):
         if hasattr(item, name):
-            changed[name] = getattr(item, name)[kept]
+            changed[name] = getattr(item, name)[rows]
     return replace(item, **changed)
 
 
@@ -245,7 +245,7 @@ def test_the_ground_truth_of_real_sets_reads_back(family, name):
         np.diagonal(pairwise_iou(found.boxes_xyxy, item.boxes_xyxy))
         for item, found in zip(records, detections, strict=True)
     ]
-    # Whole pixels of an image this small cannot hold an object of some twenty pixels to 0.95, whoever rounds.
+    # Integer pixels of an image this small cannot hold an object of some twenty pixels to 0.95, whoever rounds.
     assert sum((overlap < 0.95).sum() for overlap in overlaps) == TOO_FINE.get((name, family.frame), 0)
     metrics = CocoMetrics()
     for item, found, overlap in zip(records, detections, overlaps, strict=True):

@@ -113,9 +113,9 @@ def test_an_unusable_box_is_a_problem_and_not_a_box():
 
 def test_stops_at_the_limit():
     item = "<ref>a</ref><box>[[1, 2, 3, 4]]</box>\n"
-    whole, over = (InternVL().read(item * count) for count in (MAX_ITEMS, MAX_ITEMS + 1))
-    assert len(whole.boxes) == len(over.boxes) == MAX_ITEMS
-    assert (whole.follows_template, over.follows_template) == (True, False)
+    at_limit, over = (InternVL().read(item * count) for count in (MAX_ITEMS, MAX_ITEMS + 1))
+    assert len(at_limit.boxes) == len(over.boxes) == MAX_ITEMS
+    assert (at_limit.follows_template, over.follows_template) == (True, False)
 
 
 GRAMMARS = [
@@ -139,8 +139,8 @@ def test_never_raises(completion):
 @given(st.lists(st.tuples(*[st.integers(0, 9999)] * 4), max_size=6), st.data())
 @settings(deadline=None, max_examples=50)
 def test_any_grammar_reads_what_it_writes(boxes, data):
-    words = st.text(st.characters(categories=["Ll", "Lu"]), min_size=1, max_size=8)
-    labels = tuple(" ".join(data.draw(st.lists(words, min_size=1, max_size=3))) for _ in boxes)
+    names = st.text(st.characters(categories=["Ll", "Lu"]), min_size=1, max_size=8)
+    labels = tuple(" ".join(data.draw(st.lists(names, min_size=1, max_size=3))) for _ in boxes)
     for grammar in GRAMMARS:
         answer = read_items(grammar.write(as_boxes(boxes), labels), grammar)
         assert answer.follows_template

@@ -243,10 +243,10 @@ def test_every_recorded_answer_yields_its_boxes():
 
 @needs_shared
 def test_how_many_recorded_answers_follow_the_template():
-    followed, asked = Counter(), Counter()
+    followed, total = Counter(), Counter()
     for model, text in recorded_answers():
-        asked[model] += 1
+        total[model] += 1
         followed[model] += read_json_answer(text).follows_template
-    assert followed["baseline"] == asked["baseline"] == 250
+    assert followed["baseline"] == total["baseline"] == 250
     assert followed["sft_500"] == 250
     assert followed["r1_600"] == 0

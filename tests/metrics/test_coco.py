@@ -182,15 +182,15 @@ def test_annotation_id_0_costs_nothing_here():
 @needs_shared
 @pytest.mark.parametrize("constant_score", [False, True])
 def test_grounding_scores_as_detection(constant_score):
-    """One question a category gives the same figures, when no question asks for what is absent."""
+    """One question a category gives the same figures, if no question is about an absent category."""
     path = SHARED / "mushrooms/instances_train.json"
     source = AnnotatedSource(path, path.parent / "images", questions=Questions(task="grounding"))
     document = sound(json.loads(path.read_text()))
-    asked = [(record.image_id, record.categories[0]) for record in source]
+    questions = [(record.image_id, record.categories[0]) for record in source]
     names = {category["id"]: category["name"] for category in document["categories"]}
     results = jittered(document, constant_score, seed=3)
-    results = [r for r in results if (r["image_id"], names[r["category_id"]]) in asked]
-    detections = answers(document, results, [image_id for image_id, _ in asked])
+    results = [r for r in results if (r["image_id"], names[r["category_id"]]) in questions]
+    detections = answers(document, results, [image_id for image_id, _ in questions])
     metrics = ours(list(source), detections)
     assert_same(metrics, reference(document, results))
 
@@ -362,7 +362,7 @@ def test_sets_are_measured_each_on_its_own():
     assert result["a/large/map"] == float(alone.compute()["map"]) < 1
     assert result["map"] == (result["a/large/map"] + 1) / 2
     assert set(metrics.per_class()) == {"a/large/cat", "a/large/dog", "b/cat"}
-    # One category and one true box are asked for in one of the sets only.
+    # One category and one true box are the question in one of the sets only.
     assert (result["b/accuracy_50"], "accuracy_50" in result, "a/large/accuracy_50" in result) == (1, False, False)
 
 

@@ -116,7 +116,7 @@ def test_the_truth_as_answer_is_perfect(name, task, tmp_path):
 
 
 def grounding_lines():
-    """Two questions about one image, one about another, in Qwen's words."""
+    """Two questions about one image, one about another, in Qwen's format."""
 
     def line(image_id, category, boxes, found, **more):
         items = [{"bbox_2d": box, "label": category} for box in found]
@@ -193,7 +193,7 @@ def test_plain_lines_ask_for_every_label_of_the_file(tmp_path):
         ({"categories": "cat"}, '"categories" is no list'),
         ({"areas": [1.0]}, '1 in "areas" but 2 in "boxes_xyxy"'),
         ({"crowd": [[1, 2, 3, 4]]}, '"crowd" is no list of'),
-        ({"image_id": "three"}, '"image_id" is no whole number'),
+        ({"image_id": "three"}, '"image_id" is no integer'),
         ({"scores": 0.5}, '"scores" is no list'),
         ({"scores": [None]}, '"scores" has something that is no finite number'),
         ({"scores": [float("nan")]}, '"scores" has something that is no finite number'),

@@ -12,7 +12,7 @@ from vr1.runs.tables import markdown_table
 
 _PACKAGES = ("vr1", "torch", "transformers", "peft", "lightning", "bitsandbytes")
 _NOT_RECORDED = "Not recorded: the run was not started by `python -m vr1`."
-# An absolute path inside a text: at its start, or after a blank, quote, bracket, comma, colon or equals sign.
+# An absolute path inside a text: at its start, or after a space, quote, bracket, comma, colon or equals sign.
 _ABSOLUTE_PATH = re.compile(r"""(?:(?<=^)|(?<=[\s=:,'"\[{(]))~?(?:/[^/\s'",:\]})]+)+/?""")
 
 
@@ -81,7 +81,7 @@ def _prompt(prompt: dict[str, Any]) -> str:
 
 
 def _example(prompt: dict[str, Any]) -> str:
-    """A script that loads the model and asks it one question."""
+    """A script that loads the model and answers one question."""
     return f"""
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor

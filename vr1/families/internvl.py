@@ -1,4 +1,4 @@
-"""InternVL: ``<ref>label</ref><box>[[x1, y1, x2, y2]]</box>``, both axes from 0 to 1000 over the whole image."""
+"""InternVL: ``<ref>label</ref><box>[[x1, y1, x2, y2]]</box>``, both axes from 0 to 1000 over the full image."""
 
 from vr1.families.base import Family, Wording
 from vr1.families.item_grammar import ItemGrammar

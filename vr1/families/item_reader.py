@@ -54,17 +54,17 @@ def read_items(completion: str, grammar: ItemGrammar) -> Answer:
         >>> answer.labels, answer.boxes.tolist(), answer.follows_template
         (('cat', 'big dog'), [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]], False)
     """
-    whole = completion.strip()
-    region = answer_region(whole, _patterns(grammar)[0].search)
+    text = completion.strip()
+    region = answer_region(text, _patterns(grammar)[0].search)
     if _without_whitespace(region) == _without_whitespace(grammar.empty):
-        return Answer(boxes=as_boxes([]), labels=(), follows_template=region is whole)
+        return Answer(boxes=as_boxes([]), labels=(), follows_template=region is text)
     found = list(islice(_written_boxes(region, grammar), MAX_ITEMS + 1))
     end = len(region)
     if found and not found[-1].closed and not re.search(r"\w", region[found[-1].end :]):
         # Nothing follows it: the answer was truncated, perhaps within the last number.
         end = found.pop().start
     labels = _labels(region[:end], found, grammar)
-    if region is whole and found and len(found) <= MAX_ITEMS and _follows(region, found, labels, grammar):
+    if region is text and found and len(found) <= MAX_ITEMS and _follows(region, found, labels, grammar):
         return _answer(found, labels, grammar, follows_template=True)
     if "{" in region and len((answer := read_json_answer(completion)).boxes):
         return replace(answer, follows_template=False)
@@ -82,8 +82,8 @@ def _patterns(grammar: ItemGrammar) -> tuple[re.Pattern[str], re.Pattern[str]]:
     # Possessive quantifiers prevent backtracking.
     start = rf"{_spaced(opening)}\s*+" if opening else r"(?<![\w.+-])"
     start = rf"(?:{_spaced(opened)}\s*+)?+{start}" if opened else start
-    words = "|".join(_spaced(literal) for literal in sorted(set(literals[1:-1]), key=len, reverse=True) if literal)
-    joint = rf"(?:\s*+(?:{words})\s*+|\s++)" if words else r"\s++"
+    separators = "|".join(_spaced(literal) for literal in sorted(set(literals[1:-1]), key=len, reverse=True) if literal)
+    joint = rf"(?:\s*+(?:{separators})\s*+|\s++)" if separators else r"\s++"
     close = rf"(?P<closed>\s*+{_spaced(closing)})?+" if closing else "(?P<closed>)"
     close += rf"(?:\s*+{_spaced(ended)})?+" if ended else ""
     return re.compile(rf"{start}(?P<numbers>{NUMBER}(?:{joint}{NUMBER})*+){close}"), re.compile(joint)

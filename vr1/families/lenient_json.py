@@ -93,8 +93,8 @@ def scan(text: str) -> Iterator[dict[str, Any] | list[Any]]:
 
     Yields:
         An object as a dict, whose values are texts, floats, None, or a list that holds lists of scalars; a list of
-        scalars as a flat list. Words outside quotes (``true``, ``NaN``) come as texts. Of two fields with one name the
-        later one stays. An object that the text's end cuts off is not yielded.
+        scalars as a flat list. Words outside quotes (``true``, ``NaN``) are texts. Of two fields with one name the
+        later one counts. An object that the text's end cuts off is not yielded.
 
     Example:
         >>> list(scan("Sure! [{'bbox': [1, 2, 3, 4], 'label': 'a man's hat'}, {'bbox': [5, 6"))

@@ -138,7 +138,7 @@ class RecordedAnswer:
             raise UserError('"categories" has something that is no text; write the category names of the question')
         image_id = fields.get("image_id", number)
         if type(image_id) is not int:
-            raise UserError('"image_id" is no whole number; write one, or leave it out')
+            raise UserError('"image_id" is no integer; write one, or leave it out')
         return cls(
             completion=fields["completion"],
             image_size=_size(fields, "image_size"),

@@ -14,15 +14,15 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 
-words = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
-folder = Path(words["trainer.logger.save_dir"], words["trainer.logger.version"])
+arguments = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+folder = Path(arguments["trainer.logger.save_dir"], arguments["trainer.logger.version"])
 with open("calls.txt", "a") as file:
     file.write(folder.name + "\\n")
 if folder.name == "trial_001" and Path("crash").exists():
     sys.exit("something went wrong")
 if Path("stop").exists() and Path("stop").read_text() == folder.name:
     time.sleep(600)
-value = float(words["a.lr"]) * float(words.get("a.size", 1))
+value = float(arguments["a.lr"]) * float(arguments.get("a.size", 1))
 (folder / "metrics.csv").write_text(f"step,val/map\\n0,9\\n5,{value}\\n")
 """
 PARAMETERS = {"a.lr": {"values": [0.1, 0.2]}, "a.size": {"values": [1, 2, 3]}}
@@ -43,7 +43,7 @@ def write_sweep(folder, **changes):
     return path
 
 
-def started(path, *words):
+def started(path, *arguments):
     """The command in a process of its own."""
     # A shell starts its jobs in the background deaf to interrupts, and the tests may be such a job.
     code = (
@@ -51,5 +51,5 @@ def started(path, *words):
         "from vr1.commands.sweep.command import main; sys.exit(main(sys.argv[1:]))"
     )
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    words = [sys.executable, "-c", code, str(path), *words]
-    return subprocess.Popen(words, cwd=path.parent, env=os.environ | paths, stdout=subprocess.DEVNULL)
+    arguments = [sys.executable, "-c", code, str(path), *arguments]
+    return subprocess.Popen(arguments, cwd=path.parent, env=os.environ | paths, stdout=subprocess.DEVNULL)

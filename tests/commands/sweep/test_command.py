@@ -31,9 +31,9 @@ def state(folder, number):
 
 def test_a_grid_to_its_end(there, capsys):
     assert main([str(write_sweep(there))]) == 0
-    said = capsys.readouterr().out
-    assert "Best is trial 5: --a.lr=0.2 --a.size=3" in said
-    [command] = re.findall(r"Its full command is in (.*)", said)
+    out = capsys.readouterr().out
+    assert "Best is trial 5: --a.lr=0.2 --a.size=3" in out
+    [command] = re.findall(r"Its full command is in (.*)", out)
     assert "--a.lr=0.2 --a.size=3" in Path(command).read_text()
     with (there / "runs/sweeps/mine/results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -82,9 +82,9 @@ def test_a_crashed_trial_is_reported_and_ends_nothing(there, capsys):
 def test_all_trials_crash(there, capsys):
     path = write_sweep(there, metric={"name": "val/mpa", "goal": "maximize"})
     assert main([str(path), "--count", "2"]) == 1
-    said = capsys.readouterr().out
-    assert "metric val/mpa was not logged; logged were val/map" in said
-    assert "No trial finished." in said
+    out = capsys.readouterr().out
+    assert "metric val/mpa was not logged; logged were val/map" in out
+    assert "No trial finished." in out
 
 
 def until_it_waits(process, folder, trial):

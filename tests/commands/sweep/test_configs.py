@@ -12,7 +12,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from tests.commands.sweep.files import CONFIGS
 from vr1.commands.sweep import expand, parameters_of, read_plan
 
-# The file of the package `sweeps` 0.3.0 (MIT, its notice lies beside it), which checks what `wandb sweep` is given. The
+# The file of the package `sweeps` 0.3.0 (MIT, its notice is next to it), which checks what `wandb sweep` is given. The
 # package itself needs an older numpy than everything else here.
 SCHEMA = json.loads((Path(__file__).parent / "wandb_sweep_schema.json").read_text())
 SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
