@@ -76,7 +76,7 @@ def test_a_run_with_other_settings_is_an_error(calls, tmp_path, capsys):
     settings = {"out": tmp_path, "seeds": [0], "only": ["sft"]}
     assert paper.paper(**settings, steps=2) == 0
     assert paper.paper(**settings, steps=3) == 1
-    assert "holds a run with other settings" in capsys.readouterr().err
+    assert "has a run with other settings" in capsys.readouterr().err
 
 
 def test_the_error_names_a_command_that_fails(tmp_path):
