@@ -136,3 +136,16 @@ def test_ten_thousand_boxes_take_less_than_five_seconds(matcher):
 def test_wrong_settings_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         BoxMatcher(**arguments)
+
+
+def test_the_better_box_wins_by_however_little_over_the_right_label():
+    """IoU 0.9505 with the wrong label against 0.95 with the right one, in both orders and beside a second true box."""
+    better, right, true = [0, 0, 100, 95.05], [0, 0, 100, 95], [0, 0, 100, 100]
+    for boxes, labels, winner in (((better, right), ("dog", "cat"), 0), ((right, better), ("cat", "dog"), 1)):
+        match = BoxMatcher(label_rule="ignore")(detections(boxes, labels), targets([true], ["cat"]))
+        assert match.predicted.tolist() == [winner]
+        far = [[300, 0, 310, 10], [300, 40, 310, 50]]
+        match = BoxMatcher(label_rule="ignore")(
+            detections([*boxes, *far], [*labels, "far", "far"]), targets([true, far[0]], ["cat", "far"])
+        )
+        assert dict(zip(match.target.tolist(), match.predicted.tolist(), strict=True)) == {0: winner, 1: 2}

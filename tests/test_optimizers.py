@@ -62,3 +62,17 @@ def test_resumes_from_its_state() -> None:
 def test_parameters_without_names_are_an_error() -> None:
     with pytest.raises(ValueError, match="named_parameters"):
         MuonAdamW(small_model().parameters(), lr=0.1)  # type: ignore[arg-type]
+
+
+def test_matrices_of_tokens_are_adamws_however_deep_they_stand() -> None:
+    model = nn.ModuleDict(
+        {
+            "model": nn.ModuleDict({"embed_tokens": nn.Embedding(7, 6), "proj": nn.Linear(6, 6)}),
+            "lm_head": nn.Linear(6, 7, bias=False),
+            "conv": nn.Conv2d(3, 4, 2),
+        }
+    )
+    muon, adamw = (group["params"] for group in MuonAdamW(model.named_parameters(), lr=0.1).param_groups)
+    assert [id(parameter) for parameter in muon] == [id(model["model"]["proj"].weight)]
+    assert len(adamw) == 5
+    assert {id(parameter) for parameter in (*muon, *adamw)} == {id(parameter) for parameter in model.parameters()}

@@ -121,7 +121,6 @@ def plateau(**settings):
 
 @pytest.mark.parametrize("other", [None, 5.0, 0.0])
 def test_the_mean_is_over_the_processes_that_logged(tmp_path, other):
-    # 1, 2, 2.5, 2.5, ...: with a gain of 0.4 as the least, a mean with a silent process's 0 would be flat a step earlier.
     callback = plateau(min_delta=0.4)
     model = OneOfTwo([1.0, 2.0, 2.5, 2.5, 2.5, 2.5], other)
     trainer(tmp_path, [callback], max_steps=6).fit(model)
