@@ -1,4 +1,4 @@
-"""Processes: the share of the data that each one trains on, values gathered from all, and child processes."""
+"""Processes: the data share of each process, values gathered from all of them, and child processes."""
 
 import signal
 import sys
@@ -8,7 +8,7 @@ import torch.distributed
 
 
 class Share(NamedTuple):
-    """The place of a process among those that divide the training records."""
+    """Rank and number of the processes among which the training records are distributed."""
 
     rank: int
     world: int
@@ -18,18 +18,18 @@ def data_share(trainer: Any) -> Share:
     """The share of the data that this process trains on.
 
     Args:
-        trainer: a Lightning trainer. Its strategy knows better than its world size: processes that hold parts of one
-            model see the same data.
+        trainer: a Lightning trainer. Its strategy decides, not its world size: processes with parts of one model
+            (tensor parallelism) see the same data.
     """
     kwargs = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
     return Share(rank=kwargs["rank"], world=kwargs["num_replicas"])
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process has, in the order of their ranks; to be called on all of them.
+    """The values of all processes in the order of their ranks; to be called by all of them.
 
     Args:
-        value: anything that can be pickled; tensors on the CPU.
+        value: this process's value, which can be pickled; tensors on the CPU.
 
     Example:
         >>> gather("alone")
@@ -43,13 +43,13 @@ def gather(value: Any) -> list[Any]:
 
 
 def die_with_parent(worker: int = 0) -> None:
-    """End this process when its parent ends, even where that is killed; on Linux only.
+    """End this process when its parent ends, even if the parent is killed; on Linux only.
 
-    As ``preexec_fn`` of a trial, which would train on beside the one that replaces it; as ``worker_init_fn`` of a
-    loader, whose workers would wait for ever for somebody to read what they have prepared.
+    Used as ``preexec_fn`` of the trials of a sweep, which would otherwise continue beside those that replace them, and
+    as ``worker_init_fn`` of data loaders, whose workers would otherwise wait forever.
 
     Args:
-        worker: number of a loader's worker, of no importance here.
+        worker: number of a data loader's worker; unused.
     """
     if sys.platform == "linux":
         import ctypes

@@ -12,8 +12,8 @@ def run_seed(seed: int | None) -> int:
     """A component's own seed, or that of the whole run, or 0.
 
     Args:
-        seed: the component's own; None takes what ``seed_everything`` was given, which Lightning keeps in the
-            environment for all processes of a run.
+        seed: the component's own; None takes the seed of ``seed_everything``, which Lightning stores in the environment
+            of all processes of a run.
 
     Example:
         >>> run_seed(7)
@@ -23,7 +23,7 @@ def run_seed(seed: int | None) -> int:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of Python's, numpy's and torch's generators, in types that load without running code.
+    """The states of Python's, numpy's and torch's random number generators, as tensors and plain values.
 
     Example:
         >>> states = random_states()
@@ -32,7 +32,8 @@ def random_states() -> dict[str, Any]:
         >>> bool((torch.rand(2) == drawn).all())
         True
     """
-    name, keys, *rest = np.random.get_state(legacy=True)
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, *rest = state
     version, numbers, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
@@ -43,7 +44,10 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Put the generators back into the states that `random_states` returned."""
+    """Set the generators to states that `random_states` returned.
+
+    Those of CUDA are set only if the number of devices is the same.
+    """
     torch.set_rng_state(states["torch"])
     if len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])

@@ -119,6 +119,6 @@ def test_what_is_no_checkpoint_is_told(tmp_path, checkpoint, capsys):
     (tmp_path / "bad.ckpt").write_text("nothing")
     words = ["--config", str(CONFIGS / "eval/coco.yaml"), "--model"]
     assert run(tmp_path, "test", *words, tmp_path / "bad.ckpt") == 2
-    assert "bad.ckpt holds more than tensors and plain values, or is damaged" in capsys.readouterr().err
+    assert "bad.ckpt contains more than tensors and plain values, or is damaged" in capsys.readouterr().err
     assert run(tmp_path, "fit", *words, checkpoint) == 2
     assert "to resume a training, give its checkpoint as --ckpt_path" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The plan: its parts against sizes counted elsewhere, its reaction to settings, and the command."""
+"""The plan: its parts against sizes counted independently, its reaction to settings, and the command."""
 
 import shlex
 import subprocess
@@ -14,17 +14,20 @@ from grpo_step.shapes import config_of
 from tests.command import CONFIGS, ROOT
 from vr1.cli import main
 from vr1.commands.plan.fit import GPUS, changes, usable
+from vr1.commands.plan.live_bytes import LiveBytes
 from vr1.commands.plan.needs import Needs, needs_of
 from vr1.commands.plan.predict import predict
 from vr1.families import Qwen25VL
 from vr1.policy import Lora
 from vr1.policy.tiny import build_processor, build_tokenizer
 from vr1.prompts import PromptEncoder
+from vr1.rollout.cache import GroupCache, cache_capacity
+from vr1.types import Prefix
 
 
 @pytest.fixture(scope="module")
 def seven_b(tmp_path_factory):
-    """The configuration of Qwen2.5-VL-7B in a folder without weights."""
+    """A folder with the configuration of Qwen2.5-VL-7B and no weights."""
     folder, tokenizer = tmp_path_factory.mktemp("seven_b"), build_tokenizer()
     config_of("qwen2.5-vl-7b", tokenizer).save_pretrained(folder)
     build_processor(tokenizer, max_pixels=12845056).save_pretrained(folder)
@@ -44,7 +47,7 @@ def needs(source):
     )
 
 
-def test_weights_and_what_follows_from_them(needs):
+def test_weights_gradients_and_optimizer(needs):
     network = needs.policy.load().network
     size = 4 * sum(parameter.numel() for parameter in network.parameters())
     prediction = predict(needs)
@@ -88,7 +91,7 @@ def test_states_of_the_optimizer(needs, optimizer, bytes_each):
     assert states == pytest.approx(bytes_each * prediction.parameters["trained"], rel=0.01)
 
 
-def test_activations_are_those_that_autograd_keeps(needs, records):
+def test_activations_are_those_that_autograd_saves(needs, records):
     """Against the same forward with weights, whose saved tensors are counted by their storages."""
     needs = replace(needs, policy=replace(needs.policy, min_pixels=112 * 112, max_pixels=112 * 112))
     policy = needs.policy.load()
@@ -105,8 +108,37 @@ def test_activations_are_those_that_autograd_keeps(needs, records):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         policy.log_probs(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool))
     parts = predict(replace(needs, categories=len(records[0].categories))).moments["policy"]
-    # At the peak there is what the layer at work needs for the moment, too.
+    # The peak includes temporary tensors of the layer that runs.
     assert 0.95 * sum(kept.values()) < parts["activations"] + parts["logits"] < 1.4 * sum(kept.values())
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 65, 130])
+def test_a_cache_allocates_its_capacity(tokens):
+    prompts, group, kv_heads, width, heads = 2, 3, 2, 8, 4
+    shape = (prompts, kv_heads, 5, width)
+    prefix = Prefix(
+        keys=[torch.empty(shape, device="meta")],
+        values=[torch.empty(shape, device="meta")],
+        state=torch.empty(prompts, 4, device="meta"),
+        mask=torch.ones(prompts, 5, dtype=torch.bool),
+        next_position=torch.zeros(prompts, dtype=torch.long),
+    )
+    rows = prompts * group
+    query, own = (torch.empty(rows, count, width, device="meta") for count in (heads, 2 * kv_heads))
+    cache = GroupCache(prefix, group)
+    with LiveBytes() as live:
+        for _ in range(tokens):
+            cache.attend(0, query, own)
+    assert live.now == 4 * 2 * rows * kv_heads * width * cache_capacity(tokens)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": Lora(rank=2, dropout=0.1)}], ids=["plain", "dropout"])
+def test_a_prefix_with_a_graph_takes_memory_if_the_runtime_reuses_it(needs, settings):
+    planned = replace(needs, policy=replace(needs.policy, **settings))
+    reused = planned.policy.load().can_reuse_prefix(sharded=False)
+    alone = predict(planned).moments["rollout"].get("activations", 0)
+    sharded = predict(replace(planned, sharded=True)).moments["rollout"].get("activations", 0)
+    assert (alone > 1.5 * sharded) == reused
 
 
 @pytest.mark.parametrize(
@@ -117,11 +149,11 @@ def test_activations_are_those_that_autograd_keeps(needs, records):
         ({"completion_tokens": 128}, "cache", "rollout"),
     ],
 )
-def test_more_is_more(needs, change, part, moment):
+def test_larger_settings_need_more(needs, change, part, moment):
     assert predict(replace(needs, **change)).moments[moment][part] > 1.2 * predict(needs).moments[moment][part]
 
 
-def test_what_saves_memory_saves_it(needs):
+def test_suggested_changes_save_memory(needs):
     peaks = [predict(needs).peak, *(predict(changed).peak for _, changed in list(changes(needs))[:3])]
     assert peaks == sorted(peaks, reverse=True)
     assert len(set(peaks)) == len(peaks)
@@ -135,8 +167,8 @@ def test_shards_are_a_share(needs):
 
 
 def test_settings_are_those_of_fit(seven_b):
-    words = ["--config", str(CONFIGS / "qlora_a100_40gb.yaml"), "--model.policy.path", str(seven_b)]
-    needs = needs_of([*words, "--model.sampling.group_size", "4", "--trainer.devices", "2"])
+    arguments = ["--config", str(CONFIGS / "qlora_a100_40gb.yaml"), "--model.policy.path", str(seven_b)]
+    needs = needs_of([*arguments, "--model.sampling.group_size", "4", "--trainer.devices", "2"])
     assert (needs.prompts, needs.group_size, needs.completion_tokens, needs.processes) == (4, 4, 512, 2)
     assert (needs.policy.quantize, needs.policy.lora, needs.precision) == ("nf4", Lora(rank=8, alpha=16), "bf16-mixed")
     assert needs.reference
@@ -160,13 +192,13 @@ def test_processes_are_those_that_a_trainer_would_start(devices, count):
 
 def test_the_command_on_the_7b(seven_b, capsys):
     """Its 8.29 billion parameters are those of the released model; it fits where the configuration says it does."""
-    words = ["plan", "--config", str(CONFIGS / "qlora_a100_40gb.yaml"), "--model.policy.path", str(seven_b)]
-    # Fewer prompts than there: the windows of the vision tower are counted one by one.
-    assert main([*words, "--data.batch_size", "1", "--gpu", "a100-40gb"]) == 0
-    told = capsys.readouterr().out
-    # With the adapters of rank 8.
-    assert "8,312,351,744 parameters, 20,185,088 trained" in told
-    assert "fits: " in told
+    arguments = ["plan", "--config", str(CONFIGS / "qlora_a100_40gb.yaml"), "--model.policy.path", str(seven_b)]
+    # Fewer prompts than in the config, to save time.
+    assert main([*arguments, "--data.batch_size", "1", "--gpu", "a100-40gb"]) == 0
+    printed = capsys.readouterr().out
+    # Including the adapters of rank 8.
+    assert "8,312,351,744 parameters, 20,185,088 trained" in printed
+    assert "fits: " in printed
 
 
 def test_what_to_change_first(capsys, monkeypatch):
@@ -179,15 +211,15 @@ def test_what_to_change_first(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["--gpu", "abacus"], "--gpu abacus is not known; give one of"),
         (["--model.policy.path", "nowhere/at/all"], "nowhere/at/all"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words, told, capsys):
-    assert main(["plan", "--config", str(CONFIGS / "demo.yaml"), *words]) == 2
-    assert told in capsys.readouterr().err.splitlines()[-1]
+def test_errors_are_reported_in_one_line(arguments, message, capsys):
+    assert main(["plan", "--config", str(CONFIGS / "demo.yaml"), *arguments]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_gpus():

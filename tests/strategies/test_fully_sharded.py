@@ -26,7 +26,7 @@ def weights(path):
 
 
 def assert_alike(ours, theirs, atol=1e-5):
-    """Weights within ``atol``, none missing, and not for want of training."""
+    """Weights within ``atol``, none missing."""
     assert ours.keys() == theirs.keys()
     assert ours
     for name, value in theirs.items():
@@ -65,12 +65,12 @@ def test_a_mean_over_tokens_is_over_those_of_all_processes(out, kind):
     assert_alike(weights(out / f"ddp_{kind}" / "end.ckpt"), weights(out / f"one_{kind}" / "end.ckpt"))
 
 
-def test_two_processes_go_on_from_the_file_of_one(out):
+def test_two_processes_resume_from_the_file_of_one(out):
     assert_alike(weights(out / "two_on" / "end.ckpt"), weights(out / "one" / "end.ckpt"))
     assert_alike(weights(out / "lora_on" / "end.ckpt"), weights(out / "one_lora" / "end.ckpt"))
 
 
-def test_one_process_goes_on_from_the_file_of_two(out, tiny_model, tmp_path):
+def test_one_process_resumes_from_the_file_of_two(out, tiny_model, tmp_path):
     source = PolicySource(path=str(tiny_model))
     runs.train(runs.module(source, updates_per_rollout=2), tmp_path, steps=5, ckpt_path=out / "two.ckpt")
     assert_alike(weights(tmp_path / "end.ckpt"), weights(out / "one" / "end.ckpt"))
@@ -83,11 +83,11 @@ def test_shards_on_the_disk(out):
         "__1_0.distcp",
         "rest.ckpt",
     ]
-    whole = weights(out / "shards" / "end.ckpt")
-    assert all("lora_" in name for name in whole), "adapters alone are kept"
-    assert_alike(whole, weights(out / "one_lora" / "end.ckpt"))
-    assert_alike(weights(out / "shards_on" / "end.ckpt"), whole, atol=1e-6)
-    assert not [path for path in out.iterdir() if path.name.startswith(".")], "nothing is left of the writing"
+    saved = weights(out / "shards" / "end.ckpt")
+    assert all("lora_" in name for name in saved), "only adapters are saved"
+    assert_alike(saved, weights(out / "one_lora" / "end.ckpt"))
+    assert_alike(weights(out / "shards_on" / "end.ckpt"), saved, atol=1e-6)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")], "no temporary files are left"
 
 
 def test_shards_are_exported(out, tmp_path):
@@ -99,13 +99,13 @@ def test_shards_are_exported(out, tmp_path):
 def test_gathering_in_bfloat16_with_validation_between(out):
     mixed, full = runs.rows(out / "mixed"), runs.rows(out / "one")
     assert len(mixed) == 2
-    # The same first rollouts but for tokens on which the rounding of bfloat16 decides.
+    # The same first rollouts but for tokens where rounding to bfloat16 decides.
     assert mixed[0]["grpo/entropy"] == pytest.approx(full[0]["grpo/entropy"], rel=0.05)
     assert {value.dtype for value in weights(out / "mixed" / "end.ckpt").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("file", ["rest.ckpt", ".metadata", "__0_0.distcp"])
-def test_damaged_shards_are_told(out, tmp_path, file):
+def test_damaged_shards_are_reported(out, tmp_path, file):
     folder = tmp_path / "cut.shards"
     folder.mkdir()
     for path in (out / "three.shards").iterdir():

@@ -1,1 +1,1 @@
-"""Checkpoints: exact resume, atomic files, shards, and export as a Hugging Face folder."""
+"""Checkpoints: what they store for exact resume (`state`), files, folders of shards, and export to Hugging Face."""

@@ -1,4 +1,4 @@
-"""What a checkpoint of vr1 holds beside Lightning's part, what it leaves out, and how it fits other batch sizes."""
+"""What vr1 adds to a Lightning checkpoint, what it leaves out, and how it adapts to other batch sizes on resume."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,11 +16,11 @@ _BATCHES = ("ready", "started", "processed", "completed")
 
 
 def add_run(checkpoint: dict[str, Any], run: dict[str, Any]) -> None:
-    """Store what rebuilds the model without the configuration, and what a model card tells of the run.
+    """Store what is needed to rebuild the model without its configuration, and for a model card.
 
     Args:
-        checkpoint: the checkpoint that is being made.
-        run: plain values, the settings of `PolicySource` as ``policy`` among them.
+        checkpoint: changed in place.
+        run: plain values, among them the settings of `PolicySource` as ``policy``.
     """
     checkpoint[_KEY] = run
 
@@ -29,19 +29,19 @@ def run_of(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What `add_run` stored.
 
     Raises:
-        UserError: the checkpoint was not made by vr1, or by a version that did not store it.
+        UserError: the checkpoint was not written by vr1, or by a version that did not store it.
     """
     if _KEY not in checkpoint:
         raise UserError(
-            "the checkpoint does not say which model it was trained from: it is not of vr1, or of an earlier version;"
-            " resume it for one step with the configuration of its run, and take the checkpoint of that"
+            "the checkpoint does not say which model it was trained from: it is not from vr1, or from an earlier"
+            " version; resume it for one step with the configuration of its run, and use the new checkpoint"
         )
     stored: dict[str, Any] = checkpoint[_KEY]
     return stored
 
 
 def source_of(checkpoint: dict[str, Any]) -> PolicySource:
-    """The `PolicySource` that a checkpoint's policy was loaded by.
+    """The `PolicySource` of a checkpoint's policy.
 
     Example:
         >>> checkpoint = {}
@@ -55,7 +55,13 @@ def source_of(checkpoint: dict[str, Any]) -> PolicySource:
 
 
 def drop_base(checkpoint: dict[str, Any], policy: Policy, prefix: str = "policy.") -> None:
-    """Leave the weights out that were never trained, where adapters are trained: the base is loaded by its name."""
+    """Remove weights that are not trained from a checkpoint of adapters: the base is loaded by its name.
+
+    Args:
+        checkpoint: changed in place.
+        policy: the policy that is saved.
+        prefix: of the policy's weights in the checkpoint.
+    """
     if not policy.has_adapters:
         return
     trained = {prefix + name for name, parameter in policy.named_parameters() if parameter.requires_grad}
@@ -64,32 +70,38 @@ def drop_base(checkpoint: dict[str, Any], policy: Policy, prefix: str = "policy.
 
 
 def check_weights(checkpoint: dict[str, Any], policy: Policy, source: PolicySource, prefix: str = "policy.") -> None:
-    """Refuse weights that do not belong to the policy of these settings.
+    """Check that the weights of a checkpoint belong to a policy.
+
+    Args:
+        checkpoint: the checkpoint that is loaded.
+        policy: the policy that it is loaded into.
+        source: the settings of that policy.
+        prefix: of the policy's weights in the checkpoint.
 
     Raises:
-        UserError: adapters where none are set, none where some are, or others than are set.
+        UserError: the checkpoint has adapters and the settings have none, the reverse, or they differ.
     """
     state = checkpoint["state_dict"]
     stored = checkpoint.get(_KEY, {}).get("policy", {})
     lora = None if source.lora is None else asdict(source.lora)
     if stored and (stored["lora"], stored["quantize"]) != (lora, source.quantize):
         raise UserError(
-            f"the checkpoint was made with policy.lora={stored['lora']}, policy.quantize={stored['quantize']}, and now"
+            f"the checkpoint was made with policy.lora={stored['lora']}, policy.quantize={stored['quantize']}, but now"
             f" they are {lora} and {source.quantize}; set them as they were"
         )
     trained = {prefix + name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     if missing := sorted(trained - state.keys()):
         raise UserError(
             f"the checkpoint has no weights for {len(missing)} of {len(trained)} trained tensors, such as {missing[0]};"
-            " set policy.path and policy.lora as in the run that it comes from"
+            " set policy.path and policy.lora as in its run"
         )
 
 
 def adapt_window(checkpoint: dict[str, Any], window: int) -> None:
-    """Count the batches of Lightning's loops as those of another ``accumulate_grad_batches``.
+    """Convert the batch counts of Lightning's loops to another ``accumulate_grad_batches``.
 
     Args:
-        checkpoint: the checkpoint that is being loaded; changed in place.
+        checkpoint: the checkpoint that is loaded; changed in place.
         window: batches per optimizer step now.
     """
     loop = checkpoint.get("loops", {}).get("fit_loop", {})
@@ -99,23 +111,23 @@ def adapt_window(checkpoint: dict[str, Any], window: int) -> None:
         return
     for counts in (loop["epoch_loop.batch_progress"][part] for part in ("total", "current")):
         ready = counts["ready"] // before * window
-        # A checkpoint made at the end of a batch has begun one more batch than it has completed.
+        # A checkpoint written at the end of a batch has started one more batch than it has completed.
         counts.update({name: ready - (counts["ready"] - counts[name]) for name in _BATCHES})
 
 
 def reshard_rollouts(pieces: Sequence[Sequence[dict[str, Any]]], window: int, world: int) -> list[list[dict[str, Any]]]:
-    """The rollouts of one optimizer step, divided anew among batches and processes.
+    """Distribute the saved rollouts of one optimizer step among the present batches and processes.
 
     Args:
-        pieces: states of `RolloutBatch`, of each process for each batch, as they were saved.
+        pieces: states of `RolloutBatch`: for each batch, one of each process, as they were saved.
         window: batches per optimizer step now.
         world: processes now.
 
     Returns:
-        ``window`` lists of ``world`` states, in the same order of prompts.
+        ``window`` lists of ``world`` states, with the prompts in the same order.
 
     Raises:
-        UserError: the prompts cannot be divided evenly.
+        UserError: the prompts cannot be distributed evenly.
 
     Example:
         >>> from vr1.types import RolloutBatch
@@ -135,15 +147,17 @@ def reshard_rollouts(pieces: Sequence[Sequence[dict[str, Any]]], window: int, wo
     prompts = sum(len(piece["tokens"]) for piece in flat)
     if prompts % (window * world):
         raise UserError(
-            f"the checkpoint holds rollouts of {prompts} prompts, which {window} batches on {world} processes cannot"
-            " share evenly: resume with the batch_size, accumulate_grad_batches and processes that it was made with"
+            f"the checkpoint contains rollouts of {prompts} prompts, which cannot be distributed evenly among {window}"
+            f" batches on {world} processes; resume with the batch_size, accumulate_grad_batches and number of"
+            " processes that it was made with"
         )
     size = prompts // (window * world)
-    whole = {name: _concatenate([piece[name] for piece in flat]) for name in flat[0]}
-    cut = [
-        _trim({n: None if v is None else v[at : at + size] for n, v in whole.items()}) for at in range(0, prompts, size)
+    joined = {name: _concatenate([piece[name] for piece in flat]) for name in flat[0]}
+    parts = [
+        _trim({name: None if value is None else value[start : start + size] for name, value in joined.items()})
+        for start in range(0, prompts, size)
     ]
-    return [cut[slot * world : (slot + 1) * world] for slot in range(window)]
+    return [parts[slot * world : (slot + 1) * world] for slot in range(window)]
 
 
 def _concatenate(values: list[Tensor | None]) -> Tensor | None:
@@ -157,7 +171,7 @@ def _concatenate(values: list[Tensor | None]) -> Tensor | None:
 
 
 def _trim(state: dict[str, Any]) -> dict[str, Any]:
-    """Without the columns that no completion of this part reaches."""
+    """Remove the columns that no completion of this part reaches."""
     reached = state["mask"].flatten(0, 1).any(0).nonzero()
     length = int(reached[-1]) + 1 if len(reached) else 1
     return {n: v[..., :length].clone() if v is not None and v.dim() == 3 else v for n, v in state.items()}

@@ -102,6 +102,9 @@ class Policy(nn.Module):
         """
         self._max_length_ratio = ratio
 
+    def no_op(self) -> None:
+        """Compute nothing; a strategy that requires a first forward of the root module registers and calls this."""
+
     def can_reuse_prefix(self, sharded: bool) -> bool:
         """Whether the prefill of a rollout can serve the forward of its first update too, with its graph.
 

@@ -10,6 +10,11 @@ from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
 
 
+def copies_weights(policy: Policy) -> bool:
+    """Whether the reference of a policy is a copy: with adapters it is the policy with the adapters switched off."""
+    return not policy.has_adapters
+
+
 class Reference:
     """The policy as it was before training.
 
@@ -23,7 +28,7 @@ class Reference:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._copy: Policy | None = None
-        if not policy.has_adapters:
+        if copies_weights(policy):
             self._copy = copy.deepcopy(policy).eval().requires_grad_(False)
 
     def policies(self) -> list[Policy]:

@@ -16,15 +16,18 @@ __all__ = ["FullySharded", "HasPolicies", "gathered_weights", "shards_weights"]
 StrategyRegistry.register("fully_sharded", FullySharded, description="vr1's FSDP2", override=True)
 
 
-def shards_weights(strategy: Strategy) -> bool:
+def shards_weights(strategy: Strategy | type[Strategy]) -> bool:
     """Whether each process holds a part of every weight, so that a forward needs all processes.
+
+    Args:
+        strategy: of a trainer, or the class of one.
 
     Example:
         >>> from lightning.pytorch.strategies import SingleDeviceStrategy
         >>> shards_weights(FullySharded()), shards_weights(SingleDeviceStrategy())
         (True, False)
     """
-    return isinstance(strategy, FullySharded)
+    return issubclass(strategy if isinstance(strategy, type) else type(strategy), FullySharded)
 
 
 def gathered_weights(strategy: Strategy) -> AbstractContextManager[None]:

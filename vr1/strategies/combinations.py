@@ -1,20 +1,21 @@
-"""Refuses, before any weights are loaded, what cannot work together, and names what can."""
-
-from typing import Any
+"""Checks, before any weights are loaded, that strategy, precision, optimizer and policy work together."""
 
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
 from vr1.errors import UserError
 from vr1.policy.loading import PolicySource
-from vr1.strategies.fully_sharded import FullySharded
+from vr1.strategies import shards_weights
 
-_SHARDED_PRECISIONS = ("32-true", "bf16-true", "bf16-mixed")
+# Lightning casts the whole model to these, the frequencies of rotary positions included. In bfloat16 their angle is
+# wrong by 0.58 rad at position 500 and 1.15 rad at position 1,000.
+_TRUE_HALF_PRECISIONS = ("bf16-true", "16-true")
+_SHARDED_PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def check_combination(
     strategy: Strategy, source: PolicySource, precision: str | None = None, optimizer: type | None = None
 ) -> None:
-    """Refuse a combination that cannot work.
+    """Check that a combination of settings works.
 
     Args:
         strategy: of the trainer.
@@ -23,45 +24,52 @@ def check_combination(
         optimizer: the class that will train the policy; None in evaluation.
 
     Raises:
-        UserError: it cannot; the message names the combination that does what was meant.
+        UserError: it does not work; the message names the combination to use instead.
 
     Example:
         >>> from vr1.policy.loading import Lora
+        >>> from vr1.strategies import FullySharded
         >>> four_bits = PolicySource(lora=Lora(), quantize="nf4")
         >>> check_combination(FullySharded(), four_bits)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
         vr1.errors.UserError: policy.quantize=nf4 with trainer.strategy fully_sharded: 4-bit weights ...
     """
-    if not isinstance(strategy, FullySharded):
-        _check_known(strategy)
+    if precision in _TRUE_HALF_PRECISIONS:
+        raise UserError(
+            f"trainer.precision={precision}: it casts rotary positions to 16 bits too, which moves tokens and boxes by"
+            " many positions in long prompts; set trainer.precision bf16-mixed (with policy.dtype bfloat16 where memory"
+            " is short)"
+        )
+    if not shards_weights(strategy):
+        _check_supported(strategy)
         return
     if source.quantize:
         raise UserError(
-            f"policy.quantize={source.quantize} with trainer.strategy fully_sharded: 4-bit weights cannot be divided"
-            " among processes; set trainer.strategy ddp (a whole 4-bit model on each), or leave policy.quantize out"
-            " (16-bit weights in shards)"
+            f"policy.quantize={source.quantize} with trainer.strategy fully_sharded: 4-bit weights cannot be sharded;"
+            " set trainer.strategy ddp (a full 4-bit model on each process), or leave policy.quantize out (16-bit"
+            " weights in shards)"
         )
     if precision is not None and precision not in _SHARDED_PRECISIONS:
         raise UserError(
-            f"trainer.precision={precision} with trainer.strategy fully_sharded: a loss in float16 has to be scaled"
-            " across shards, which is not done here; set trainer.precision bf16-mixed"
+            f"trainer.precision={precision} with trainer.strategy fully_sharded: float16 requires a scaled loss, which"
+            " is not supported for sharded weights; set trainer.precision bf16-mixed"
         )
     if optimizer is not None and optimizer.__module__.partition(".")[0] == "bitsandbytes":
         raise UserError(
             f"model.optimizer={optimizer.__name__} with trainer.strategy fully_sharded: optimizers of bitsandbytes do"
-            " not know shards; set model.optimizer torch.optim.AdamW, whose states are divided among the processes"
+            " not support shards; set model.optimizer torch.optim.AdamW, whose states are sharded among the processes"
         )
 
 
-def _check_known(strategy: Any) -> None:
-    """Allow one device and DDP; whatever else divides the model has to know about rollouts."""
+def _check_supported(strategy: Strategy) -> None:
+    """Allow one device and DDP; other strategies that shard the model would deadlock in rollouts."""
     if isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
         return
     name = type(strategy).__name__
     if isinstance(strategy, ModelParallelStrategy) or "FSDP" in name or "DeepSpeed" in name:
         raise UserError(
-            f"trainer.strategy={name}: it would have every process take part in each token that any of them samples,"
-            " and hang when one is done; set trainer.strategy fully_sharded, which divides the model and gathers it for"
+            f"trainer.strategy={name}: every process would take part in each token that any of them samples, and wait"
+            " forever when one is done; set trainer.strategy fully_sharded, which shards the model and gathers it for"
             " rollouts, or ddp"
         )

@@ -1,4 +1,4 @@
-"""Whether a plan fits a GPU, and which setting to change first where it does not."""
+"""Whether a plan fits a GPU, and which settings to change first if it does not."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,16 +25,19 @@ GPUS = {
     "h200": 139.8,
     "b200": 178.4,
 }
-# The context of CUDA with its kernels, and what the allocator cannot hand out again in the sizes that are asked for.
+# The context of CUDA with its kernels, and memory that the allocator cannot reuse because of fragmentation.
 CONTEXT_GIB = 0.8
 FRAGMENTATION = 0.05
 
 
 def usable(gpu: str) -> float:
-    """Bytes that tensors can take.
+    """Bytes that tensors can use on a GPU.
+
+    Args:
+        gpu: a name of `GPUS`.
 
     Raises:
-        UserError: an accelerator that is not known.
+        UserError: an unknown name.
 
     Example:
         >>> round(usable("a100-40gb") / 2**30, 1)
@@ -42,39 +45,39 @@ def usable(gpu: str) -> float:
     """
     if gpu not in GPUS:
         raise UserError(
-            f"--gpu {gpu} is not known; give one of {', '.join(GPUS)}, whichever has as much memory as yours"
+            f"--gpu {gpu} is not known; give one of {', '.join(GPUS)}: the one with as much memory as yours"
         )
     return (GPUS[gpu] - CONTEXT_GIB) * (1 - FRAGMENTATION) * _GIB
 
 
-# What costs nothing in results comes first, what changes the training last.
+# Changes that do not affect the result come first, those that change the training last.
 _Change = Callable[[Needs], tuple[str, Needs] | None]
 
 
 def changes(needs: Needs) -> Iterator[tuple[str, Needs]]:
-    """Settings that take less, each added to those before it.
+    """Settings that need less memory, each added to those before it.
 
     Args:
-        needs: what is too much.
+        needs: what does not fit.
 
     Returns:
-        What was changed in the words of the command line, all of it so far, and what is then needed.
+        All changes so far as arguments of the command line, and the needs with them.
 
     Example:
         >>> import torch
         >>> from vr1.policy.loading import PolicySource
         >>> needs = Needs(policy=PolicySource(), prompts=2, group_size=8, completion_tokens=64, max_prompt_tokens=512,
         ...     reference=True, optimizer=torch.optim.AdamW)
-        >>> [words for words, _ in changes(needs)][:2]
+        >>> [arguments for arguments, _ in changes(needs)][:2]
         ['--model.policy.gradient_checkpointing true', '--model.policy.gradient_checkpointing true --data.batch_size 1']
     """
-    words: list[str] = []
+    arguments: list[str] = []
     for change in (_recompute, _fewer_prompts, _adapters, _four_bits, _smaller_images, _fewer_completions):
         while (changed := change(needs)) is not None:
-            word, needs = changed
-            setting = word.split()[0]
-            words = [*(earlier for earlier in words if earlier.split()[0] != setting), word]
-            yield " ".join(words), needs
+            argument, needs = changed
+            setting = argument.split()[0]
+            arguments = [*(earlier for earlier in arguments if earlier.split()[0] != setting), argument]
+            yield " ".join(arguments), needs
 
 
 def _recompute(needs: Needs) -> tuple[str, Needs] | None:

@@ -1,7 +1,10 @@
-"""Counts the bytes that a computation holds, on tensors that have shapes and no content ("meta").
+"""Counts the bytes that a computation allocates, on tensors with shapes and no content (device "meta").
 
-The model's own code runs, with autograd and recomputation, so that what is kept for backward and what is freed on the
-way are as in the real run; only what fused kernels keep is written down here, since their choice depends on the device.
+The model's own code runs, with autograd and recomputation, so that tensors are saved for backward and freed as in the
+real run. Only what fused kernels save is restated here, since the choice of kernel depends on the device.
+
+Private parts of torch that this file relies on, tried with 2.15: ``torch.utils._python_dispatch`` and
+``torch.utils._pytree``, which have no public counterparts.
 """
 
 import weakref
@@ -16,13 +19,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 class LiveBytes:
-    """A context in which every new tensor without content is counted as long as it lives.
+    """A context that counts every new tensor without content for as long as it lives.
 
     Small integer tensors with content (sizes of images, indices) may take part; they are not counted.
 
     Attributes:
-        now: bytes that are held.
-        peak: the most that was held since `reset`.
+        now: bytes allocated.
+        peak: the most bytes allocated at a time since `reset`.
 
     Example:
         >>> x = torch.zeros(10, device="meta")
@@ -52,7 +55,7 @@ class LiveBytes:
         self.peak = self.now
 
     def add(self, size: int) -> None:
-        """Count bytes as held; negative ones as freed."""
+        """Count bytes as allocated; negative ones as freed."""
         self.now += size
         self.peak = max(self.peak, self.now)
 
@@ -64,15 +67,15 @@ class _Counter(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = (args, kwargs or {})
-        leaves = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        arguments = (args, kwargs or {})
+        leaves = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         for leaf in leaves:
-            # Weights and whatever else was there before are nobody's new tensor.
+            # Weights and other tensors from before are not counted.
             if leaf.is_meta and id(leaf.untyped_storage()) not in self._known:
                 self._follow(leaf, counted=False)
         if any(leaf.is_meta for leaf in leaves):
-            given = tree_map_only(Tensor, lambda leaf: leaf if leaf.is_meta else leaf.to("meta"), given)
-        result = func(*given[0], **given[1])
+            arguments = tree_map_only(Tensor, lambda leaf: leaf if leaf.is_meta else leaf.to("meta"), arguments)
+        result = func(*arguments[0], **arguments[1])
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.is_meta and id(leaf.untyped_storage()) not in self._known:
                 self._follow(leaf, counted=True)
@@ -91,7 +94,7 @@ class _Counter(TorchDispatchMode):
 
 
 def _fused(attention: Any) -> Any:
-    """Attention that keeps what fused kernels keep, for tensors without content; ``attention`` for all others."""
+    """Attention that saves what fused kernels save, for tensors without content; ``attention`` for all others."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **settings: Any) -> Any:
         if not query.is_meta:
@@ -102,16 +105,16 @@ def _fused(attention: Any) -> Any:
 
 
 class _Attention(torch.autograd.Function):
-    """What flash and memory-efficient attention keep: their inputs, the output and one number a query, no scores."""
+    """Saves what flash and memory-efficient attention save: inputs, output and one number a query, but no scores."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         out = query.new_empty((*query.shape[:-1], value.shape[-1]))
-        kept = [query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32)]
+        saved = [query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32)]
         if mask is not None:
-            # A mask of true and false becomes one of 0 and -inf, in every layer anew.
-            kept.append(query.new_empty(mask.shape) if mask.dtype == torch.bool else mask)
-        ctx.save_for_backward(*kept)
+            # torch converts a boolean mask to one of 0 and -inf in every call.
+            saved.append(query.new_empty(mask.shape) if mask.dtype == torch.bool else mask)
+        ctx.save_for_backward(*saved)
         return out
 
     @staticmethod
@@ -121,15 +124,15 @@ class _Attention(torch.autograd.Function):
 
 
 class FourBitLinear(nn.Linear):
-    """A frozen linear layer whose weight is unpacked for every product, forward and backward, as bitsandbytes does."""
+    """A frozen linear layer whose weight is dequantized for every product, as bitsandbytes does."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The product ``[..., out]``."""
-        result: Tensor = _Unpacked.apply(input, self.weight)
+        result: Tensor = _DequantizedProduct.apply(input, self.weight)
         return result if self.bias is None else result + self.bias
 
 
-class _Unpacked(torch.autograd.Function):
+class _DequantizedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
         ctx.weight = weight

@@ -4,35 +4,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.strategies import StrategyRegistry
 
 from vr1.commands.trainer import settings_of
+from vr1.data.datamodule import RecordDataModule
 from vr1.losses import GRPO
 from vr1.policy.loading import Lora, PolicySource
+from vr1.strategies import shards_weights
 
-# As Lightning names precisions: what is computed with, and whether weights are kept wider than that.
+_DEFAULT_BATCH_SIZE: int = signature(RecordDataModule).parameters["batch_size"].default
+# 16-bit types by Lightning's names of precisions.
 _HALF = {"bf16": "bfloat16", "16": "float16"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a training asks for.
+    """The settings of a training that decide its memory.
 
     Args:
         policy: the model, and how it is loaded.
-        prompts: prompts in a forward, on each process (``data.batch_size``).
+        prompts: prompts in a forward of each process (``data.batch_size``).
         group_size: completions of a prompt.
-        completion_tokens: tokens of a completion, the limit at worst.
-        max_prompt_tokens: longest prompt that is accepted.
-        reference: whether a reference is kept (``loss.kl_coef`` above 0).
+        completion_tokens: tokens of a completion, at most.
+        max_prompt_tokens: tokens of a prompt, at most.
+        reference: whether there is a reference (``loss.kl_coef`` above 0).
         optimizer: takes (name, parameter) pairs.
         precision: the trainer's.
-        processes: processes that work together.
-        sharded: whether they divide the model among them (FSDP); if not, each has all of it.
-        offload: whether shards lie in the host's memory.
+        processes: number of processes.
+        sharded: whether the model is sharded among them (FSDP); if not, each has a full copy.
+        offload: whether shards are stored in host memory.
         categories: categories that a prompt names.
+        temperature: of sampling.
+        top_p: of sampling.
     """
 
     policy: PolicySource
@@ -47,36 +54,38 @@ class Needs:
     sharded: bool = False
     offload: bool = False
     categories: int = 10
+    temperature: float = 1.0
+    top_p: float = 1.0
 
     @property
     def mixed(self) -> bool:
-        """Whether weights are wider than what is computed with."""
+        """Whether weights are stored in higher precision than that of the computation."""
         return self.precision.endswith("-mixed") and self.precision.split("-")[0] in _HALF
 
     @property
     def compute_dtype(self) -> str:
-        """The precision of activations, a name of torch's."""
+        """The precision of activations, as a name of torch."""
         kind, _, way = self.precision.partition("-")
         return _HALF[kind] if way in ("mixed", "true") and kind in _HALF else self.policy.dtype
 
 
-def needs_of(words: Sequence[str]) -> Needs:
-    """What a training would ask for.
+def needs_of(arguments: Sequence[str]) -> Needs:
+    """Read the needs of a training from its command line.
 
     Args:
-        words: those that ``vr1 fit`` would be given.
+        arguments: the arguments of ``vr1 fit``.
 
     Raises:
-        UserError: settings that no training could be made of.
+        UserError: settings that ``vr1 fit`` would refuse.
     """
-    settings = settings_of(["fit", *words])
+    settings = settings_of(["fit", *arguments])
     module, data, trainer = settings.model.init_args, settings.data.init_args, settings.trainer
     sampling = module.get("sampling")
-    strategy, offload = _strategy(trainer.strategy)
+    sharded, offload = _strategy(trainer.strategy)
     return Needs(
         policy=_source(module.policy),
-        prompts=data.get("batch_size", 16),
-        # Supervised fine-tuning has one answer a prompt.
+        prompts=data.get("batch_size", _DEFAULT_BATCH_SIZE),
+        # Supervised fine-tuning has one answer per prompt.
         group_size=sampling.group_size if sampling else 1,
         completion_tokens=sampling.max_new_tokens if sampling else module.evaluation.max_new_tokens,
         max_prompt_tokens=module.max_prompt_tokens,
@@ -84,18 +93,20 @@ def needs_of(words: Sequence[str]) -> Needs:
         optimizer=_callable(module.optimizer),
         precision=str(trainer.precision or "32-true"),
         processes=_devices(trainer.devices) * trainer.num_nodes,
-        sharded=strategy.endswith(("FullySharded", "fully_sharded")),
+        sharded=sharded,
         offload=offload,
+        temperature=sampling.temperature if sampling else 0.0,
+        top_p=sampling.top_p if sampling else 1.0,
     )
 
 
 def _devices(given: Any) -> int:
-    """How many processes a trainer starts; what it finds out on the machine counts as one."""
+    """How many processes a trainer starts; what it would detect on the machine (``auto``, -1) counts as one."""
     if isinstance(given, list):
         return len(given)
     if str(given).isdigit():
         return max(1, int(given))
-    # "0,1" names two, and so does "0,1,".
+    # "0,1" and "0,1," both name two.
     return len([name for name in str(given).split(",") if name.strip()])
 
 
@@ -111,13 +122,21 @@ def _kl(loss: Namespace | None) -> float:
     return float(loss.init_args.kl_coef)
 
 
-def _strategy(given: Any) -> tuple[str, bool]:
+def _strategy(given: Any) -> tuple[bool, bool]:
+    """Whether a strategy shards weights, and whether it stores the shards in host memory."""
     if isinstance(given, Namespace):
-        return given.class_path, bool(given.get("init_args", Namespace()).get("cpu_offload", False))
-    return str(given), False
+        offload = bool(given.get("init_args", Namespace()).get("cpu_offload", False))
+        return shards_weights(_imported(given.class_path)), offload
+    if str(given) in StrategyRegistry:
+        return shards_weights(StrategyRegistry[str(given)]["strategy"]), False
+    return False, False
 
 
 def _callable(given: Namespace) -> Any:
-    """The optimizer that a setting names, still without parameters."""
-    package, _, name = given.class_path.rpartition(".")
-    return partial(getattr(import_module(package), name), **given.get("init_args", Namespace()).as_dict())
+    """The optimizer that a setting names, without parameters yet."""
+    return partial(_imported(given.class_path), **given.get("init_args", Namespace()).as_dict())
+
+
+def _imported(class_path: str) -> Any:
+    package, _, name = class_path.rpartition(".")
+    return getattr(import_module(package), name)

@@ -1,10 +1,10 @@
-"""Memory by part, at the three moments of a step at which most of it is held.
+"""Predicts memory by part, at the three moments of a step at which most of it is allocated.
 
-Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, V vocabulary, D hidden
-size.
+The runtime's own code runs on tensors without content; sizes that it decides are asked from it.
+
+Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, V vocabulary, D hidden size.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,17 +19,18 @@ from vr1.commands.plan.shapes import empty_policy, largest_prompts
 from vr1.errors import UserError
 from vr1.policy.logprobs import token_log_probs
 from vr1.policy.policy import Policy
+from vr1.policy.reference import copies_weights
 from vr1.prompts import PromptBatch
+from vr1.rollout.cache import cache_capacity
+from vr1.rollout.sampling import Sampling, sample_token
 
-# Bytes that `choose` needs for each logit: float32 logits and probabilities, their sums in float64.
-_CHOOSING = 28
-# 4 bits a weight; an 8-bit scale for 64 of them; a float32 scale for 256 of those.
+# Bytes of an NF4 weight, double quantized: 4 bits; an 8-bit scale for 64 weights; a float32 scale for 256 scales.
 _FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What one process holds.
+    """The memory of one process.
 
     Attributes:
         parameters: numbers of parameters: ``all``, ``trained``.
@@ -43,7 +44,7 @@ class MemoryPlan:
 
     @property
     def worst(self) -> str:
-        """The moment at which most is held."""
+        """The moment of the peak."""
         return max(self.moments, key=lambda moment: sum(self.moments[moment].values()))
 
     @property
@@ -55,32 +56,38 @@ class MemoryPlan:
 def predict(needs: Needs) -> MemoryPlan:
     """Predict the memory of a training, without its weights.
 
-    Everything is taken at its largest: images at ``max_pixels``, all completions at their limit.
+    All sizes are at their maximum: images at ``max_pixels``, completions at their limit.
 
     Args:
         needs: the settings.
 
     Raises:
-        UserError: the model has no shared rows, which is what is counted here.
+        UserError: the policy does not share prompts; only policies that do can be predicted.
     """
     policy = empty_policy(needs)
     if not policy.shares_prompt:
         raise UserError(
-            "the plan knows models whose completions share their prompt (Qwen-VL, InternVL); leave policy.share_prompt"
-            " out, or find the memory of this one out by a run of one step (callbacks.Throughput logs its peak)"
+            "only models whose completions share their prompt (Qwen-VL, InternVL) can be planned; leave"
+            " policy.share_prompt out, or measure this one in a run of one step (callbacks.Throughput logs its peak)"
         )
     prompts = largest_prompts(needs)
-    held = _held(policy, needs)
+    state = _training_state(policy, needs)
     activations, logits = _policy_step(policy, prompts, needs)
-    working, cache, choosing = _rollout(policy, prompts, needs)
+    prefill, cache, sampling = _rollout(policy, prompts, needs)
     gathered, blocks = _gathered(policy, needs)
     # Between two steps there are no gradients.
-    kept = {part: size for part, size in held.items() if part != "gradients"}
+    between = {part: size for part, size in state.items() if part != "gradients"}
     moments = {
-        "rollout": {**kept, "gathered weights": gathered, "cache": cache, "logits": choosing, "activations": working},
-        "policy": {**held, "gathered weights": blocks, "activations": activations, "logits": logits},
-        # AdamW makes its step for all tensors at once on a GPU, which takes one more value a parameter.
-        "update": {**held, "activations": held["gradients"]},
+        "rollout": {
+            **between,
+            "gathered weights": gathered,
+            "cache": cache,
+            "logits": sampling,
+            "activations": prefill,
+        },
+        "policy": {**state, "gathered weights": blocks, "activations": activations, "logits": logits},
+        # On a GPU AdamW updates all tensors at once, which takes one more value per parameter.
+        "update": {**state, "activations": state["gradients"]},
     }
     trained = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
     return MemoryPlan(
@@ -90,8 +97,8 @@ def predict(needs: Needs) -> MemoryPlan:
     )
 
 
-def _held(policy: Policy, needs: Needs) -> dict[str, float]:
-    """What is there all the time, after the first step."""
+def _training_state(policy: Policy, needs: Needs) -> dict[str, float]:
+    """Bytes of weights, gradients and optimizer states, which exist all the time after the first step."""
     stored = getattr(torch, needs.policy.dtype).itemsize
     sizes: dict[str, float] = defaultdict(float)
     packed = {id(part.weight) for part in policy.modules() if isinstance(part, FourBitLinear)}
@@ -101,18 +108,18 @@ def _held(policy: Policy, needs: Needs) -> dict[str, float]:
         else:
             sizes["weights"] += parameter.numel() * (_FOUR_BITS if id(parameter) in packed else stored)
     sizes["weights"] += sum(buffer.numel() * buffer.element_size() for buffer in policy.buffers())
-    # peft keeps adapters in float32 whatever the base is in.
+    # peft stores adapters in float32, whatever the precision of the base.
     width = 4 if needs.policy.lora is not None else stored
     trained = sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
     sizes["gradients"] = trained * width
     sizes["optimizer"] = trained * _state_bytes(needs.optimizer, width)
-    if needs.reference and not policy.has_adapters:
+    if needs.reference and copies_weights(policy):
         sizes["reference"] = sizes["weights"]
     if needs.sharded:
         share = 0 if needs.offload else 1 / needs.processes
         return {part: size * share for part, size in sizes.items()}
     if needs.mixed and needs.policy.lora is None:
-        # Autocast keeps a copy of every trained weight in what is computed with.
+        # Autocast saves a copy of every trained weight in the computation's precision for backward.
         sizes["weights"] += trained * getattr(torch, needs.compute_dtype).itemsize
     if needs.processes > 1:
         sizes["buckets"] = sizes["gradients"]
@@ -120,32 +127,32 @@ def _held(policy: Policy, needs: Needs) -> dict[str, float]:
 
 
 def _state_bytes(optimizer: Any, width: int) -> float:
-    """Bytes of optimizer state for a parameter's value, found out by a step on a matrix of no importance."""
+    """Bytes of optimizer state per parameter value, measured in a step on a small layer."""
     layer = nn.Linear(512, 512, bias=False, dtype=torch.float32 if width == 4 else torch.bfloat16)
-    # Some optimizers treat vectors apart.
+    # Some optimizers treat vectors differently.
     layer.register_parameter("bias", nn.Parameter(torch.zeros(8)))
-    made = optimizer(layer.named_parameters())
+    built = optimizer(layer.named_parameters())
     for parameter in layer.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    made.step()
-    state = [value for value in made.state[layer.weight].values() if isinstance(value, Tensor) and value.numel() > 256]
+    built.step()
+    state = [value for value in built.state[layer.weight].values() if isinstance(value, Tensor) and value.numel() > 256]
     return sum(value.numel() * value.element_size() for value in state) / layer.weight.numel()
 
 
 def _policy_step(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float, float]:
-    """Bytes of activations and of logits in forward and backward, beside weights and gradients."""
+    """Bytes of activations and of logits in forward and backward, without weights and gradients."""
     tokens = torch.zeros(len(prompts), needs.group_size, needs.completion_tokens, dtype=torch.long)
     if needs.sharded:
-        # A whole gradient is given up as soon as each process has its share, which is counted elsewhere.
+        # A full gradient is freed as soon as each process has its shard, which `_training_state` counts.
         for parameter in policy.parameters():
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda whole: setattr(whole, "grad", None))
+                parameter.register_post_accumulate_grad_hook(lambda full: setattr(full, "grad", None))
     with LiveBytes() as live:
         log_probs, _ = policy.log_probs(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool))
         forward = live.peak
         live.reset()
         log_probs.sum().backward()
-        # Gradients are counted elsewhere: there are none in forward, and they grow in backward.
+        # `_training_state` counts gradients: none exist in forward, and all at the end of backward.
         grown = _bytes(parameter for parameter in policy.parameters() if parameter.grad is not None)
         peak = max(forward, live.peak) - grown
     logits = min(_logits(policy, tokens), peak)
@@ -155,7 +162,7 @@ def _policy_step(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[fl
 
 
 def _logits(policy: Policy, tokens: Tensor) -> float:
-    """Bytes that the scores of all tokens of the vocabulary take, as many tokens at a time as are scored together."""
+    """Bytes of logits and of what is computed from them, in the chunks of `token_log_probs`."""
     head = policy.base.lm_head
     states = torch.empty(tokens.numel(), head.in_features, dtype=head.weight.dtype, device="meta", requires_grad=True)
     with LiveBytes() as live:
@@ -165,37 +172,42 @@ def _logits(policy: Policy, tokens: Tensor) -> float:
 
 
 def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float, float, float]:
-    """Bytes that the prompts' forward holds and works with, of keys and values at the end, and of choosing tokens."""
+    """Bytes of the prefill beside the cache, of keys and values at the end of decoding, and of sampling a token."""
     batch, width = prompts.tokens.shape
-    with_graph = not (needs.sharded or policy.has_dropout)
-    with torch.set_grad_enabled(with_graph), LiveBytes() as live:
+    with torch.set_grad_enabled(policy.can_reuse_prefix(needs.sharded)), LiveBytes() as live:
         prefix = policy.prefill(prompts)
-        working, kept = live.peak, live.now
+        peak, after = live.peak, live.now
     of_prompts, layers = _bytes((*prefix.keys, *prefix.values)), len(prefix.keys)
     rows = batch * needs.group_size
-    # Room for the tokens of completions doubles from 64; a layer is there twice while its room grows.
-    room = 64 * 2 ** math.ceil(math.log2(max(1.0, needs.completion_tokens / 64)))
-    of_completions = of_prompts / (batch * width) * rows * room * (1 + 1 / layers)
+    # While the capacity grows, one layer has its old and its new memory.
+    of_completions = of_prompts / (batch * width) * rows * cache_capacity(needs.completion_tokens) * (1 + 1 / layers)
+    sampling = _sampling(policy, rows, needs)
+    # The prefill comes first, and what it leaves stays. Keys and values of several prompts are copied to a new layout.
+    cache = of_prompts * (2 if batch > 1 else 1) + of_completions
+    return max(after - of_prompts, peak - cache - sampling), cache, sampling
+
+
+@torch.no_grad()
+def _sampling(policy: Policy, rows: int, needs: Needs) -> float:
+    """Bytes of the logits of a step of decoding and of sampling from them."""
     vocabulary = policy.base.config.get_text_config().vocab_size
-    choosing = float(rows * vocabulary * _CHOOSING)
-    # The prompts' forward comes first; what it leaves is kept. Keys and values of several prompts are laid out anew.
-    cached = of_prompts * (2 if batch > 1 else 1) + of_completions
-    return max(kept - of_prompts, working - cached - choosing), cached, choosing
+    with LiveBytes() as live:
+        logits = torch.empty(rows, vocabulary, device="meta")
+        uniform = torch.empty(rows, device="meta", dtype=torch.float64)
+        sample_token(logits, Sampling(temperature=needs.temperature, top_p=needs.top_p), uniform)
+    return float(live.peak)
 
 
 def _gathered(policy: Policy, needs: Needs) -> tuple[float, float]:
-    """Bytes that sharded weights take while they are whole: in rollouts all, in the policy's step some."""
+    """Bytes of gathered weights of a sharded model: all of them in rollouts, some blocks in the policy's step."""
     if not needs.sharded:
         return 0.0, 0.0
     width = getattr(torch, needs.compute_dtype).itemsize
-    kinds = set(policy.base._no_split_modules or ())
-    blocks = [
-        sum(p.numel() for p in part.parameters()) for part in policy.base.modules() if type(part).__name__ in kinds
-    ]
-    whole = sum(parameter.numel() for parameter in policy.parameters())
-    # A block is computed with while the next is fetched, and its gradients are summed in float32.
+    blocks = [sum(parameter.numel() for parameter in block.parameters()) for block in policy.blocks]
+    total = sum(parameter.numel() for parameter in policy.parameters())
+    # One block computes while the next is gathered, and its gradients are summed in float32.
     largest = max(blocks, default=0)
-    return float(whole * width), float((whole - sum(blocks) + 2 * largest) * width + 4 * largest)
+    return float(total * width), float((total - sum(blocks) + 2 * largest) * width + 4 * largest)
 
 
 def _bytes(values: Iterable[Tensor]) -> float:

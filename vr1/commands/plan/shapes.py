@@ -1,4 +1,4 @@
-"""The largest batch that a configuration allows, made of a blank image, and the model without its weights."""
+"""The model without its weights, and the largest batch that a configuration allows, of empty images."""
 
 import math
 from dataclasses import replace
@@ -18,20 +18,23 @@ from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch, PromptEncoder
 from vr1.types import DetectionRecord, as_boxes
 
-# An image is made smaller until its prompt is accepted.
-_TRIES = 12
+# How often the image is made smaller until its prompt fits.
+_MAX_TRIES = 12
 
 
 def largest_prompts(needs: Needs) -> PromptBatch:
-    """Prompts about images as large as the model is shown them, their tensors of numbers without content.
+    """Prompts with the largest images that the settings allow; their floating-point tensors have no content.
+
+    Args:
+        needs: the settings.
 
     Raises:
-        UserError: no image is small enough for ``max_prompt_tokens``.
+        UserError: ``max_prompt_tokens`` is too small for an image and the categories.
     """
     processor = needs.policy.processor()
     encoder = PromptEncoder(processor, needs.policy.family(), max_prompt_tokens=2**31)
     side = math.isqrt(needs.policy.max_pixels or _own_limit(processor))
-    for _ in range(_TRIES):
+    for _ in range(_MAX_TRIES):
         batch = encoder([_record(side, needs.categories)])
         tokens = batch.tokens.shape[1]
         if tokens <= needs.max_prompt_tokens:
@@ -55,7 +58,7 @@ def _record(side: int, categories: int) -> DetectionRecord:
         labels=(),
         categories=tuple(f"category {number}" for number in range(categories)),
         image_id=0,
-        origin="a blank image",
+        origin="an empty image",
         areas=np.zeros(0),
         crowd=np.zeros(0, dtype=bool),
     )
@@ -67,21 +70,25 @@ def _without_content(prompts: PromptBatch) -> PromptBatch:
 
 
 def empty_policy(needs: Needs) -> Policy:
-    """The policy with parameters that have shapes alone, in the precision that is computed with."""
+    """The policy with parameters without content, in the precision of the computation.
+
+    Args:
+        needs: the settings.
+    """
     source, dtype = needs.policy, getattr(torch, needs.compute_dtype)
     config = AutoConfig.from_pretrained(source.path)
     with torch.device("meta"):
         network: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=dtype)
         if source.quantize:
             network.requires_grad_(False)
-            for layer in four_bit_layers(network):
+            for layer in _layers_to_quantize(network):
                 layer.__class__ = FourBitLinear
         policy = source.wrap(network)
     return policy.to(dtype) if needs.mixed else policy
 
 
-def four_bit_layers(network: nn.Module) -> list[nn.Linear]:
-    """The linear layers that ``quantize`` holds in 4 bits."""
+def _layers_to_quantize(network: nn.Module) -> list[nn.Linear]:
+    """The linear layers whose weights ``quantize`` stores in 4 bits."""
     return [
         part
         for name, part in network.named_modules()
