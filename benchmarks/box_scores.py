@@ -2,7 +2,7 @@
 
     python benchmarks/box_scores.py
 
-Evaluates a model on the demo's validation scenes (256 unless told otherwise), greedily, once; the same answers are then
+Evaluates a model on the demo's validation scenes (256 by default), greedily, once; the same answers are then
 measured with each kind of score. Beside the score that `vr1.detections` gives (the geometric mean over a box's tokens),
 a score that falls with the order of writing, and one drawn by chance, show how much any order of the boxes would do.
 """
@@ -30,7 +30,7 @@ FIGURES = ("map", "map_50", "map_75")
 
 
 class _Keep(pl.Callback):
-    """Keeps what a validation finds."""
+    """Collects the predictions of a validation."""
 
     def __init__(self) -> None:
         self.predictions: list[Prediction] = []
@@ -42,7 +42,7 @@ class _Keep(pl.Callback):
 
 
 def figures(predictions: list[Prediction], scores: list[np.ndarray]) -> dict[str, float]:
-    """COCO's figures of the answers with these scores of their boxes."""
+    """COCO metrics of the answers, with other scores of their boxes."""
     metrics = CocoMetrics()
     metrics.update(
         [replace(found.detections, scores=own) for found, own in zip(predictions, scores, strict=True)],
@@ -72,16 +72,16 @@ def main(model: str | None = None, scenes: int = 256, batch_size: int = 64) -> N
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(accelerator="auto", devices=1, logger=False, callbacks=[keep], default_root_dir=folder)
         trainer.validate(module, data, verbose=False)
-    found = keep.predictions
+    predictions = keep.predictions
     rng = np.random.default_rng(0)
     kinds = {
-        "constant 0.99": [np.full(len(item.detections), SCORE) for item in found],
-        "log-probs of the box's tokens": [item.detections.scores for item in found],
-        "order of writing": [np.linspace(1, 0.5, len(item.detections)) for item in found],
-        "chance": [rng.random(len(item.detections)) for item in found],
+        "constant 0.99": [np.full(len(item.detections), SCORE) for item in predictions],
+        "log-probs of the box's tokens": [item.detections.scores for item in predictions],
+        "order of writing": [np.linspace(1, 0.5, len(item.detections)) for item in predictions],
+        "chance": [rng.random(len(item.detections)) for item in predictions],
     }
-    print(f"{len(found)} scenes, {sum(len(item.detections) for item in found)} boxes found")
-    measured = {name: figures(found, scores) for name, scores in kinds.items()}
+    print(f"{len(predictions)} scenes, {sum(len(item.detections) for item in predictions)} boxes found")
+    measured = {name: figures(predictions, scores) for name, scores in kinds.items()}
     rows = [[name, *(f"{values[figure]:.3f}" for figure in FIGURES)] for name, values in measured.items()]
     print(markdown_table(["scores", *FIGURES], rows))
 

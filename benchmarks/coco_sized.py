@@ -2,10 +2,10 @@
 
     python benchmarks/coco_sized.py
 
-Makes a json of 118,000 images and 860,000 boxes in a temporary folder, where a few hundred files stand in for the
-images (the others are links to them), opens it as a training run would and takes the first batch. Prints seconds and
-peak memory of each step; wall time, and processor time, which tells what a busy machine would hide. ``--polygons true``
-adds outlines to every box, as in COCO's own file.
+Writes a json of 118,000 images and 860,000 boxes to a temporary folder, with a few hundred image files and links to
+them for the others, opens it as a training run does and takes the first batch. Prints peak memory and seconds of each
+step: wall time, and processor time, which does not depend on other jobs of the machine. ``--polygons true`` adds
+outlines to every box, as in COCO's own file.
 """
 
 import json
@@ -63,7 +63,7 @@ def write(folder: Path, images: int, boxes: int, polygons: bool) -> None:
 
 
 def open_first_batch(folder: Path, task: str, workers: int) -> None:
-    """What a training run does until its first batch, without a model; prints what each step took."""
+    """Run what a training does until its first batch, without a model; print time and memory of each step."""
     start = _now()
     from torch.utils.data import DataLoader
 
@@ -102,7 +102,7 @@ def main(
     workers: int = 1,
     folder: Path | None = None,
 ) -> None:
-    """Make the data, or take those of a folder, and measure in a process of its own.
+    """Write the data, or use those of a folder, and measure in a separate process.
 
     Args:
         images: number of images.
@@ -110,17 +110,17 @@ def main(
         polygons: add an outline of 20 points to each box.
         task: detection or grounding.
         workers: worker processes of the loader.
-        folder: data that were made before; None makes them and removes them again.
+        folder: data written before; None writes them to a temporary folder.
     """
     if folder is not None:
         open_first_batch(folder, task, workers)
         return
-    with tempfile.TemporaryDirectory() as made:
-        write(Path(made), images, boxes, polygons)
-        size = (Path(made) / "annotations" / "instances_train2017.json").stat().st_size
+    with tempfile.TemporaryDirectory() as temporary:
+        write(Path(temporary), images, boxes, polygons)
+        size = (Path(temporary) / "annotations" / "instances_train2017.json").stat().st_size
         print(f"{images:,} images, {boxes:,} boxes, {size / 1e6:.0f} MB of json", flush=True)
-        # A process of its own, so that the memory that making the data took does not count.
-        command = [sys.executable, __file__, "--folder", made, "--task", task, "--workers", str(workers)]
+        # A separate process, so that the memory for writing the data does not count.
+        command = [sys.executable, __file__, "--folder", temporary, "--task", task, "--workers", str(workers)]
         subprocess.run(command, check=True)
 
 

@@ -1,9 +1,9 @@
-"""GRPO against SFT on the same finite set of images, each at its best learning rate and its best moment to stop.
+"""GRPO against SFT on the same finite set of images, each at its best learning rate and with early stopping.
 
     python benchmarks/grpo_against_sft.py --out runs/grpo_against_sft
 
 SFT learns the boxes in the order in which they are annotated (here: drawn), as data sets come, and in a run of its own
-sorted from left to right, the order that the embedded model was made with. Every run starts from the same model. For
+sorted from left to right, the order that the embedded model was trained with. Every run starts from the same model. For
 each method the learning rate and the number of steps with the best mean validation mAP over the seeds are chosen. A run
 that is there already is not repeated, so an interrupted comparison goes on where it was. Writes ``table.md`` and
 ``runs.json``.
@@ -29,7 +29,7 @@ METRICS = ("val/map", "val/map_50", "val/map_75", "val/valid_rate")
 def run(
     config: str, folder: Path, lr: float, seed: int, overrides: list[str], threads: int
 ) -> dict[int, dict[str, float]]:
-    """Train once, unless its results are there; validation metrics by optimizer step."""
+    """Train once, unless the results exist; validation metrics by optimizer step."""
     done = folder / "validations.json"
     if not done.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,12 +75,12 @@ def compare(
         sft_lrs: learning rates of SFT; none leaves it out.
         seeds: seeds of every choice.
         jobs: runs at a time, which share the cores evenly.
-        overrides: further command-line words for every run, such as `["--trainer.max_steps", "60"]`.
+        overrides: further command-line arguments for every run, such as `["--trainer.max_steps", "60"]`.
     """
     rows = []
     everything = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    for method, (config, lrs, words) in {
+    for method, (config, lrs, arguments) in {
         "GRPO": ("configs/demo.yaml", grpo_lrs, []),
         "SFT annotated": ("configs/demo_sft.yaml", sft_lrs, ["--model.target_order", "annotated"]),
         "SFT sorted": ("configs/demo_sft.yaml", sft_lrs, ["--model.target_order", "sorted"]),
@@ -91,7 +91,7 @@ def compare(
         with ThreadPoolExecutor(jobs) as pool:
             waiting = {
                 (lr, seed): pool.submit(
-                    run, config, out / _folder(method, lr, seed), lr, seed, [*words, *overrides], threads
+                    run, config, out / _folder(method, lr, seed), lr, seed, [*arguments, *overrides], threads
                 )
                 for lr, seed in choices
             }

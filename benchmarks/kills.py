@@ -25,10 +25,10 @@ _STARTED = "VR1_KILLS_STARTED"
 
 
 class Started(Callback):
-    """Says that training has begun, by a file that the environment names."""
+    """Writes a file that the environment names once training has started."""
 
     def on_train_start(self, *_: Any) -> None:
-        """Make the file."""
+        """Write the file."""
         Path(os.environ[_STARTED]).touch()
 
 
@@ -59,28 +59,28 @@ def kill(
         while spent < kills and not done:
             done = not _killed(folder, config, steps, moments.uniform(0, longest))
             spent += not done
-        # A run that has ended is started once more: it finds nothing left to do, and must not change a thing.
+        # A finished run is started once more: it has nothing left to do and must not change anything.
         final = _finish(folder, config, steps)
         different = [name for name, value in expected.items() if not _same(value, final[name])]
         runs += 1
         print(f"run {runs}: {spent} kills so far, {len(different)} of {len(expected)} tensors differ", flush=True)
         if different:
-            raise SystemExit(f"{folder}: {different[0]} is not what the undisturbed run has")
+            raise SystemExit(f"{folder}: {different[0]} differs from the undisturbed run")
     print(f"{spent} kills, {spent} resumes, {runs} runs: weights and optimizer states identical to the undisturbed run")
 
 
 def _command(folder: Path, config: str, steps: int) -> list[str]:
-    words = ["--config", config, "--trainer.default_root_dir", str(folder), "--trainer.logger", "false"]
-    words += ["--trainer.max_steps", str(steps), "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"]
-    words += ["--trainer.num_sanity_val_steps", "0", "--trainer.enable_progress_bar", "false"]
-    words += ["--model.sampling", '{"group_size": 2, "max_new_tokens": 16}', "--model.updates_per_rollout", "2"]
-    words += ["--data.train_scenes", "24", "--data.val_scenes", "1", "--data.batch_size", "2"]
+    arguments = ["--config", config, "--trainer.default_root_dir", str(folder), "--trainer.logger", "false"]
+    arguments += ["--trainer.max_steps", str(steps), "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"]
+    arguments += ["--trainer.num_sanity_val_steps", "0", "--trainer.enable_progress_bar", "false"]
+    arguments += ["--model.sampling", '{"group_size": 2, "max_new_tokens": 16}', "--model.updates_per_rollout", "2"]
+    arguments += ["--data.train_scenes", "24", "--data.val_scenes", "1", "--data.batch_size", "2"]
     checkpoints = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {every_n_train_steps: 1,"
     checkpoints += " save_last: true, enable_version_counter: false}}"
-    words += ["--trainer.callbacks", f"[{{class_path: callbacks.RuleRefinement}}, {checkpoints}]"]
-    words += ["--trainer.callbacks+", "benchmarks.kills.Started"]
+    arguments += ["--trainer.callbacks", f"[{{class_path: callbacks.RuleRefinement}}, {checkpoints}]"]
+    arguments += ["--trainer.callbacks+", "benchmarks.kills.Started"]
     last = folder / "checkpoints" / "last.ckpt"
-    return [sys.executable, "-m", "vr1", "fit", *words, *(["--ckpt_path", str(last)] if last.exists() else [])]
+    return [sys.executable, "-m", "vr1", "fit", *arguments, *(["--ckpt_path", str(last)] if last.exists() else [])]
 
 
 def _start(folder: Path, config: str, steps: int) -> tuple[subprocess.Popen[bytes], Path]:
@@ -90,12 +90,12 @@ def _start(folder: Path, config: str, steps: int) -> tuple[subprocess.Popen[byte
     environment = {**os.environ, "OMP_NUM_THREADS": "1", _STARTED: str(started.absolute())}
     with (folder / "log.txt").open("ab") as log:
         command = _command(folder.absolute(), config, steps)
-        # A group of its own: the workers that load data are to die with it, as on a machine that is taken away.
+        # A process group of its own, so that its data workers are killed too, as on a machine that is preempted.
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, process_group=0), started
 
 
 def _killed(folder: Path, config: str, steps: int, after: float) -> bool:
-    """Start or resume the run and kill it ``after`` seconds of training; False where it ended before."""
+    """Start or resume the run and kill it ``after`` seconds of training; False if it ended before."""
     process, started = _start(folder, config, steps)
     while not started.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -111,7 +111,7 @@ def _killed(folder: Path, config: str, steps: int, after: float) -> bool:
 
 
 def _finish(folder: Path, config: str, steps: int) -> dict[str, Any]:
-    """Let the run come to its end; weights and optimizer states."""
+    """Run to the end; return weights and optimizer states."""
     process, _ = _start(folder, config, steps)
     if process.wait():
         raise SystemExit(f"a run failed by itself: see {folder / 'log.txt'}")

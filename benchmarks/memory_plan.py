@@ -1,4 +1,4 @@
-"""What `vr1 plan` predicts against what a training takes, on a CPU, for small shapes.
+"""The prediction of `vr1 plan` against the measured memory of a training, on a CPU, for small models.
 
     python benchmarks/memory_plan.py --out runs/memory_plan.json
 
@@ -39,12 +39,12 @@ _SIZES = {
 }
 # Model, settings of the policy, prompts, completions of each, tokens of each.
 CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
-    "embedded, whole, G 8": ("embedded", {}, 4, 8, 64),
-    "embedded, whole, recomputed, G 8": ("embedded", {"gradient_checkpointing": True}, 4, 8, 64),
+    "embedded, all weights, G 8": ("embedded", {}, 4, 8, 64),
+    "embedded, all weights, recomputed, G 8": ("embedded", {"gradient_checkpointing": True}, 4, 8, 64),
     "embedded, LoRA, G 16": ("embedded", {"lora": 16}, 4, 16, 64),
-    "24M, whole, G 4": ("24M", {}, 4, 4, 64),
-    "24M, whole, G 8": ("24M", {}, 4, 8, 64),
-    "24M, whole, recomputed, G 8": ("24M", {"gradient_checkpointing": True}, 4, 8, 64),
+    "24M, all weights, G 4": ("24M", {}, 4, 4, 64),
+    "24M, all weights, G 8": ("24M", {}, 4, 8, 64),
+    "24M, all weights, recomputed, G 8": ("24M", {"gradient_checkpointing": True}, 4, 8, 64),
     "24M, LoRA, G 8": ("24M", {"lora": 16}, 4, 8, 64),
     "24M, LoRA, recomputed, G 8": ("24M", {"lora": 16, "gradient_checkpointing": True}, 4, 8, 64),
     "24M, 4 bits, recomputed, G 8": ("24M", {"lora": 16, "quantize": "nf4", "gradient_checkpointing": True}, 4, 8, 64),
@@ -56,10 +56,10 @@ def compare(out: Path = Path("runs/memory_plan.json"), only: str = "") -> None:
 
     Args:
         out: where the figures are written.
-        only: a part of the name of the cases to run; empty for all.
+        only: a part of the names of the cases to run; empty for all.
     """
     rows = []
-    # Freed at once, whatever its size: what is left in glibc's own lists would count as held.
+    # glibc returns freed memory of any size at once; otherwise its free lists would count as used.
     malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     print("| shape | predicted MiB | measured MiB | predicted / measured |\n|---|---|---|---|")
     for name in (name for name in CASES if only in name):
@@ -90,8 +90,8 @@ def measure(name: str) -> dict[str, float]:
         Path("/proc/self/clear_refs").write_text("5")
         policy = _train(needs, Path(folder))
         measured = resident("VmHWM") - base
-        # Weights are read where their file is mapped. Once quantised they stay mapped until the system is short
-        # of memory.
+        # Weights are read from their mapped file. After quantization it stays mapped until the system needs the
+        # memory.
         mapped = sum(
             part.numel() * part.element_size()
             for part in policy.parameters()
@@ -142,7 +142,7 @@ def _train(needs: Any, folder: Path) -> Any:
     from vr1.rollout import Sampling
 
     class Endless(GRPOModule):
-        """Completions that end at the limit alone: their end token is one that is never sampled."""
+        """Completions that always reach the limit: their end token is one that is never sampled."""
 
         def configure_model(self) -> None:
             super().configure_model()

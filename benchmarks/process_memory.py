@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def resident(name: str) -> int:
-    """Bytes that are held now (``VmRSS``), or were at most (``VmHWM``).
+    """Bytes in use now (``VmRSS``), or at most so far (``VmHWM``).
 
     Raises:
         OSError: on anything but Linux.

@@ -2,10 +2,10 @@
 
     python benchmarks/recorded_answers.py
 
-Makes the answers (boxes of 80 categories, moved, renamed, left out and made up by chance, each with a score), runs
-``python -m vr1 score --coco`` on them, and compares all of COCO's figures with those that pycocotools finds in the
-written results. Prints seconds of wall time and of processor time (which tells what a busy machine would hide), peak
-memory, the largest difference, and how long pycocotools and faster-coco-eval (which vr1 uses) take for the figures.
+Makes the answers (boxes of 80 categories, randomly moved, renamed, left out and invented, each with a score), runs
+``python -m vr1 score --coco`` on them, and compares all COCO metrics with those of pycocotools on the written results.
+Prints seconds of wall time and of processor time (which does not depend on other jobs of the machine), peak memory, the
+largest difference, and how long pycocotools and faster-coco-eval (which vr1 uses) take for the metrics.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ FIGURES += ("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large")
 
 
 def write(path: Path, images: int, boxes: int) -> None:
-    """Write the answers, a line each, in Qwen2.5-VL's words."""
+    """Write the answers, one per line, in the format of Qwen2.5-VL."""
     rng = np.random.default_rng(0)
     names = [f"kind {number}" for number in range(CATEGORIES)]
     owners = np.sort(rng.integers(0, images, boxes))
@@ -37,14 +37,14 @@ def write(path: Path, images: int, boxes: int) -> None:
             corner, side = rng.uniform(0, 400, (count, 2)), rng.lognormal(4, 0.8, (count, 2)).clip(4, 230)
             true = np.concatenate([corner, corner + side], axis=1).round(2)
             labels = [names[row] for row in rng.integers(0, CATEGORIES, count)]
-            kept = np.flatnonzero(rng.random(count) > 0.2)
-            moved = (true[kept] + rng.normal(0, 0.06, (len(kept), 4)) * np.tile(side[kept], 2)).clip(0, 640)
+            detected = np.flatnonzero(rng.random(count) > 0.2)
+            moved = (true[detected] + rng.normal(0, 0.06, (len(detected), 4)) * np.tile(side[detected], 2)).clip(0, 640)
             extra = rng.uniform(0, 300, (int(rng.poisson(1)), 2))
             extra = np.hstack([extra, extra + np.array([90, 60])])
             found = np.concatenate([moved, extra]).round().astype(int).tolist()
-            said = [labels[row] if rng.random() < 0.9 else str(rng.choice(names)) for row in kept]
-            said += rng.choice(names, len(extra)).tolist()
-            items = [{"bbox_2d": box, "label": label} for box, label in zip(found, said, strict=True)]
+            named = [labels[row] if rng.random() < 0.9 else str(rng.choice(names)) for row in detected]
+            named += rng.choice(names, len(extra)).tolist()
+            items = [{"bbox_2d": box, "label": label} for box, label in zip(found, named, strict=True)]
             line = {
                 "image": f"{number:012d}.jpg",
                 "image_id": number,
@@ -60,7 +60,7 @@ def write(path: Path, images: int, boxes: int) -> None:
 
 
 def evaluated(folder: Path, library: str) -> tuple[list[float], float]:
-    """COCO's figures by ``pycocotools`` or ``faster_coco_eval`` from the written json files, and processor seconds."""
+    """COCO metrics by ``pycocotools`` or ``faster_coco_eval`` from the written json files, and processor seconds."""
     if library == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -86,8 +86,8 @@ def main(images: int = 5000, boxes: int = 36_000) -> None:
         images: number of answers, one an image.
         boxes: number of true boxes of all images together.
     """
-    with tempfile.TemporaryDirectory() as made:
-        answers, out = Path(made) / "answers.jsonl", Path(made) / "out"
+    with tempfile.TemporaryDirectory() as temporary:
+        answers, out = Path(temporary) / "answers.jsonl", Path(temporary) / "out"
         write(answers, images, boxes)
         started = time.perf_counter()
         command = [sys.executable, "-m", "vr1", "score", "--completions", str(answers), "--coco", str(out)]

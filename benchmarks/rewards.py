@@ -1,4 +1,4 @@
-"""What a reward costs: reading, matching and rewarding a completion of 1, 10 and 100 boxes.
+"""Time of a reward: parsing, matching and rewarding a completion of 1, 10 and 100 boxes.
 
     python benchmarks/rewards.py
 
@@ -25,7 +25,7 @@ NAMES = ("cat", "dog", "traffic light", "person")
 
 
 def measure(boxes: int, completions: int, rounds: int) -> dict[str, float]:
-    """Milliseconds a completion, by part: medians over the rounds."""
+    """Milliseconds per completion, by part: medians over the rounds."""
     rng = np.random.default_rng(boxes)
     family, reward = Qwen25VL(), Reward()
     corners = rng.uniform(0, 900, (completions, boxes, 2))

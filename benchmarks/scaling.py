@@ -23,7 +23,7 @@ TRAINING = ("policy forward", "policy backward")
 
 
 def variations(base: StepSettings) -> dict[str, list[tuple[str, StepSettings]]]:
-    """The settings to measure, by what is varied: the value as a word, and the settings."""
+    """The settings to measure, by what is varied: the value as text, and the settings."""
     shapes = ["embedded", "24m"] if base.device == "cpu" else ["24m", "qwen2.5-vl-3b", "qwen2.5-vl-7b"]
     text = base.prompt_tokens - base.image[0] * base.image[1] // 28**2
     images = {side: text + (side // 28) ** 2 for side in (224, 448, 672)}
@@ -37,11 +37,11 @@ def variations(base: StepSettings) -> dict[str, list[tuple[str, StepSettings]]]:
     }
 
 
-def table(found: dict[str, dict[str, Any]], sides: list[str]) -> str:
-    """The figures as markdown, and how the training pass grows beside the number of its tokens."""
+def table(measured: dict[str, dict[str, Any]], sides: list[str]) -> str:
+    """The measurements as Markdown, and the growth of the training pass compared with that of its tokens."""
     head = ["varied", "value", "side", "step, s", "rollout, s", "training pass, s", "tokens / s", "peak, GB"]
     rows = []
-    for varied, values in found.items():
+    for varied, values in measured.items():
         for value, one in values.items():
             for side in sides:
                 parts = one["parts"][side]
@@ -50,7 +50,7 @@ def table(found: dict[str, dict[str, Any]], sides: list[str]) -> str:
                 rows.append([varied, value, NAMES[side], *(f"{part:.2f}" for part in seconds)])
                 rows[-1] += [f"{one['tokens_per_second'][side]:.0f}", f"{one['peak_bytes'][side] / 1e9:.2f}"]
     lines = [markdown_table(head, rows)]
-    groups = found.get("group size", {})
+    groups = measured.get("group size", {})
     if {"4", "16"} <= groups.keys() and "ours" in sides:
         small, large = groups["4"], groups["16"]
         prompt, each = small["settings"]["prompt_tokens"], small["settings"]["new_tokens"]
@@ -64,18 +64,20 @@ def _training(one: dict[str, Any], side: str) -> float:
     return sum(one["parts"][side][name] for name in TRAINING)
 
 
-def draw(found: dict[str, dict[str, Any]], sides: list[str], path: Path) -> None:
-    """One column for each thing that is varied: time above, memory below."""
-    figure, axes = plt.subplots(2, len(found), figsize=(3.2 * len(found), 5.2), squeeze=False, layout="constrained")
-    colours = {"ours": "#1f6fb2", "theirs": "#b5651d"}
-    for column, (varied, values) in enumerate(found.items()):
+def draw(measured: dict[str, dict[str, Any]], sides: list[str], path: Path) -> None:
+    """Draw one column for each varied setting: time above, memory below."""
+    figure, axes = plt.subplots(
+        2, len(measured), figsize=(3.2 * len(measured), 5.2), squeeze=False, layout="constrained"
+    )
+    colors = {"ours": "#1f6fb2", "theirs": "#b5651d"}
+    for column, (varied, values) in enumerate(measured.items()):
         for side in sides:
             rows = (
                 [one["step_seconds"][side] for one in values.values()],
                 [one["peak_bytes"][side] / 1e9 for one in values.values()],
             )
             for axis, heights in zip(axes[:, column], rows, strict=True):
-                axis.plot([*values], heights, marker="o", color=colours[side], label=NAMES[side])
+                axis.plot([*values], heights, marker="o", color=colors[side], label=NAMES[side])
         axes[1, column].set_xlabel(varied)
     axes[0, 0].set_ylabel("seconds a step")
     axes[1, 0].set_ylabel("peak memory, GB")
@@ -108,19 +110,19 @@ def main(
     """
     out.mkdir(parents=True, exist_ok=True)
     file = out / "scaling.json"
-    found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
+    measured: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else {}
     for name, values in variations(base).items():
         for value, settings in values if name in varied else ():
-            if value in found.setdefault(name, {}):
+            if value in measured.setdefault(name, {}):
                 continue
             print(f"{name} {value}", flush=True)
             with tempfile.TemporaryDirectory() as folder:
-                found[name][value] = figures(settings, compare(settings, rounds, list(sides), Path(folder)))
-            file.write_text(json.dumps(found, indent=1))
-    found = {name: values for name, values in found.items() if values}
-    text = table(found, list(sides))
+                measured[name][value] = figures(settings, compare(settings, rounds, list(sides), Path(folder)))
+            file.write_text(json.dumps(measured, indent=1))
+    measured = {name: values for name, values in measured.items() if values}
+    text = table(measured, list(sides))
     (out / "scaling.md").write_text(text + "\n")
-    draw(found, list(sides), out / "scaling.png")
+    draw(measured, list(sides), out / "scaling.png")
     print(text)
 
 

@@ -46,26 +46,26 @@ def sweep_killed(
         Exit status: 0 if no trial was lost or repeated.
     """
     if out.exists():
-        raise SystemExit(f"{out} is there already: remove it, or give another --out")
+        raise SystemExit(f"{out} exists already; remove it, or give another --out")
     out.mkdir(parents=True)
     settings = yaml.safe_load((ROOT / "configs" / "sweeps" / f"{sweep}.yaml").read_text())
     settings["command"] = [*settings["command"][:-1], *SHORT, settings["command"][-1]]
     path = out.resolve() / "short.yaml"
     path.write_text(yaml.safe_dump(settings))
     folder = path.parent / "trials"
-    words = [sys.executable, "-m", "vr1", "sweep", str(path), "--count", str(trials), "--out", str(folder)]
+    command = [sys.executable, "-m", "vr1", "sweep", str(path), "--count", str(trials), "--out", str(folder)]
     finished: dict[str, int] = {}
     for number in range(kills):
-        # Trial 1 of 6 and trial 4 of 6, say: while it runs, not between two.
-        _kill_in(words, folder / f"trial_{(2 * number + 1) * trials // (2 * kills):03d}")
+        # For example in trials 1 and 4 of 6: while a trial runs, not between two.
+        _kill_in(command, folder / f"trial_{(2 * number + 1) * trials // (2 * kills):03d}")
         finished |= _finished(folder)
         print(f"killed {number + 1} times; {len(finished)} trials had finished", flush=True)
-    subprocess.run(words, cwd=ROOT, check=True)
+    subprocess.run(command, cwd=ROOT, check=True)
     return _judge(path, folder, trials, finished)
 
 
-def _kill_in(words: list[str], trial: Path) -> None:
-    process = subprocess.Popen(words, cwd=ROOT, env=os.environ)
+def _kill_in(command: list[str], trial: Path) -> None:
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ)
     while not _running(trial):
         if process.poll() is not None:
             raise SystemExit(f"the sweep ended by itself with status {process.returncode} before {trial.name}")
@@ -81,7 +81,7 @@ def _running(trial: Path) -> bool:
 
 
 def _finished(folder: Path) -> dict[str, int]:
-    """When each finished trial was written, by name."""
+    """The time at which each finished trial was written, by name."""
     states = {path.parent.name: path for path in sorted(folder.glob("*/trial.json"))}
     done = {name: path for name, path in states.items() if json.loads(path.read_text())["state"] == "finished"}
     return {name: path.stat().st_mtime_ns for name, path in done.items()}

@@ -1,4 +1,4 @@
-"""Steps of both sides in alternation, and the figures made from them."""
+"""Steps of both sides in turns, and statistics of them."""
 
 import statistics
 from importlib import import_module
@@ -17,10 +17,10 @@ NAMES = {"ours": "vr1", "theirs": "TRL"}
 
 
 def compare(settings: StepSettings, rounds: int, sides: list[str], folder: Path) -> dict[str, list[Turn]]:
-    """The steps of each side, the first of them left out, in alternation."""
+    """The steps of each side in turns, without the first."""
     write_shape(settings.shape, folder, settings.device, settings.dtype)
     if settings.device == "cuda":
-        # What making the weights took would be missing from both sides.
+        # Memory for making the weights would be missing on both sides.
         torch.cuda.empty_cache()
     running = {side: Side(import_module(f"grpo_step.{side}").run, settings, folder, steps=rounds + 1) for side in sides}
     turns: dict[str, list[Turn]] = {side: [] for side in sides}

@@ -31,7 +31,7 @@ def policy_source(settings: StepSettings, folder: Path) -> PolicySource:
 
 
 class _Clock(L.Callback):
-    """Tells the parts of each step."""
+    """Measures the parts of each step."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns, self.moment = turns, 0.0

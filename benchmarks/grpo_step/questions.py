@@ -1,4 +1,4 @@
-"""The records that both sides are asked about."""
+"""The records that both sides train on."""
 
 from dataclasses import replace
 

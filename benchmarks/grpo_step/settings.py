@@ -1,4 +1,4 @@
-"""What one GRPO step is made of: model, prompt, group and device."""
+"""The settings of one GRPO step: model, prompt, group and device."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,14 +14,14 @@ class StepSettings:
         shape: sizes of the model, whose weights are random (``embedded``: the model that comes with vr1).
         image: width and height of the images in pixels.
         prompt_tokens: tokens of a prompt, image tokens included, at least; categories are added until it is reached.
-            0 asks for two.
+            0 takes two categories.
         prompts: prompts of an optimizer step.
         group_size: completions of each prompt.
         new_tokens: tokens of each completion, all of them exactly as long.
         kl_coef: weight of the KL term; 0 leaves the reference out.
         device: ``cpu`` or ``cuda``; float32 on the first, bfloat16 on the second.
         lora: train adapters of rank 16 on the language model.
-        quantize: hold the base weights in 4 bits; needs ``lora``.
+        quantize: store the base weights in 4 bits; requires ``lora``.
         checkpointing: recompute activations in backward.
     """
 
@@ -39,7 +39,7 @@ class StepSettings:
 
     @property
     def dtype(self) -> Literal["float32", "bfloat16"]:
-        """Precision of the weights and of the work."""
+        """Precision of weights and computation."""
         return "float32" if self.device == "cpu" else "bfloat16"
 
     @property

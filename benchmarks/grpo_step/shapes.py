@@ -14,8 +14,8 @@ from transformers import (
 from vr1.policy.loading import EMBEDDED_MODEL
 from vr1.policy.tiny import SPECIAL_TOKENS, build_processor, build_tokenizer
 
-# The released ones by their config.json. The small one has their proportions: a fifth of the weights sees, the LM head
-# has its tenth of the language model's work, three of four vision layers look into windows.
+# The released models by their config.json. The small one has their proportions: a fifth of the weights is the vision
+# tower, the LM head has a tenth of the language model's work, three of four vision layers use windows.
 TEXT_SHAPES: dict[str, dict[str, Any]] = {
     "24m": {
         "vocab_size": 4096,
@@ -63,7 +63,7 @@ _VISION: dict[str, dict[str, Any]] = {
 
 
 def write_shape(shape: str, folder: Path, device: str, dtype: str) -> None:
-    """Write a model whose completions never end by themselves.
+    """Write a model whose completions always reach the token limit.
 
     Their end token is the image token, which neither side ever samples: vr1 forbids it, TRL suppresses it.
     """

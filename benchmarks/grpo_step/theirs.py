@@ -1,7 +1,7 @@
 """TRL's side: `GRPOTrainer` in the fastest configuration that it has for vision-language models without a server.
 
 Completions of the step are generated as one batch by transformers' ``generate`` with a dynamic cache, and trained on as
-one batch. Its continuous batching refuses models that see.
+one batch. Its continuous batching does not support vision-language models.
 """
 
 import io
@@ -43,7 +43,7 @@ class _Turn(TrainerCallback):
 
 
 class _Timed(GRPOTrainer):
-    """Tells the parts of each step, in vr1's words."""
+    """Measures the parts of each step, under vr1's names."""
 
     turns: Turns
 
@@ -77,7 +77,7 @@ class _Timed(GRPOTrainer):
         with self._part("inputs"):
             output = super()._prepare_inputs(*args, **kwargs)
         parts = self.turns.parts
-        # What is neither sampling, reward nor reference: prompts are prepared twice, for generate and for training.
+        # The rest, without sampling, reward and reference: prompts are prepared twice, for generate and for training.
         parts["prompt"] = parts.pop("inputs") - sum(
             parts.get(name, 0.0) for name in ("prefill and decode", "reward", "reference")
         )
@@ -140,7 +140,7 @@ def run(turns: Turns, settings: StepSettings, folder: Path, steps: int) -> None:
 
 
 def _reward_function(records: list[DetectionRecord], encoder: PromptEncoder) -> Any:
-    """vr1's rewards, as TRL calls for them."""
+    """vr1's rewards with the signature of TRL's reward functions."""
     reward, family, input_size = Reward(), Qwen25VL(), encoder(records[:1]).input_sizes[0]
 
     def detection_reward(completions: list[Any], record: list[int], **_: Any) -> list[float]:

@@ -1,7 +1,6 @@
-"""Two trainers that take turns: each runs in a process of its own and does one optimizer step whenever it is told to.
+"""Two trainers that take turns: each runs in a process of its own and does one optimizer step when it gets a message.
 
-A process of its own keeps the memory of one side apart from the other's; taking turns lets both meet the same moments
-of a machine that has other things to do.
+Separate processes separate the memory of the sides; taking turns exposes both to the same load of the machine.
 """
 
 import multiprocessing
@@ -26,7 +25,7 @@ class Turn:
 
     Attributes:
         seconds: wall time from the records to the end of the optimizer's work.
-        busy_seconds: processor time of all threads, which tells what a busy machine hides.
+        busy_seconds: processor time of all threads, which does not depend on other jobs of the machine.
         parts: wall time by part.
         peak_bytes: most memory so far, see `Memory`.
     """
@@ -50,7 +49,7 @@ class Memory:
 
 
 class Turns:
-    """The process's end: waits for its turn, and tells what the step took."""
+    """The process's end: waits for its turn, and reports time and memory of the step."""
 
     def __init__(self, connection: Connection, settings: StepSettings) -> None:
         self.connection, self.settings = connection, settings
@@ -59,14 +58,14 @@ class Turns:
         self.started = self.busy = 0.0
 
     def wait(self) -> None:
-        """Begin a step when it is this process's turn."""
+        """Wait for this process's turn and start a step."""
         self.connection.send("ready")
         self.connection.recv()
         self.parts = {}
         self.started, self.busy = self.now(), time.process_time()
 
     def now(self) -> float:
-        """The time when the device has done all that it was given."""
+        """The time once the device has finished all work."""
         self.settings.synchronize()
         return time.perf_counter()
 
@@ -100,12 +99,12 @@ class Side:
         assert self.connection.recv() == "ready"
 
     def step(self) -> Turn:
-        """Have one optimizer step done."""
+        """Run one optimizer step."""
         self.connection.send("go")
         turn = self.connection.recv()
         assert isinstance(turn, Turn)
         self.left -= 1
-        # Whatever a trainer does between two steps is over before the other side's turn.
+        # All work between two steps is done before the other side's turn.
         if self.left:
             assert self.connection.recv() == "ready"
         else:
