@@ -138,7 +138,7 @@ def test_refuses_files_without_answers(tmp_path, capsys, content, message):
     ("options", "message"),
     [
         (["--stage", "expert"], "beginner"),
-        (["--rewards.weights", "{recal: 1.0}"], "recal is no term; the terms are"),
+        (["--rewards.weights", "{recal: 1.0}"], "recal names no term; the terms are"),
         (["--rewards.criterion.xi1", "0.9"], "needs 0 <= xi1 <= xi2 <= 1"),
         (["--rewards.matcher.init_args.overlap", "dice"], "giou"),
         (["--stagge", "beginner"], "--stagge"),
@@ -210,7 +210,7 @@ def test_runs_as_a_process(answers):
         (["--rewards", "nowhere.yaml"], "--rewards nowhere.yaml is neither a file nor a class; give one of Reward,"),
         (
             ["--rewards.weigths", "{recall: 1.0}"],
-            "(vr1.rewards.Reward): Option 'weigths.recall' is not accepted",
+            "): Option 'weigths.recall' is not accepted",
         ),
     ],
 )
