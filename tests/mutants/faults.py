@@ -1,0 +1,382 @@
+"""Faults of the kind that a careful person makes, each with the tests that should notice it.
+
+The source of a fault stands in its file exactly once, which `tests/mutants/test_faults.py` checks; so the list moves
+with the code.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change to one place of one file.
+
+    Attributes:
+        file: path from the root of the repository.
+        source: what stands there.
+        replacement: the fault.
+        tests: files or node ids of pytest.
+    """
+
+    file: str
+    source: str
+    replacement: str
+    tests: tuple[str, ...]
+
+
+def _faults(file: str, tests: str | tuple[str, ...], *changes: tuple[str, str]) -> list[Fault]:
+    tests = (tests,) if isinstance(tests, str) else tests
+    return [Fault(file, source, replacement, tests) for source, replacement in changes]
+
+
+def _restated(case: str) -> str:
+    return f"tests/test_reference_training.py::test_training_equals_its_restatement[{case}]"
+
+
+_TRAINING = "tests/modules/test_training.py"
+_RAGGED = ("tests/test_losses_ragged.py", "tests/test_losses.py")
+_EXACT = "tests/rewards/test_exact_scores.py"
+_AGAIN = "tests/checkpoints/test_resume_again.py"
+_SEVERAL = "tests/callbacks/test_guards_of_several.py"
+_HARD = "tests/families/test_hard_answers.py"
+_UPDATES = _restated("accumulation_and_updates")
+_ADAPTERS = _restated("adapters")
+_TRAINED = _restated("trained_model")
+_TOP_P = _restated("top_p")
+
+FAULTS = [
+    # The training step.
+    *_faults(
+        "vr1/modules/base.py",
+        _TRAINING,
+        ("if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:", "if True:"),
+        ("if (batch_idx + 1) % self", "if batch_idx % self"),
+        ("parameter.grad = None", "pass"),
+        ("float(self.trainer.global_step + 1), batch_size", "float(self.trainer.global_step), batch_size"),
+        ("return (values * mask).sum() / mask.sum().clamp(min=1)", "return values.mean()"),
+    ),
+    *_faults(
+        "vr1/modules/base.py",
+        _UPDATES,
+        ("if parameter.requires_grad)\n", "if parameter.dim() > 1)\n"),
+        ('"interval": "step"}}', '"interval": "epoch"}}'),
+    ),
+    *_faults(
+        "vr1/modules/grpo.py",
+        _UPDATES,
+        (
+            "update, position = divmod(batch_idx, self.trainer.accumulate_grad_batches)",
+            "update, position = batch_idx, 0",
+        ),
+        ("if update % self.updates_per_rollout == 0 or", "if"),
+        ("if update % self.updates_per_rollout == 0 or", "if update == 0 or"),
+        ("if rollout.old_log_probs is None:", "if True:"),
+        ("rollout.old_log_probs = log_probs.detach()", "rollout.old_log_probs = log_probs"),
+        (
+            "batch, rollout.tokens, rollout.mask, self.sampling.temperature, rollout.take_prefix()",
+            "batch, rollout.tokens, rollout.mask, 1.0, rollout.take_prefix()",
+        ),
+        (
+            "return self.reference.log_probs(batch, tokens, mask, self.sampling.temperature)",
+            "return self.reference.log_probs(batch, tokens, mask, 1.0)",
+        ),
+        (
+            "return self.reference.log_probs(batch, tokens, mask, self.sampling.temperature)",
+            "return self.policy.log_probs(batch, tokens, mask, self.sampling.temperature)[0].detach()",
+        ),
+        ("(self.seed * 1_000_003 + self.trainer.global_step)", "self.seed"),
+        ("advantages = self.advantage(rewards.total)", "advantages = rewards.total"),
+    ),
+    *_faults(
+        "vr1/modules/grpo.py",
+        _TRAINED,
+        ("for _ in range(shape[1])]", "for _ in range(shape[1])][::-1]"),
+    ),
+    *_faults(
+        "vr1/modules/grpo.py",
+        _restated("truncated_do_not_count"),
+        ("mask = rollout.mask & rollout.finished[..., None] if self.loss.mask_truncated else", "mask ="),
+        ("rollout.mask & rollout.finished[..., None] if", "rollout.mask & ~rollout.finished[..., None] if"),
+    ),
+    *_faults(
+        "vr1/modules/grpo.py",
+        _TRAINING,
+        ("(self.seed * 1_000_003 + self.trainer.global_step) * (self", "(self.seed * 1_000_003) * (self"),
+        ("* (self.resample_zero_variance + 1) + attempt", "+ attempt"),
+        ("* (self.resample_zero_variance + 1) + attempt", "* (self.resample_zero_variance + 1)"),
+        ("if not groups.any():", "if not groups.all():"),
+        ("if not groups.any():", "if groups.any():"),
+        (
+            "rollout = replace_groups(rollout, resampled, groups)",
+            "rollout = replace_groups(resampled, rollout, groups)",
+        ),
+        ("rollout = replace_groups(rollout, resampled, groups)", "rollout = resampled"),
+        ("rollout = replace_groups(rollout, resampled, groups)", "pass"),
+        ("total=torch.where(rows, other.total, self.total)", "total=other.total"),
+        ("total=torch.where(rows, other.total, self.total)", "total=torch.where(rows, self.total, other.total)"),
+        ("torch.where(rows, other.terms[name], values) for", "other.terms[name] for"),
+        ("torch.where(rows, other.terms[name], values) for", "torch.where(rows, values, other.terms[name]) for"),
+        ("new if is_new else old", "old if is_new else new"),
+        (
+            "tokens=torch.where(rows[:, None, None], pad(resampled.tokens), pad(rollout.tokens))",
+            "tokens=pad(resampled.tokens)",
+        ),
+    ),
+    *_faults(
+        "vr1/modules/grpo.py",
+        _restated("resampled"),
+        ("for attempt in range(1, self.resample_zero_variance + 1):", "for attempt in range(1, 2):"),
+        ("resampled.finished, rollout.finished)", "rollout.finished, resampled.finished)"),
+    ),
+    *_faults(
+        "vr1/modules/grpo.py",
+        _AGAIN,
+        ("if not stored or self.trainer.state.fn != TrainerFn.FITTING:", "if not stored:"),
+        ("if self.updates_per_rollout > 1:", "if self.updates_per_rollout > 2:"),
+    ),
+    *_faults(
+        "vr1/modules/sft.py",
+        _TRAINING,
+        ("loss = -mean_where(log_probs, mask) * share", "loss = -(log_probs * mask).sum() * share"),
+    ),
+    # Losses and advantages.
+    *_faults(
+        "vr1/losses.py",
+        _RAGGED,
+        ("> clipped * advantages) * mask).sum() / count", "> clipped * advantages)).float().mean()"),
+        ("((ratio * advantages > clipped * advantages)", "((ratio * advantages != clipped * advantages)"),
+        ("((ratio * advantages > clipped * advantages)", "((ratio != clipped)"),
+        ('"ratio": (ratio.detach() * mask).sum() / count', '"ratio": ratio.detach().mean()'),
+        ('"ratio": (ratio.detach() * mask).sum() / count', '"ratio": (ratio.detach() * mask).mean()'),
+        ('metrics["kl"] = (kl.detach() * mask).sum() / count', 'metrics["kl"] = kl.detach().mean()'),
+        ('metrics["kl"] = (kl.detach() * mask).sum() / count', 'metrics["kl"] = (kl * mask).sum() / count'),
+        ("self.total(per_token * mask, mask)", "self.total(per_token, mask)"),
+        ("/ self.weight(mask).clamp(min=1), metrics", "/ self.weight(mask), metrics"),
+        ("per_token = -torch.minimum(", "per_token = -torch.maximum("),
+        ("ratio.clamp(1 - self.clip_low, 1 + self.clip_high)", "ratio.clamp(1 - self.clip_low, 1 + self.clip_low)"),
+        ("ratio.clamp(1 - self.clip_low, 1 + self.clip_high)", "ratio.clamp(1 - self.clip_high, 1 + self.clip_high)"),
+        ("per_token = per_token + self.kl_coef * kl", "per_token = per_token - self.kl_coef * kl"),
+        ("per_token = per_token + self.kl_coef * kl", "per_token = per_token + self.kl_coef * kl.detach()"),
+        ("difference = reference_log_probs - log_probs", "difference = log_probs - reference_log_probs"),
+        ("return torch.expm1(difference) - difference", "return difference.square() / 2"),
+        ("return (mask.sum(-1) > 0).sum()", "return (mask.sum(-1) >= 0).sum()"),
+        ("(per_token.sum(-1) / mask.sum(-1).clamp(min=1)).sum()", "(per_token.sum(-1) / mask.sum(-1)).sum()"),
+        ("(per_token.sum(-1) / mask.sum(-1).clamp(min=1)).sum()", "per_token.mean(-1).sum()"),
+        ("mask.sum(-1, keepdim=True).clamp(min=1)).expand_as", "mask.sum(-1, keepdim=True)).expand_as"),
+        ("((log_ratio * mask).sum(-1, keepdim=True)", "((log_ratio).sum(-1, keepdim=True)"),
+        ("return per_token.sum() / self.max_tokens", "return per_token.sum() / mask.shape[-1]"),
+    ),
+    *_faults(
+        "vr1/advantage.py",
+        ("tests/test_advantage.py", _restated("plain")),
+        ("rewards - rewards.mean(dim=1, keepdim=True)", "rewards - rewards.mean()"),
+        ("rewards.std(dim=1, keepdim=True) if", "rewards.std(dim=1, keepdim=True, correction=0) if"),
+        ("return centred / (deviation + self.epsilon)", "return centred / deviation.clamp(min=self.epsilon)"),
+        ("centred.masked_fill(zero_variance_groups(rewards)[:, None], 0.0)", "centred"),
+    ),
+    # Sampling and log-probabilities.
+    *_faults(
+        "vr1/policy/logprobs.py",
+        _UPDATES,
+        ("logits = logits / temperature", "logits = logits * temperature"),
+        ("if temperature != 1:", "if temperature > 1:"),
+        ("entropy = total - torch.softmax(logits, dim=-1)", "entropy = total + torch.softmax(logits, dim=-1)"),
+    ),
+    *_faults(
+        "vr1/rollout/sampling.py",
+        _TOP_P,
+        ("logits if sampling.temperature == 1 else logits / sampling.temperature", "logits"),
+        ("if sampling.top_p == 1:", "if True:"),
+        ("device=logits.device) > last[:, None]", "device=logits.device) >= last[:, None]"),
+    ),
+    *_faults(
+        "vr1/rollout/generate.py",
+        _UPDATES,
+        ("np.random.default_rng([draw, record.image_id])", "np.random.default_rng([draw])"),
+        ("np.random.default_rng([draw, record.image_id])", "np.random.default_rng([record.image_id])"),
+        ("[None] < lengths[:, None]", "[None] <= lengths[:, None]"),
+    ),
+    *_faults(
+        "vr1/rollout/generate.py",
+        _TRAINING,
+        ("policy.train(was_training or with_graph)", "policy.train(was_training)"),
+    ),
+    *_faults(
+        "vr1/policy/policy.py",
+        _UPDATES,
+        ("prefix.next_position[prompt] + place)", "prefix.next_position[prompt] + place + 1)"),
+        ("torch.where((place == 0)[:, None], prefix.state[prompt], states.roll(1, dims=0))", "states.roll(1, dims=0)"),
+        ("states.roll(1, dims=0))", "states)"),
+        ("state=states[:, -1],", "state=states[:, 0],"),
+    ),
+    *_faults(
+        "vr1/policy/reference.py",
+        (_TRAINING, "tests/modules/test_grpo.py"),
+        ("copy.deepcopy(policy).eval().requires_grad_(False)", "copy.deepcopy(policy).train().requires_grad_(False)"),
+        ("copy.deepcopy(policy).eval().requires_grad_(False)", "policy"),
+    ),
+    *_faults(
+        "vr1/policy/reference.py",
+        _ADAPTERS,
+        ("            with self._policy.without_adapters():\n", "            with torch.no_grad():\n"),
+        (
+            "return self._policy.log_probs(prompts, tokens, mask, temperature)[0]",
+            "return self._policy.log_probs(prompts, tokens, mask)[0]",
+        ),
+    ),
+    *_faults(
+        "vr1/policy/reference.py",
+        _UPDATES,
+        (
+            "return self._copy.log_probs(prompts, tokens, mask, temperature)[0]",
+            "return self._copy.log_probs(prompts, tokens, mask)[0]",
+        ),
+    ),
+    # Data order and checkpoints.
+    *_faults(
+        "vr1/data/sampler.py",
+        _AGAIN,
+        ("self._received = self.batches.start\n", "self._received = 0\n"),
+        ('self._received = received // state["window"] * window', "self._received = received"),
+        ('self.batches.set_epoch(state["epoch"])', "self.batches.set_epoch(0)"),
+        ("self.batches.set_epoch(self.batches.epoch + 1)", "self.batches.set_epoch(self.batches.epoch)"),
+    ),
+    *_faults(
+        "vr1/data/sampler.py",
+        _UPDATES,
+        ("np.random.default_rng([self.seed, self.epoch])", "np.random.default_rng([self.seed])"),
+        (
+            "position // self.window // self.repeats, position % self.window",
+            "position // self.repeats, position % self.window",
+        ),
+    ),
+    *_faults(
+        "vr1/checkpoints/state.py",
+        _AGAIN,
+        ('counts["ready"] // before * window', 'counts["ready"] * before // window'),
+        ('ready - (counts["ready"] - counts[name])', "ready"),
+        ('for part in ("total", "current"))', 'for part in ("current",))'),
+        ('for part in ("total", "current"))', 'for part in ("total",))'),
+        ("if before == window:", "if before >= window:"),
+        ("cut[slot * world : (slot + 1) * world]", "cut[slot :: window]"),
+        (
+            "flat = [piece for row in pieces for piece in row]",
+            "flat = [piece for row in pieces[::-1] for piece in row]",
+        ),
+        ("length = int(reached[-1]) + 1 if len(reached) else 1", 'length = state["mask"].shape[-1]'),
+        ("if len(pieces) == window and all(len(row) == world for row in pieces):", "if len(pieces) == window:"),
+    ),
+    # Matching and rewards.
+    *_faults(
+        "vr1/matching.py",
+        "tests/test_matching.py",
+        ("_TIE_BREAK = 1e-9", "_TIE_BREAK = 1e-3"),
+        ("_TIE_BREAK = 1e-9", "_TIE_BREAK = 0.0"),
+        ("overlap = overlap * agree[predicted, target]", "pass"),
+        ("cost = cost - self.giou * giou", "cost = cost + self.giou * giou"),
+        ("return cost.argmin(axis=0)", "return cost.argmax(axis=0)"),
+        ('label.strip().removesuffix(".").rstrip().casefold()', "label.strip().casefold()"),
+    ),
+    *_faults("vr1/optimizers.py", "tests/test_optimizers.py", ('("embed_tokens", "lm_head")', '("embed_tokens",)')),
+    *_faults(
+        "vr1/optimizers.py",
+        "tests/test_optimizers.py",
+        ("parameter.dim() == 2 and", "parameter.dim() >= 2 and"),
+        ("optimizer.param_groups, optimizer.state = groups, self.state", "optimizer.state = self.state"),
+    ),
+    *_faults(
+        "vr1/rewards/counts.py",
+        _EXACT,
+        ("return sum(agree) / max(len(agree), 1)", "return sum(agree) / max(match.num_predicted, 1)"),
+        ("hits / match.num_predicted) / 2", "hits / match.num_targets) / 2"),
+        ("/ max(match.num_predicted, match.num_targets)", "/ match.num_predicted"),
+    ),
+    *_faults(
+        "vr1/rewards/overlap.py",
+        _EXACT,
+        ("best = true - 1 - int(unmatched[row, ::-1].argmax())", "best = int(unmatched[row].argmax())"),
+        ("return counted / max(match.num_predicted, match.num_targets)", "return counted / match.num_targets"),
+        ("if criterion.hit(overlap))", "if overlap > 0)"),
+        ("unmatched[:, best] = -1.0", "pass"),
+        ('larger if self.normalise_by == "larger" else', 'larger if self.normalise_by != "larger" else'),
+    ),
+    *_faults(
+        "vr1/rewards/paper.py",
+        _EXACT,
+        ("boxes = match.num_predicted if self", "boxes = match.num_targets if self"),
+        ("return sum(map(criterion.f, match.overlap.tolist())) / boxes", "return float(match.overlap.sum()) / boxes"),
+        ("differentiate(hits / match.num_targets,", "differentiate(hits / match.num_predicted,"),
+    ),
+    *_faults(
+        "vr1/rewards/base.py",
+        ("tests/rewards", _TRAINED),
+        ("if value < xi1:", "if value <= xi1:"),
+        ("(value == xi2 and not strict) else value", "(value == xi2 and strict) else value"),
+        (
+            "differentiate(overlap, self.xi0, self.xi0, self.strict)",
+            "differentiate(overlap, self.xi1, self.xi2, self.strict)",
+        ),
+    ),
+    # Reading answers and their scores.
+    *_faults(
+        "vr1/families/json_answer.py",
+        _HARD,
+        ("for value in written if not isinstance(value, bool)]", "for value in written]"),
+        ("if len(box) == 4 and all(map(math.isfinite, box)) else None", "if len(box) == 4 else None"),
+        ("or len(written) != 4:", "or len(written) < 4:"),
+    ),
+    *_faults(
+        "vr1/families/lenient_json.py",
+        _HARD,
+        ("for frame in takewhile(lambda frame: not frame.is_object, stack):", "for frame in stack:"),
+        (
+            "for frame in takewhile(lambda frame: not frame.is_object, stack):",
+            "for frame in []:",
+        ),
+    ),
+    *_faults(
+        "vr1/modules/evaluation.py",
+        "tests/modules/test_fallback_scores.py",
+        ("boxes, ends, log_probs[row, 0, :length])", "boxes, ends, log_probs[row, 0])"),
+    ),
+    *_faults(
+        "vr1/modules/evaluation.py",
+        "tests/modules",
+        ("rows = ~record.crowd", "rows = record.crowd | True"),
+    ),
+    # Callbacks.
+    *_faults(
+        "callbacks/guards.py",
+        _SEVERAL,
+        ("loss.detach().isfinite().all() & self._finite_loss", "loss.detach().isfinite().all()"),
+        ("finite = loss_is_finite and finite_gradients(optimizer)", "finite = finite_gradients(optimizer)"),
+        ("reduce_boolean_decision(finite, all=True)", "reduce_boolean_decision(finite, all=False)"),
+        ("position = batch_idx % trainer.accumulate_grad_batches", "position = 0"),
+        ("rollout_batches.get(position)", "rollout_batches.get(batch_idx)"),
+        ("self.above = 0 if value <= self.ceiling else self.above + 1", "self.above += value > self.ceiling"),
+    ),
+    *_faults(
+        "callbacks/guards.py",
+        "tests/callbacks",
+        ("finite = loss_is_finite and finite_gradients(optimizer)", "finite = loss_is_finite"),
+        ("            self.consecutive = 0\n        pl_module", "            pass\n        pl_module"),
+    ),
+    *_faults(
+        "callbacks/rule_refinement.py",
+        _SEVERAL,
+        ("return total / count if count else None", "return total / len(gathered.reshape(-1, 2)) if count else None"),
+    ),
+    *_faults(
+        "callbacks/schedule.py",
+        _SEVERAL,
+        ("gain = -gain", "gain = abs(gain)"),
+        (
+            'if self.best is not None and self.plateau.mode == "min":',
+            'if self.best is not None and self.plateau.mode == "none":',
+        ),
+        ("math.ceil(stage.at_fraction * total - 1e-9)", "math.ceil(stage.at_fraction * total)"),
+        ("math.ceil(stage.at_fraction * total - 1e-9)", "int(stage.at_fraction * total)"),
+        ("math.fsum(self.values) / len(self.values)", "self.values[-1]"),
+        ("step - self.best_step >= self.plateau.patience", "step - self.best_step > self.plateau.patience"),
+    ),
+]

@@ -1,0 +1,148 @@
+"""Plants the faults of `tests.mutants.faults` one at a time and runs the tests that should notice.
+
+    python -m tests.mutants.run [--only WORD] [--seconds 300]
+
+The faults are planted in a copy of the repository, never in the checkout. A fault is noticed if a test fails; it must
+not be an error of collection. Heavy packages are imported once and each fault is tried in a fork, so that a hundred
+faults take minutes and not hours. Exit status 1 if a fault goes unnoticed.
+"""
+
+import argparse
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.mutants.faults import FAULTS, Fault
+
+ROOT = Path(__file__).parents[2]
+# Imported before the forks; nothing of the repository, which each fork reads from the copy.
+HEAVY = (
+    "torch",
+    "lightning.pytorch",
+    "torchmetrics.detection",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "peft",
+    "scipy.optimize",
+    "bitsandbytes",
+    "pycocotools.cocoeval",
+    "pytest",
+)
+
+
+def copied(target: Path) -> None:
+    """Copy what git would commit, and untracked files that it does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def planted(fault: Fault, root: Path) -> str:
+    """The text of the fault's file with the fault in it.
+
+    Raises:
+        ValueError: the source is not found in the file exactly once, or nothing would change.
+    """
+    text = (root / fault.file).read_text(encoding="utf-8")
+    if (count := text.count(fault.source)) != 1:
+        raise ValueError(f"{fault.file}: {fault.source!r} stands there {count} times, not once")
+    if fault.source == fault.replacement:
+        raise ValueError(f"{fault.file}: {fault.source!r} is replaced by itself")
+    return text.replace(fault.source, fault.replacement)
+
+
+@contextmanager
+def fault_in(fault: Fault, root: Path) -> Iterator[None]:
+    """The fault is in its file while this lasts."""
+    file = root / fault.file
+    before = file.read_text(encoding="utf-8")
+    file.write_text(planted(fault, root), encoding="utf-8")
+    try:
+        yield
+    finally:
+        file.write_text(before, encoding="utf-8")
+
+
+def run_tests(tests: tuple[str, ...], root: Path, seconds: float) -> int:
+    """Exit status of pytest in a fork of this process; 124 after too long a time."""
+    child = os.fork()
+    if not child:
+        status = 99
+        with suppress(BaseException):
+            os.setsid()
+            os.chdir(root)
+            os.environ["PYTHONPATH"] = str(root)
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            for name in [name for name in sys.modules if name.partition(".")[0] in ("tests", "vr1", "callbacks")]:
+                del sys.modules[name]
+            sys.path[:] = [str(root), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+            sys.dont_write_bytecode = True
+            arguments = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests]
+            status = int(importlib.import_module("pytest").main(arguments))
+        os._exit(status)
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    with suppress(ProcessLookupError):
+        # The tests' own processes too: they are of the fork's session.
+        os.killpg(child, 9)
+    os.waitpid(child, 0)
+    return 124
+
+
+MEANINGS = {0: "NOT NOTICED", 1: "noticed", 124: "noticed (hangs)"}
+
+
+def main() -> None:
+    """Try all faults, or some, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="try the faults whose file or source has this word")
+    parser.add_argument("--seconds", type=float, default=300, help="the longest time for one fault")
+    arguments = parser.parse_args()
+    for name in HEAVY:
+        importlib.import_module(name)
+    faults = [
+        (number, fault)
+        for number, fault in enumerate(FAULTS, start=1)
+        if arguments.only in f"{fault.file} {fault.source} {fault.replacement}"
+    ]
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        copied(root)
+        if (ROOT / "shared").is_dir():
+            (root / "shared").symlink_to((ROOT / "shared").resolve())
+        tests = tuple(dict.fromkeys(test for _, fault in faults for test in fault.tests))
+        if status := run_tests(tests, root, 12 * arguments.seconds):
+            sys.exit(f"without any fault pytest ends with {status}: make the tests pass first")
+        print(f"without any fault {len(tests)} files or tests pass", flush=True)
+        for number, fault in faults:
+            started = time.monotonic()
+            with fault_in(fault, root):
+                status = run_tests(fault.tests, root, arguments.seconds)
+            result = MEANINGS.get(status, f"BROKEN (pytest ends with {status})")
+            counts[result] = counts.get(result, 0) + 1
+            seconds = time.monotonic() - started
+            change = " ".join(fault.replacement.split())[:70]
+            print(f"{number:3} {result:16} {seconds:5.0f} s  {fault.file}: {change}", flush=True)
+    print(", ".join(f"{name}: {count}" for name, count in sorted(counts.items())))
+    if counts.keys() - {"noticed", "noticed (hangs)"}:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
