@@ -258,7 +258,7 @@ FAULTS = [
         ('for part in ("total", "current"))', 'for part in ("current",))'),
         ('for part in ("total", "current"))', 'for part in ("total",))'),
         ("if before == window:", "if before >= window:"),
-        ("cut[slot * world : (slot + 1) * world]", "cut[slot :: window]"),
+        ("parts[slot * world : (slot + 1) * world]", "parts[slot::window]"),
         (
             "flat = [piece for row in pieces for piece in row]",
             "flat = [piece for row in pieces[::-1] for piece in row]",
@@ -309,7 +309,7 @@ FAULTS = [
     ),
     *_faults(
         "vr1/rewards/base.py",
-        ("tests/rewards", _TRAINED),
+        ("tests/rewards/test_base.py", "tests/rewards/test_paper.py", "tests/rewards/test_overlap.py", _TRAINED),
         ("if value < xi1:", "if value <= xi1:"),
         ("(value == xi2 and not strict) else value", "(value == xi2 and strict) else value"),
         (
@@ -341,7 +341,7 @@ FAULTS = [
     ),
     *_faults(
         "vr1/modules/evaluation.py",
-        "tests/modules",
+        "tests/modules/test_base.py",
         ("rows = ~record.crowd", "rows = record.crowd | True"),
     ),
     # Callbacks.
@@ -357,7 +357,7 @@ FAULTS = [
     ),
     *_faults(
         "callbacks/guards.py",
-        "tests/callbacks",
+        "tests/callbacks/test_guards.py",
         ("finite = loss_is_finite and finite_gradients(optimizer)", "finite = loss_is_finite"),
         ("            self.consecutive = 0\n        pl_module", "            pass\n        pl_module"),
     ),
