@@ -232,3 +232,13 @@ def test_the_plan_agrees_with_what_is_measured(tmp_path):
     ran = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True, check=True)
     ratio = float(ran.stdout.splitlines()[-1].split("|")[4])
     assert 0.85 < ratio < 1.15
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_and_states_of_adapters_are_in_float32_and_of_adapters_alone(needs, dtype):
+    source = replace(needs.policy, lora=Lora(rank=4), dtype=dtype)
+    adapters = [parameter for parameter in source.load().network.parameters() if parameter.requires_grad]
+    size = sum(parameter.numel() * parameter.element_size() for parameter in adapters)
+    assert {parameter.dtype for parameter in adapters} == {torch.float32}
+    parts = predict(replace(needs, policy=source)).moments["policy"]
+    assert (parts["adapters"], parts["gradients"], parts["optimizer"]) == (size, size, 2 * size)

@@ -379,4 +379,35 @@ FAULTS = [
         ("math.fsum(self.values) / len(self.values)", "self.values[-1]"),
         ("step - self.best_step >= self.plateau.patience", "step - self.best_step > self.plateau.patience"),
     ),
+    # Attention, strategies, memory plan.
+    *_faults(
+        "vr1/policy/attention.py",
+        "tests/policy/test_attention.py",
+        ("(present.cumsum(0) - 1).clamp(min=0)", "present.cumsum(0).clamp(max=int(present.sum()) - 1)"),
+        (
+            "dtype=torch.bool, device=mask.device).tril()\n        visible",
+            "dtype=torch.bool, device=mask.device)\n        visible",
+        ),
+        ("if layer == len(self.keys):", "if True:"),
+        ("repeat_interleave(group, dim=0)[:, None]\n", "repeat(group, 1, 1)[:, None]\n"),
+    ),
+    *_faults(
+        "vr1/strategies/fully_sharded.py",
+        "tests/strategies/test_sharding_settings.py",
+        (
+            "            policy.set_max_length_ratio(math.inf)\n",
+            "            self._module.policy.set_max_length_ratio(math.inf)\n",
+        ),
+        ("policy.set_max_length_ratio(math.inf)", "pass"),
+        ("reduce_dtype=torch.float32 if mixed else None", "reduce_dtype=None"),
+        ("cast_forward_inputs=False", "cast_forward_inputs=True"),
+        ("for policy in self._module.policies():", "for policy in [self._module.policy]:"),
+    ),
+    *_faults(
+        "vr1/commands/plan/predict.py",
+        "tests/commands/test_plan.py",
+        ("width = 4 if needs.policy.lora is not None else stored", "width = stored"),
+        ("cache_capacity(needs.completion_tokens) * (1 + 1 / layers)", "needs.completion_tokens * (1 + 1 / layers)"),
+        ('sizes["gradients"] = trained * width', 'sizes["gradients"] = sizes["weights"]'),
+    ),
 ]

@@ -1,0 +1,74 @@
+"""What a sharded training is set up with, on one process: the same settings as on many."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.distributed.fsdp import FSDPModule
+
+from tests.trainers import trainer
+from vr1.data import SceneDataModule, SceneStyle
+from vr1.losses import GRPO
+from vr1.modules.grpo import GRPOModule
+from vr1.rollout import Sampling
+from vr1.strategies import FullySharded, fully_sharded
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
+
+
+class Prefills(Callback):
+    """Runs prompts of very unlike lengths through the policy and its reference, and counts the forwards."""
+
+    def __init__(self, prompts):
+        self.prompts, self.forwards, self.sharded = prompts, [], []
+
+    @torch.no_grad()
+    def on_train_start(self, trainer, module):
+        for policy in module.policies():
+            calls = []
+            layer = policy.base.model.language_model.layers[0]
+            hook = layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+            # The first forward of FSDP has to be that of its root.
+            policy.log_probs(self.prompts, torch.full((2, 1, 1), 50), torch.ones(2, 1, 1, dtype=torch.bool))
+            hook.remove()
+            self.forwards.append(len(calls))
+            self.sharded.append(isinstance(policy, FSDPModule) and isinstance(layer, FSDPModule))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_policy_and_reference_are_set_up_alike(source, encoder, records, tmp_path, monkeypatch, precision):
+    long = replace(records[1], categories=tuple(f"circle number {number}" for number in range(12)))
+    prompts = encoder([records[0], long])
+    lengths = prompts.mask.sum(1)
+    assert lengths.max() > 2 * lengths.min()
+    given = []
+
+    def recorded(part, **settings):
+        given.append(settings["mp_policy"])
+        return original(part, **settings)
+
+    original = fully_sharded.fully_shard
+    monkeypatch.setattr(fully_sharded, "fully_shard", recorded)
+    module = GRPOModule(
+        policy=source,
+        sampling=Sampling(group_size=2, max_new_tokens=3),
+        loss=GRPO(kl_coef=0.1),
+        optimizer=partial(torch.optim.AdamW, lr=1e-4),
+    )
+    data = SceneDataModule(SceneStyle(), train_scenes=4, val_scenes=1, batch_size=2, num_workers=0)
+    prefills = Prefills(prompts)
+    run = trainer(tmp_path, [prefills], max_steps=1, strategy=FullySharded(), precision=precision)
+    try:
+        run.fit(module, data)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    # One forward of both prompts together, and one of the completions.
+    assert prefills.forwards == [2, 2]
+    assert prefills.sharded == [True, True]
+    mixed = precision == "bf16-mixed"
+    assert {policy.param_dtype for policy in given} == {torch.bfloat16 if mixed else None}
+    assert {policy.reduce_dtype for policy in given} == {torch.float32 if mixed else None}
+    assert not any(policy.cast_forward_inputs for policy in given)
