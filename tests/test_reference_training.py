@@ -250,14 +250,15 @@ class Restated:
         return encoded, tokens, mask, texts, ~running
 
     def draw(self, probability, chance):
-        """The first token, in the order of the vocabulary, at which the sum of probabilities exceeds the chance."""
+        """The first token at which the sum of probabilities exceeds the chance, with top-p the likeliest first."""
         values = probability.double().numpy()
+        order = np.arange(len(values))
         if self.case.top_p < 1:
             order = np.argsort(-values, kind="stable")
             before = np.cumsum(values[order]) - values[order]
             values[order[before >= self.case.top_p]] = 0.0
-        sums = np.cumsum(values)
-        return int(np.searchsorted(sums, chance * sums[-1], side="right"))
+        sums = np.cumsum(values[order])
+        return int(order[np.searchsorted(sums, chance * sums[-1], side="right")])
 
     def log_probs(self, model, encoded, tokens, mask):
         """Log-probs and entropies ``[G, C]`` at the temperature of sampling."""
