@@ -149,3 +149,13 @@ def test_the_better_box_wins_by_however_little_over_the_right_label():
             detections([*boxes, *far], [*labels, "far", "far"]), targets([true, far[0]], ["cat", "far"])
         )
         assert dict(zip(match.target.tolist(), match.predicted.tolist(), strict=True)) == {0: winner, 1: 2}
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (4, 1), (4, 4), (3, 5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_giou_alone_is_the_best_of_all_assignments(shape, seed):
+    """Beside an L1 distance in pixels its sign would hardly matter."""
+    found, true = random_case(seed, *shape)
+    match = BoxMatcher(iou=0, giou=1, overlap="giou", label_rule="ignore")(found, true)
+    giou = generalized_box_iou(torch.from_numpy(found.boxes_xyxy), torch.from_numpy(true.boxes_xyxy)).numpy()
+    assert match.overlap.sum() == pytest.approx(-lowest_cost(-giou))

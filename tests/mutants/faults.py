@@ -239,12 +239,12 @@ FAULTS = [
         ("self._received = self.batches.start\n", "self._received = 0\n"),
         ('self._received = received // state["window"] * window', "self._received = received"),
         ('self.batches.set_epoch(state["epoch"])', "self.batches.set_epoch(0)"),
-        ("self.batches.set_epoch(self.batches.epoch + 1)", "self.batches.set_epoch(self.batches.epoch)"),
     ),
     *_faults(
         "vr1/data/sampler.py",
         _UPDATES,
         ("np.random.default_rng([self.seed, self.epoch])", "np.random.default_rng([self.seed])"),
+        ("self.batches.set_epoch(self.batches.epoch + 1)", "self.batches.set_epoch(self.batches.epoch)"),
         (
             "position // self.window // self.repeats, position % self.window",
             "position // self.repeats, position % self.window",

@@ -84,6 +84,17 @@ def test_fewer_boxes_than_there_are(term, expected):
     assert term.score(match, BEGINNER) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("term", "expected"),
+    [(Recall(), 0.5), (Precision(), 0.3), (Iou(), 0.5), (DynamicIou(), 0.3), (Completeness(), 0.5)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_box_below_the_threshold(term, expected):
+    """Of two boxes one has an IoU of 0.4, which counts for the plain IoU alone; the other has 0.6."""
+    match = BoxMatcher()(answer((0, 0.4, "cat"), (1, 0.6, "cat")), truth("cat", "cat"))
+    assert term.score(match, BEGINNER) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_average_precision_among_equal_overlaps(seed):
     """Copies of one true box, and predictions that overlap several alike: pycocotools has rules for which is taken."""
