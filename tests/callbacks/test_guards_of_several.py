@@ -141,7 +141,8 @@ def test_a_metric_to_be_small_is_flat_when_it_gets_worse_again():
 
 
 def test_the_window_is_averaged():
-    # Means of two: 2, 2, 3, 3 from the second step on.
+    # Means of two are 2 throughout, and 2, 2, 3, 3, 3.
+    assert observed([4.0, 0.0, 4.0, 0.0], window=2) == [False, False, False, True]
     assert observed([1.0, 3.0, 1.0, 5.0, 1.0, 5.0], window=2) == [False, False, False, False, False, True]
 
 
