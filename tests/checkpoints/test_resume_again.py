@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 
 from tests.save_at import SaveAt
 from tests.trainers import trainer
-from vr1.checkpoints.state import reshard_rollouts
+from vr1.checkpoints.state import adapt_window, reshard_rollouts
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
 from vr1.modules.grpo import GRPOModule
@@ -82,19 +82,19 @@ def test_stopped_twice_within_an_epoch_and_within_the_next(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "hook"),
+    ("first", "second", "hook", "step"),
     [
-        ((4, 1), (2, 2), "batch"),
-        ((4, 1), (2, 2), "validation"),
-        ((4, 1), (2, 2), "epoch"),
-        ((2, 2), (4, 1), "batch"),
-        ((2, 2), (1, 4), "validation"),
-        ((2, 2), (1, 4), "epoch"),
+        ((4, 1), (2, 2), "batch", 3),
+        ((4, 1), (2, 2), "batch", 4),
+        ((4, 1), (2, 2), "validation", 3),
+        ((4, 1), (2, 2), "epoch", 4),
+        ((2, 2), (4, 1), "batch", 3),
+        ((2, 2), (1, 4), "validation", 3),
+        ((2, 2), (1, 4), "epoch", 4),
     ],
 )
-def test_other_accumulation_goes_on_with_the_same_records_and_counts(source, tmp_path, first, second, hook):
-    """Four steps an epoch. The checkpoint is of the middle of one, but at the hook of its end."""
-    step = 4 if hook == "epoch" else 3
+def test_other_accumulation_goes_on_with_the_same_records_and_counts(source, tmp_path, first, second, hook, step):
+    """Four steps an epoch; the checkpoint is of its middle or of its end."""
 
     def run(steps, batches, **stop):
         size, accumulate = batches
@@ -111,6 +111,15 @@ def test_other_accumulation_goes_on_with_the_same_records_and_counts(source, tmp
         assert records == whole.steps[number], f"step {number}"
     for number, counts in resumed.counts.items():
         assert counts == whole.counts[number], f"after step {number}"
+
+
+def test_a_batch_that_is_not_completed_stays_one():
+    counts = {"ready": 3, "started": 3, "processed": 3, "completed": 2}
+    loop = {"state_dict": {"combined_loader": [{"window": 1}]}}
+    loop["epoch_loop.batch_progress"] = {"total": dict(counts), "current": dict(counts)}
+    adapt_window({"loops": {"fit_loop": loop}}, 2)
+    expected = {"ready": 6, "started": 6, "processed": 6, "completed": 5}
+    assert loop["epoch_loop.batch_progress"] == {"total": expected, "current": expected}
 
 
 def piece(first, prompts, length, group=2):
