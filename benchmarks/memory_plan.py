@@ -5,7 +5,7 @@
 Each shape is trained for two steps in a process of its own, so that the second meets the optimizer states and gradients
 of the first. What is measured is the physical memory of the process (``VmHWM``) above that of the same process after a
 run of the smallest size, when everything is imported, less the pages of the weights' file that nothing uses any more;
-glibc is told to give freed tensors back to the system at once.
+glibc is set to return freed tensors to the system at once.
 Completions never end before their limit, and images are shown at the largest size: what the plan is about.
 """
 

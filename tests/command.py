@@ -24,26 +24,26 @@ class Keep(Callback):
         Keep.trainer, Keep.module = trainer, pl_module
 
 
-def run(folder, *words):
+def run(folder, *arguments):
     """The exit status of a command that runs in ``folder``."""
-    # LightningCLI warns where it finds words of another program beside those that it was given.
+    # LightningCLI warns where it finds arguments of another program beside those that it was given.
     with contextlib.chdir(folder), mock.patch("sys.argv", ["vr1"]):
         try:
-            return main([str(word) for word in words]) or 0
+            return main([str(word) for word in arguments]) or 0
         except SystemExit as stop:
             return stop.code or 0
 
 
 def small(model, config="demo.yaml", scenes=True):
     """Words that make a configuration of this repository a matter of seconds."""
-    words = ["--config", CONFIGS / config, "--model.policy.path", model]
-    words += ["--model.evaluation.max_new_tokens", 6, "--data.num_workers", 0, "--trainer.accelerator", "cpu"]
+    arguments = ["--config", CONFIGS / config, "--model.policy.path", model]
+    arguments += ["--model.evaluation.max_new_tokens", 6, "--data.num_workers", 0, "--trainer.accelerator", "cpu"]
     if scenes:
-        words += ["--data.train_scenes", 4, "--data.val_scenes", 3, "--data.test_scenes", 3, "--data.batch_size", 2]
-    return words
+        arguments += ["--data.train_scenes", 4, "--data.val_scenes", 3, "--data.test_scenes", 3, "--data.batch_size", 2]
+    return arguments
 
 
 def steps(count=1):
     """Words for a training of so many steps, validated after each."""
-    words = ["--trainer.max_steps", count, "--trainer.val_check_interval", 1]
-    return [*words, "--model.sampling.max_new_tokens", 6, "--model.sampling.group_size", 2]
+    arguments = ["--trainer.max_steps", count, "--trainer.val_check_interval", 1]
+    return [*arguments, "--model.sampling.max_new_tokens", 6, "--model.sampling.group_size", 2]

@@ -1,4 +1,4 @@
-"""A user's mistakes: one line that names the setting, the value and the mend, before any training."""
+"""A user's mistakes: one line that names the setting, the value and the fix, before any training."""
 
 import json
 import shutil
@@ -14,17 +14,17 @@ from vr1.modules.grpo import GRPOModule
 
 
 @pytest.fixture
-def told(tiny_model, tmp_path, capsys, monkeypatch):
-    """Runs ``fit`` with some words and returns what it said of a mistake, without having trained."""
+def error_of(tiny_model, tmp_path, capsys, monkeypatch):
+    """Runs ``fit`` with some arguments and returns the message of a mistake, without having trained."""
 
     def train(*_):
         raise AssertionError("training began")
 
     monkeypatch.setattr(GRPOModule, "training_step", train)
 
-    def fit(*words, command="fit", scenes=True):
+    def fit(*arguments, command="fit", scenes=True):
         base = [*small(tiny_model, scenes=scenes), *steps()]
-        assert run(tmp_path, command, *base, *words) == 2
+        assert run(tmp_path, command, *base, *arguments) == 2
         return the_error(capsys)
 
     return fit
@@ -55,71 +55,71 @@ def coco(folder, count=6, size=(96, 80), spoil=(), **changes):
     return folder
 
 
-def on_coco(root, *words):
+def on_coco(root, *arguments):
     """Words for training on the data set in ``root``."""
-    return ("--data", "CocoDataModule", "--data.root", root, "--data.batch_size", 2, *words)
+    return ("--data", "CocoDataModule", "--data.root", root, "--data.batch_size", 2, *arguments)
 
 
 class TestModel:
-    def test_path_is_missing(self, told):
-        assert told("--model.policy.path", "no/such/model") == (
+    def test_path_is_missing(self, error_of):
+        assert error_of("--model.policy.path", "no/such/model") == (
             "policy.path=no/such/model: no config.json there; give a folder written by save_pretrained, or the name of"
             " a model on the hub"
         )
 
-    def test_folder_is_empty(self, told, tmp_path):
+    def test_folder_is_empty(self, error_of, tmp_path):
         (tmp_path / "empty").mkdir()
-        assert "empty: no config.json there" in told("--model.policy.path", tmp_path / "empty")
+        assert "empty: no config.json there" in error_of("--model.policy.path", tmp_path / "empty")
 
-    def test_model_reads_text_only(self, told, tmp_path):
+    def test_model_reads_text_only(self, error_of, tmp_path):
         (tmp_path / "text").mkdir()
         (tmp_path / "text" / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 8}))
-        message = told("--model.policy.path", tmp_path / "text")
+        message = error_of("--model.policy.path", tmp_path / "text")
         assert "a qwen2 model takes no images; give a vision-language model" in message
 
-    def test_config_is_broken(self, told, tmp_path):
+    def test_config_is_broken(self, error_of, tmp_path):
         (tmp_path / "broken").mkdir()
         (tmp_path / "broken" / "config.json").write_text("{")
-        assert "broken: no model was found there" in told("--model.policy.path", tmp_path / "broken")
+        assert "broken: no model was found there" in error_of("--model.policy.path", tmp_path / "broken")
 
-    def test_weights_are_pickled(self, told, tiny_model, tmp_path):
+    def test_weights_are_pickled(self, error_of, tiny_model, tmp_path):
         folder = shutil.copytree(tiny_model, tmp_path / "pickled")
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-        message = told("--model.policy.path", folder)
+        message = error_of("--model.policy.path", folder)
         assert "found pytorch_model.bin, but only safetensors" in message
 
-    def test_processor_is_missing(self, told, tiny_model, tmp_path):
+    def test_processor_is_missing(self, error_of, tiny_model, tmp_path):
         folder = shutil.copytree(tiny_model, tmp_path / "bare")
         for path in folder.iterdir():
             if path.name not in {"config.json", "model.safetensors"}:
                 path.unlink()
-        assert "its tokenizer or image processor cannot be read" in told("--model.policy.path", folder)
+        assert "its tokenizer or image processor cannot be read" in error_of("--model.policy.path", folder)
 
-    def test_resolution_is_no_range(self, told):
-        message = told("--model.policy.min_pixels", 9000, "--model.policy.max_pixels", 4000)
+    def test_resolution_is_no_range(self, error_of):
+        message = error_of("--model.policy.min_pixels", 9000, "--model.policy.max_pixels", 4000)
         assert message == "policy: min_pixels=9000 is more than max_pixels=4000; lower it"
 
-    def test_quantized_weights_without_adapters(self, told):
-        assert "quantize='nf4' requires adapters" in told("--model.policy.quantize", "nf4")
+    def test_quantized_weights_without_adapters(self, error_of):
+        assert "quantize='nf4' requires adapters" in error_of("--model.policy.quantize", "nf4")
 
-    def test_adapters_for_layers_that_do_not_exist(self, told):
-        assert "policy.lora.targets=['qq_proj']" in told("--model.policy.lora.targets", "[qq_proj]")
+    def test_adapters_for_layers_that_do_not_exist(self, error_of):
+        assert "policy.lora.targets=['qq_proj']" in error_of("--model.policy.lora.targets", "[qq_proj]")
 
 
 class TestSettings:
-    def test_group_of_one(self, told):
-        assert told("--model.sampling.group_size", 1).startswith("sampling.group_size=1: GRPO compares")
+    def test_group_of_one(self, error_of):
+        assert error_of("--model.sampling.group_size", 1).startswith("sampling.group_size=1: GRPO compares")
 
-    def test_greedy_rollouts(self, told):
-        assert told("--model.sampling.temperature", 0).startswith("sampling.temperature=0 makes all completions")
+    def test_greedy_rollouts(self, error_of):
+        assert error_of("--model.sampling.temperature", 0).startswith("sampling.temperature=0 makes all completions")
 
     @pytest.mark.parametrize("data", ["scenes", "photographs"])
-    def test_prompt_that_is_too_long(self, told, tmp_path, data):
-        words = on_coco(coco(tmp_path / "data")) if data == "photographs" else ()
-        message = told("--model.max_prompt_tokens", 8, *words, scenes=not words)
+    def test_prompt_that_is_too_long(self, error_of, tmp_path, data):
+        arguments = on_coco(coco(tmp_path / "data")) if data == "photographs" else ()
+        message = error_of("--model.max_prompt_tokens", 8, *arguments, scenes=not arguments)
         assert "and max_prompt_tokens is 8. Prompts are never truncated, since that would remove image" in message
 
-    def test_one_large_image_among_small_ones(self, told, tmp_path, encoder):
+    def test_one_large_image_among_small_ones(self, error_of, tmp_path, encoder):
         root = coco(tmp_path / "data", size=(56, 56))
         source = AnnotatedSource(root / "instances_train.json", root / "images")
         enough_for_the_others = encoder([source[0]]).tokens.shape[1]
@@ -129,84 +129,89 @@ class TestSettings:
             document["images"][4] |= {"width": 200, "height": 112}
             path.write_text(json.dumps(document))
         Image.new("RGB", (200, 112)).save(root / "images" / "4.png")
-        message = told(
+        message = error_of(
             *on_coco(root, "--data.shuffle", "false"), "--model.max_prompt_tokens", enough_for_the_others, scenes=False
         )
         assert "4.png: the prompt has" in message
 
-    def test_checkpoint_is_missing(self, told):
-        message = told("--ckpt_path", "runs/last.ckpt")
+    def test_checkpoint_is_missing(self, error_of):
+        message = error_of("--ckpt_path", "runs/last.ckpt")
         assert message == "ckpt_path=runs/last.ckpt: no such checkpoint; runs/demo has none"
 
 
 class TestOutput:
-    def test_folder_is_below_a_file(self, told, tmp_path):
+    def test_folder_is_below_a_file(self, error_of, tmp_path):
         (tmp_path / "notes").write_text("a file")
-        for words in (
+        for arguments in (
             ("--trainer.logger.init_args.save_dir", "notes/run"),
             ("--trainer.logger", "false", "--trainer.default_root_dir", "notes"),
         ):
-            message = told(*words)
+            message = error_of(*arguments)
             assert f"results cannot be written there, since {tmp_path / 'notes'} is no folder" in message
 
     def test_predictions_below_a_file(self, tiny_model, tmp_path, capsys):
         (tmp_path / "photos").mkdir()
         Image.new("RGB", (60, 60)).save(tmp_path / "photos" / "a.png")
         (tmp_path / "notes").write_text("a file")
-        words = [*small(tiny_model, "predict.yaml", scenes=False), "--data.images", "photos"]
-        words += ["--trainer.callbacks", "callbacks.PredictionWriter", "--trainer.callbacks.output_dir", "notes/out"]
-        assert run(tmp_path, "predict", *words) == 2
+        arguments = [*small(tiny_model, "predict.yaml", scenes=False), "--data.images", "photos"]
+        arguments += [
+            "--trainer.callbacks",
+            "callbacks.PredictionWriter",
+            "--trainer.callbacks.output_dir",
+            "notes/out",
+        ]
+        assert run(tmp_path, "predict", *arguments) == 2
         assert "output_dir is 'notes/out', which cannot be written to" in the_error(capsys)
 
 
 class TestData:
-    def test_folder_is_missing(self, told):
-        assert told(*on_coco("nowhere"), scenes=False) == "nowhere: no such folder of a data set; check the path"
+    def test_folder_is_missing(self, error_of):
+        assert error_of(*on_coco("nowhere"), scenes=False) == "nowhere: no such folder of a data set; check the path"
 
-    def test_no_images(self, told, tmp_path):
+    def test_no_images(self, error_of, tmp_path):
         root = coco(tmp_path / "data", images=[], annotations=[])
-        assert "no record is left to read" in told(*on_coco(root), scenes=False)
+        assert "no record is left to read" in error_of(*on_coco(root), scenes=False)
 
-    def test_no_scenes(self, told):
-        assert told("--data.train_scenes", 0) == "scenes: length=0 is too few; give at least 1"
+    def test_no_scenes(self, error_of):
+        assert error_of("--data.train_scenes", 0) == "scenes: length=0 is too few; give at least 1"
 
-    def test_broken_json(self, told, tmp_path):
+    def test_broken_json(self, error_of, tmp_path):
         root = coco(tmp_path / "data")
         (root / "instances_train.json").write_text('{"images": [')
-        assert "instances_train.json" in told(*on_coco(root), scenes=False)
+        assert "instances_train.json" in error_of(*on_coco(root), scenes=False)
 
-    def test_fewer_records_than_a_batch(self, told, monkeypatch):
+    def test_fewer_records_than_a_batch(self, error_of, monkeypatch):
         monkeypatch.setattr(GRPOModule, "validation_step", lambda *_: pytest.fail("validated first"))
-        assert "1 training records do not fill one batch of batch_size=2" in told("--data.train_scenes", 1)
+        assert "1 training records do not fill one batch of batch_size=2" in error_of("--data.train_scenes", 1)
 
-    def test_nothing_to_ask_for(self, told, tmp_path):
-        assert "categories" in told(*on_coco(coco(tmp_path / "data"), "--data.categories", "[]"), scenes=False)
+    def test_nothing_to_ask_for(self, error_of, tmp_path):
+        assert "categories" in error_of(*on_coco(coco(tmp_path / "data"), "--data.categories", "[]"), scenes=False)
 
     def test_nothing_to_look_for_in_a_folder(self, tiny_model, tmp_path, capsys):
-        words = [*small(tiny_model, "predict.yaml", scenes=False), "--data.categories", "[]"]
-        assert run(tmp_path, "predict", *words) == 2
+        arguments = [*small(tiny_model, "predict.yaml", scenes=False), "--data.categories", "[]"]
+        assert run(tmp_path, "predict", *arguments) == 2
         assert the_error(capsys) == "data.categories is empty: name what to find, such as [raccoon]"
 
-    def test_training_on_a_plain_folder(self, told):
+    def test_training_on_a_plain_folder(self, error_of):
         settings = ["--data.images", "x", "--data.categories", "[a]"]
-        message = told("--data", "ImageFolderDataModule", *settings, scenes=False)
+        message = error_of("--data", "ImageFolderDataModule", *settings, scenes=False)
         assert message.startswith("data=x: a folder of images has no boxes, so it has no train split and can only be")
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_image_that_shows_to_be_damaged_in_training(self, workers, tiny_model, tmp_path, capsys):
         root = coco(tmp_path / "data", spoil=[3])
-        words = [*small(tiny_model, scenes=False), *steps(3), *on_coco(root, "--data.shuffle", "false")]
-        words += ["--data.num_workers", workers, "--trainer.limit_val_batches", 0, "--trainer.logger", "false"]
-        assert run(tmp_path, "fit", *words) == 2
+        arguments = [*small(tiny_model, scenes=False), *steps(3), *on_coco(root, "--data.shuffle", "false")]
+        arguments += ["--data.num_workers", workers, "--trainer.limit_val_batches", 0, "--trainer.logger", "false"]
+        assert run(tmp_path, "fit", *arguments) == 2
         message = the_error(capsys)
         assert message.startswith(f"{root}/images/3.png: the image is damaged or cut short")
         assert len(message.splitlines()) == 1
 
     def test_damaged_images_can_be_skipped(self, tiny_model, tmp_path, caplog):
         root = coco(tmp_path / "data", spoil=[3])
-        words = [*small(tiny_model, scenes=False), *steps(3), *on_coco(root, "--data.shuffle", "false")]
-        words += ["--data.bad_records", "skip", "--trainer.limit_val_batches", 0, "--trainer.logger", "false"]
-        assert run(tmp_path, "fit", *words, "--trainer.callbacks", "tests.command.Keep") == 0
+        arguments = [*small(tiny_model, scenes=False), *steps(3), *on_coco(root, "--data.shuffle", "false")]
+        arguments += ["--data.bad_records", "skip", "--trainer.limit_val_batches", 0, "--trainer.logger", "false"]
+        assert run(tmp_path, "fit", *arguments, "--trainer.callbacks", "tests.command.Keep") == 0
         assert Keep.trainer.global_step == 3
         assert "3.png: the image is damaged or cut short" in caplog.text
         assert np.isfinite(float(Keep.trainer.callback_metrics["grpo/loss"]))

@@ -1,4 +1,4 @@
-"""Which errors are told in one line."""
+"""Which errors are one line for the user."""
 
 import pytest
 from lightning.pytorch.callbacks import BatchSizeFinder

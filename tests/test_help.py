@@ -76,10 +76,10 @@ def test_silence_is_noticed():
         """A class.
 
         Args:
-            told: a setting.
+            message: a setting.
         """
 
-        def __init__(self, told: int = 1, silent: int = 2) -> None:
+        def __init__(self, message: int = 1, silent: int = 2) -> None:
             pass
 
     assert unexplained(Silent) == ["it.silent"]

@@ -10,21 +10,21 @@ SCRIPT = f"""
 import sys
 from vr1.cli import main
 
-words = sys.argv[1:]
+arguments = sys.argv[1:]
 try:
-    status = main(words)
+    status = main(arguments)
 except SystemExit as stop:
     status = stop.code
 assert not status, status
 found = [name for name in {HEAVY!r} if name in sys.modules]
-assert not found, f"vr1 {{' '.join(words)}} imports {{found}}"
+assert not found, f"vr1 {{' '.join(arguments)}} imports {{found}}"
 """
 
 
 @pytest.mark.parametrize("command", [None, "score", "check", "export", "plan", "sweep", "compare", "report", "doctor"])
 def test_help_of_what_needs_no_trainer_imports_nothing_that_takes_time(command):
-    words = [command, "--help"] if command else ["--help"]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True)
+    arguments = [command, "--help"] if command else ["--help"]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout
 

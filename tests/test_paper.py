@@ -19,9 +19,9 @@ def calls(monkeypatch):
     """The commands that would be run; each writes the files that it would write."""
     run_commands = []
 
-    async def call(words, job):
-        run_commands.append((job.name, words[3], words))
-        if words[3] == "fit":
+    async def call(arguments, job):
+        run_commands.append((job.name, arguments[3], arguments))
+        if arguments[3] == "fit":
             (job.folder / "checkpoints").mkdir(exist_ok=True)
             (job.folder / "checkpoints" / "step.ckpt").write_text("")
             if job.name in call.failing:
@@ -67,9 +67,9 @@ def test_an_interrupted_run_resumes_from_its_newest_checkpoint(calls, tmp_path):
     failing.clear()
     commands.clear()
     assert paper.paper(**settings) == 0
-    (name, command, words), (_, last, _) = commands
+    (name, command, arguments), (_, last, _) = commands
     assert (name, command, last) == ("sft_0", "fit", "test")
-    assert words[-2:] == ["--ckpt_path", str(tmp_path / "sft_0" / "checkpoints" / "step.ckpt")]
+    assert arguments[-2:] == ["--ckpt_path", str(tmp_path / "sft_0" / "checkpoints" / "step.ckpt")]
 
 
 def test_a_run_with_other_settings_is_an_error(calls, tmp_path, capsys):
@@ -82,9 +82,9 @@ def test_a_run_with_other_settings_is_an_error(calls, tmp_path, capsys):
 def test_the_error_names_a_command_that_fails(tmp_path):
     job = paper._start(tmp_path, 1, [])
     job.folder.mkdir()
-    words = [sys.executable, "-c", "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(3)", "test"]
+    arguments = [sys.executable, "-c", "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(3)", "test"]
     with pytest.raises(paper.RunError, match=r"test ended with status 3; its output is in .*output.txt"):
-        asyncio.run(paper._call(words, job))
+        asyncio.run(paper._call(arguments, job))
     assert (job.folder / "output.txt").read_text() == "1\n"
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def fit(folder, steps, *words):
+def fit(folder, steps, *arguments):
     """Train with the configuration for 40 GB at small sizes; the checkpoint of the last step."""
     folder.mkdir(exist_ok=True)
     small = ["--model.policy.path", EMBEDDED_MODEL, "--model.policy.max_pixels", 112 * 112]
@@ -31,7 +31,7 @@ def fit(folder, steps, *words):
     small += ["--trainer.accelerator", "cpu"]
     small += ["--trainer.limit_val_batches", 0, "--trainer.callbacks.every_n_train_steps", 1]
     small += ["--trainer.callbacks+", "tests.command.Keep"]
-    assert run(folder, "fit", "--config", CONFIGS / "qlora_a100_40gb.yaml", *small, *words) == 0
+    assert run(folder, "fit", "--config", CONFIGS / "qlora_a100_40gb.yaml", *small, *arguments) == 0
     [version] = (folder / "runs" / "qlora").iterdir()
     return version / "checkpoints" / "last.ckpt"
 

@@ -48,22 +48,22 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_understood(command, in_project, capsys):
-    words = shlex.split(command)
-    assert words[:3] == ["python", "-m", "vr1"]
+    arguments = shlex.split(command)
+    assert arguments[:3] == ["python", "-m", "vr1"]
     own = {"my_reward.yaml", "answers.jsonl", "scored.jsonl"}
-    words = [str(in_project / word) if word in own else word for word in words[3:]]
-    if words[0] == "score":
-        assert main(words) == 0
+    arguments = [str(in_project / word) if word in own else word for word in arguments[3:]]
+    if arguments[0] == "score":
+        assert main(arguments) == 0
         assert json.loads((in_project / "scored.jsonl").read_text())["rewards"]["total"] == 3
         return
-    trained = words[0] in ("fit", "validate", "test", "predict")
+    trained = arguments[0] in ("fit", "validate", "test", "predict")
     with pytest.raises(SystemExit) as stopped:
-        main([*words, "--print_config"] if trained else [words[0], "--help"])
+        main([*arguments, "--print_config"] if trained else [arguments[0], "--help"])
     if not trained:
-        told = capsys.readouterr().out
+        message = capsys.readouterr().out
         # Configurations and what overrides them (options with a dot) are those of `fit`.
-        own = [word for word in words if word.startswith("--") and word != "--config" and "." not in word]
-        assert all(word in told for word in own)
+        own = [word for word in arguments if word.startswith("--") and word != "--config" and "." not in word]
+        assert all(word in message for word in own)
     assert stopped.value.code == 0, capsys.readouterr().err
 
 

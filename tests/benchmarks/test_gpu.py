@@ -21,7 +21,7 @@ def texts(values):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     bench = Bench(device="cpu", shape="tiny", out=tmp_path_factory.mktemp("gpu"))
-    measure(bench, list(STEPS), seconds=500)
+    measure(bench, list(STEPS), seconds=5000)
     return bench.file
 
 

@@ -26,10 +26,10 @@ PARTS = {"prompt", "prefill", "decode", "reward", "reference", "policy forward",
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed (extra bench)")
 
 
-def step(tmp_path, *words):
+def step(tmp_path, *arguments):
     file = tmp_path / "step.json"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "benchmarks/step.py"), *SMALL, "--json", str(file), *words]
+    command = [sys.executable, str(ROOT / "benchmarks/step.py"), *SMALL, "--json", str(file), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     return json.loads(file.read_text()), done.stdout

@@ -1,4 +1,4 @@
-"""Being told to stop: what is saved, what is said, and that training goes on from it as if nothing had been."""
+"""Being message to stop: what is saved, what is said, and that training goes on from it as if nothing had been."""
 
 import os
 import signal
@@ -61,8 +61,8 @@ def test_saves_after_the_step_and_exits(tmp_path, capsys, number):
         fit(tmp_path, Preemption(), Signal(3, number))
     assert stopped.value.code == 128 + number
     path = tmp_path / "checkpoints" / "last.ckpt"
-    told = capsys.readouterr().err.strip().splitlines()
-    assert told[-2:] == [
+    message = capsys.readouterr().err.strip().splitlines()
+    assert message[-2:] == [
         f"vr1: {signal.Signals(number).name} at step 3: saved {path}; resume with",
         f"trainer.fit(..., ckpt_path='{path}')",
     ]
@@ -112,8 +112,8 @@ def test_after_training_the_signals_are_free_again(tmp_path):
     ],
 )
 def test_the_command_that_goes_on(command, line):
-    told = resume_command(command, "my runs/p.ckpt")
-    assert told == line
+    message = resume_command(command, "my runs/p.ckpt")
+    assert message == line
 
 
 def test_slurm_jobs_are_queued_again(tmp_path, monkeypatch):
@@ -139,18 +139,18 @@ def test_bad_settings(name):
 
 @pytest.mark.slow
 def test_a_run_of_the_command_line(tiny_model, tmp_path):
-    words = [sys.executable, "-m", "vr1", "fit", "--config", str(ROOT / "configs" / "demo.yaml")]
-    words += ["--config", str(ROOT / "configs" / "guarded.yaml"), "--model.policy.path", str(tiny_model)]
-    words += ["--data.num_workers", "0", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "100000"]
-    words += ["--data.batch_size", "2", "--model.sampling.max_new_tokens", "4", "--trainer.accelerator", "cpu"]
+    arguments = [sys.executable, "-m", "vr1", "fit", "--config", str(ROOT / "configs" / "demo.yaml")]
+    arguments += ["--config", str(ROOT / "configs" / "guarded.yaml"), "--model.policy.path", str(tiny_model)]
+    arguments += ["--data.num_workers", "0", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "100000"]
+    arguments += ["--data.batch_size", "2", "--model.sampling.max_new_tokens", "4", "--trainer.accelerator", "cpu"]
     metrics = tmp_path / "runs" / "demo" / "version_0" / "metrics.csv"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while not metrics.exists() and process.poll() is None:
             time.sleep(0.5)
         process.terminate()
-        _, told = process.communicate(timeout=300)
+        _, message = process.communicate(timeout=300)
     assert process.returncode == 143
-    [command] = [line for line in told.splitlines() if line.startswith("python -m vr1 fit --config ")]
+    [command] = [line for line in message.splitlines() if line.startswith("python -m vr1 fit --config ")]
     assert command.endswith(" --ckpt_path runs/demo/version_0/checkpoints/last.ckpt")
     assert (tmp_path / command.split()[-1]).exists()

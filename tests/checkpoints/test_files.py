@@ -127,10 +127,10 @@ def test_a_file_cut_short_is_named(last, share):
 
 def test_other_files_are_named(tmp_path):
     torch.save([1, 2], tmp_path / "list.ckpt")
-    for path, told in (
+    for path, message in (
         (tmp_path / "list.ckpt", "no state_dict"),
         (tmp_path, "folder of shards"),
         (tmp_path / "no", "not exist"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             read_checkpoint(path)

@@ -193,9 +193,10 @@ class TestAdapters:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"), [({"batch_size": 5}, "records of one optimizer step"), ({"scenes": 14}, "number of training")]
+    ("settings", "message"),
+    [({"batch_size": 5}, "records of one optimizer step"), ({"scenes": 14}, "number of training")],
 )
-def test_other_data_in_the_middle_of_an_epoch_are_refused(source, tmp_path, settings, told):
+def test_other_data_in_the_middle_of_an_epoch_are_refused(source, tmp_path, settings, message):
     fit(sft(source), tmp_path, steps=1)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         fit(sft(source), tmp_path / "other", ckpt_path=tmp_path / "end.ckpt", **settings)

@@ -59,9 +59,9 @@ def coco(tmp_path_factory):
     return root
 
 
-def evaluate(folder, config, model, *words):
+def evaluate(folder, config, model, *arguments):
     small = ["--model.evaluation.max_new_tokens", 12, "--data.num_workers", 0, "--trainer.accelerator", "cpu"]
-    assert run(folder, "test", "--config", CONFIGS / "eval" / config, "--model", model, *small, *words) == 0
+    assert run(folder, "test", "--config", CONFIGS / "eval" / config, "--model", model, *small, *arguments) == 0
     return folder / "runs" / config.removesuffix(".yaml")
 
 
@@ -95,8 +95,8 @@ def test_every_set_of_expressions_has_its_accuracy(tiny_model, tmp_path):
     for name, part in (("val", lines[:2]), ("testA", lines[2:5])):
         (tmp_path / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
     sets = json.dumps({name: str(tmp_path / f"{name}.jsonl") for name in ("val", "testA")})
-    words = ["--data.images", slice_ / "images", "--data.test", sets, "--model.policy.max_pixels", 56 * 56 * 4]
-    folder = evaluate(tmp_path, "refcoco.yaml", tiny_model, *words)
+    arguments = ["--data.images", slice_ / "images", "--data.test", sets, "--model.policy.max_pixels", 56 * 56 * 4]
+    folder = evaluate(tmp_path, "refcoco.yaml", tiny_model, *arguments)
     with (folder / "per_set.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [(row["set"], float(row["records"])) for row in table[:2]] == [("testA", 3), ("val", 2)]
@@ -115,10 +115,10 @@ def test_classes_and_settings_are_left_alone(arguments):
     assert with_model("test", arguments) == arguments
 
 
-def test_what_is_no_checkpoint_is_told(tmp_path, checkpoint, capsys):
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, checkpoint, capsys):
     (tmp_path / "bad.ckpt").write_text("nothing")
-    words = ["--config", str(CONFIGS / "eval/coco.yaml"), "--model"]
-    assert run(tmp_path, "test", *words, tmp_path / "bad.ckpt") == 2
+    arguments = ["--config", str(CONFIGS / "eval/coco.yaml"), "--model"]
+    assert run(tmp_path, "test", *arguments, tmp_path / "bad.ckpt") == 2
     assert "bad.ckpt contains more than tensors and plain values, or is damaged" in capsys.readouterr().err
-    assert run(tmp_path, "fit", *words, checkpoint) == 2
+    assert run(tmp_path, "fit", *arguments, checkpoint) == 2
     assert "to resume a training, give its checkpoint as --ckpt_path" in capsys.readouterr().err

@@ -48,9 +48,9 @@ def demo(tiny_model, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        words = [*small(tiny_model, folder / "demo.yaml"), *steps(2), *reward]
-        words += ["--trainer.callbacks+", "tests.command.Keep"]
-        assert run(folder, "fit", *words) == 0
+        arguments = [*small(tiny_model, folder / "demo.yaml"), *steps(2), *reward]
+        arguments += ["--trainer.callbacks+", "tests.command.Keep"]
+        assert run(folder, "fit", *arguments) == 0
     return folder
 
 
@@ -130,8 +130,8 @@ def test_predict_writes_drawings_boxes_and_a_sheet(tiny_model, tmp_path):
     names = ["a dog.png", "b.jpg"]
     for name, record in zip(names, SceneSource(2, "test"), strict=True):
         record.image.save(photos / name)
-    words = [*small(tiny_model, "predict.yaml", scenes=False), "--data.images", photos]
-    assert run(tmp_path, "predict", *words, "--data.categories", "[dog, cat]") == 0
+    arguments = [*small(tiny_model, "predict.yaml", scenes=False), "--data.images", photos]
+    assert run(tmp_path, "predict", *arguments, "--data.categories", "[dog, cat]") == 0
     out = tmp_path / "runs" / "predict"
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [row["image"] for row in rows] == [str(photos / name) for name in names]
@@ -143,9 +143,9 @@ def test_predict_writes_drawings_boxes_and_a_sheet(tiny_model, tmp_path):
 
 @needs_shared
 def test_fit_on_photographs(tiny_model, tmp_path):
-    words = [*small(tiny_model, "raccoon.yaml", scenes=False), *steps(), "--data.root", RACCOON]
-    words += ["--data.batch_size", 2, "--trainer.limit_val_batches", 1, "--data.eval_batch_size", 4]
-    assert run(tmp_path, "fit", *words) == 0
+    arguments = [*small(tiny_model, "raccoon.yaml", scenes=False), *steps(), "--data.root", RACCOON]
+    arguments += ["--data.batch_size", 2, "--trainer.limit_val_batches", 1, "--data.eval_batch_size", 4]
+    assert run(tmp_path, "fit", *arguments) == 0
     folder = tmp_path / "runs" / "raccoon" / "version_0"
     for name in ("gallery/step_000000.png", "gallery/step_000001.png", "curves.png", "before_after.md", "model"):
         assert (folder / name).exists(), name
@@ -172,21 +172,21 @@ def no_loading(monkeypatch):
 
 @pytest.mark.usefixtures("no_loading")
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("--trainer.max_stepz", "3"),
         ("--model.sampling.group_sice", "3"),
         ("--data.style.num_object", "[1, 2]"),
         ("--model.loss.kl_coeff", "0.1"),
     ],
-    ids=lambda words: words[0],
+    ids=lambda arguments: arguments[0],
 )
-def test_a_mistyped_word_is_refused_before_anything_is_loaded(words, tiny_model, tmp_path, capsys):
-    assert run(tmp_path, "fit", *small(tiny_model), *words) == 2
-    told = capsys.readouterr().err
-    assert words[0].split(".")[-1] in told.splitlines()[0]
-    assert len(told.splitlines()) == 2
-    assert "vr1 fit --help" in told
+def test_a_mistyped_word_is_refused_before_anything_is_loaded(arguments, tiny_model, tmp_path, capsys):
+    assert run(tmp_path, "fit", *small(tiny_model), *arguments) == 2
+    message = capsys.readouterr().err
+    assert arguments[0].split(".")[-1] in message.splitlines()[0]
+    assert len(message.splitlines()) == 2
+    assert "vr1 fit --help" in message
 
 
 @pytest.mark.usefixtures("no_loading")
@@ -196,16 +196,16 @@ def test_a_mistyped_word_is_refused_before_anything_is_loaded(words, tiny_model,
 def test_a_mistyped_key_in_yaml_is_refused_before_anything_is_loaded(right, wrong, tmp_path, capsys):
     (tmp_path / "typo.yaml").write_text((CONFIGS / "demo.yaml").read_text().replace(right, wrong))
     assert run(tmp_path, "fit", "--config", "typo.yaml") == 2
-    told = capsys.readouterr().err.splitlines()
-    assert wrong.split(":")[0] in told[0]
-    assert len(told) == 2
+    message = capsys.readouterr().err.splitlines()
+    assert wrong.split(":")[0] in message[0]
+    assert len(message) == 2
 
 
 def test_any_nested_value_can_be_given_on_the_command_line(tiny_model, tmp_path):
-    words = ["--model.reward", CONFIGS / "rewards" / "released.yaml"]
-    words += ["--model.loss", "vr1.losses.DrGRPO", "--model.loss.max_tokens", 64]
-    words += ["--data.style.num_objects", "[2,3]", "--model.optimizer.lr", 0.5]
-    words += [
+    arguments = ["--model.reward", CONFIGS / "rewards" / "released.yaml"]
+    arguments += ["--model.loss", "vr1.losses.DrGRPO", "--model.loss.max_tokens", 64]
+    arguments += ["--data.style.num_objects", "[2,3]", "--model.optimizer.lr", 0.5]
+    arguments += [
         "--trainer.limit_val_batches",
         0,
         "--trainer.callbacks",
@@ -213,7 +213,7 @@ def test_any_nested_value_can_be_given_on_the_command_line(tiny_model, tmp_path)
         "--trainer.logger",
         "false",
     ]
-    assert run(tmp_path, "fit", *small(tiny_model), *steps(), *words) == 0
+    assert run(tmp_path, "fit", *small(tiny_model), *steps(), *arguments) == 0
     module = Keep.module
     assert (type(module.loss).__name__, module.loss.max_tokens) == ("DrGRPO", 64)
     assert (module.reward.matcher.overlap, module.reward.criterion.strict) == ("giou", True)
@@ -223,14 +223,16 @@ def test_any_nested_value_can_be_given_on_the_command_line(tiny_model, tmp_path)
 
 def test_help_names_every_command(tmp_path, capsys):
     assert run(tmp_path, "--help") == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     for command in (*TRAINER_COMMANDS, *COMMANDS):
-        assert f"\n    {command} " in told
+        assert f"\n    {command} " in message
 
 
-@pytest.mark.parametrize(("words", "fault"), [((), "no command"), (("fitt", "--config", "a"), "fitt is no command")])
-def test_what_is_no_command_is_told_with_those_that_are(words, fault, tmp_path, capsys):
-    assert run(tmp_path, *words) == 2
+@pytest.mark.parametrize(
+    ("arguments", "fault"), [((), "no command"), (("fitt", "--config", "a"), "fitt is no command")]
+)
+def test_an_unknown_command_is_refused_with_those_that_exist(arguments, fault, tmp_path, capsys):
+    assert run(tmp_path, *arguments) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"vr1: error: {fault}; give one of fit, validate, ")
     assert "report" in line

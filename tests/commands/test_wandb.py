@@ -25,9 +25,9 @@ def recorded(tiny_model, tmp_path_factory):
             patch.delenv(name, raising=False)
         # Where the pictures of tables wait until they are sent.
         patch.setenv("WANDB_DATA_DIR", str(folder / "waiting"))
-        words = [*small(tiny_model), "--config", CONFIGS / "wandb.yaml", *steps(2)]
-        words += ["--trainer.callbacks.every_n_steps", 1]
-        assert run(folder, "fit", *words) == 0
+        arguments = [*small(tiny_model), "--config", CONFIGS / "wandb.yaml", *steps(2)]
+        arguments += ["--trainer.callbacks.every_n_steps", 1]
+        assert run(folder, "fit", *arguments) == 0
     wandb.finish()
     [run_folder] = (folder / "runs" / "wandb").glob("offline-run-*")
     [path] = run_folder.glob("*.wandb")
@@ -132,8 +132,8 @@ def test_completions_are_tables(recorded):
 def test_a_resumed_training_continues_the_run(recorded, tiny_model):
     folder = recorded[0].parents[2]
     [checkpoint] = (folder / "runs").rglob("*.ckpt")
-    words = [*small(tiny_model), "--config", CONFIGS / "wandb.yaml", *steps(3), "--ckpt_path", checkpoint]
-    assert run(folder, "fit", *words) == 0
+    arguments = [*small(tiny_model), "--config", CONFIGS / "wandb.yaml", *steps(3), "--ckpt_path", checkpoint]
+    assert run(folder, "fit", *arguments) == 0
     wandb.finish()
     runs = {path.name.rsplit("-", 1)[-1] for path in (folder / "runs" / "wandb").glob("offline-run-*")}
     assert len(runs) == 1, "one id, in two recordings"

@@ -19,8 +19,8 @@ def test_state_of_the_repository(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert run_facts()["git"] is None
     identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for words in (["init", "-q", "-b", "main"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    for arguments in (["init", "-q", "-b", "main"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
     (tmp_path / "new").write_text("")
     git = run_facts()["git"]
     assert (len(git["commit"]), git["branch"], git["changed"]) == (40, "main", 1)
