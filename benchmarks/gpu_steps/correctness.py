@@ -131,7 +131,7 @@ def _fit(
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[FirstKL(), ModelCheckpoint(folder, save_last=True, save_top_k=0)],
+        callbacks=[FirstKL(), ModelCheckpoint(folder, every_n_train_steps=1, save_last=True, save_top_k=0)],
     )
     data = SceneDataModule(train_scenes=16, val_scenes=4, batch_size=4, num_workers=0)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
