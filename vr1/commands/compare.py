@@ -1,12 +1,11 @@
 """``python -m vr1 compare``: several runs side by side, as a table and as curves."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from vr1.errors import UserError
+from vr1.errors import UserError, report_user_error
 from vr1.runs.folder import Run, differing, flat_settings, read_run
 from vr1.runs.tables import markdown_table
 
@@ -31,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(compare(**arguments))
     except (UserError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        return report_user_error(parser.prog, error)
     return 0
 
 

@@ -1,12 +1,11 @@
 """``python -m vr1 report``: the report of a run, made from the files in its folder."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from vr1.errors import UserError
+from vr1.errors import UserError, report_user_error
 from vr1.runs.report.page import write_report
 
 
@@ -25,6 +24,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         for run in parser.parse_args(argv).runs:
             print(write_report(Path(run)))
     except (UserError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
+        return report_user_error(parser.prog, error)
     return 0

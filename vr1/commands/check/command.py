@@ -1,11 +1,10 @@
 """``python -m vr1 check --config ...``: read the full data set once, before training."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vr1.errors import user_message
+from vr1.errors import report_user_error
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +32,4 @@ def main(argv: Sequence[str]) -> int:
         module, data = objects_of(["fit", *arguments])
         return check(module.encoder, data, options.out)
     except (ValueError, OSError) as error:
-        if (message := user_message(error)) is None:
-            raise
-        print(f"vr1 check: error: {message}", file=sys.stderr)
-        return 2
+        return report_user_error("vr1 check", error)

@@ -1,10 +1,10 @@
 """The command ``python -m vr1 plan``: predict the memory of a training."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vr1.errors import report_user_error
 from vr1.runs.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def main(argv: Sequence[str]) -> int:
                 return 1
         print("  not enough together: use a smaller model, a larger GPU or more GPUs (configs/fsdp_8xa100.yaml)")
     except (ValueError, OSError) as error:
-        print(f"vr1 plan: error: {error}", file=sys.stderr)
-        return 2
+        return report_user_error("vr1 plan", error)
     return 1
 
 
