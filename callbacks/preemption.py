@@ -1,7 +1,8 @@
 """Stopping a training by a signal: save a checkpoint, and print the command that resumes.
 
-Private parts of Lightning that this file relies on for SLURM, tried with 2.6.6: ``trainer._accelerator_connector``, which
-knows the cluster's environment, and ``trainer._checkpoint_connector``, which names the file that a requeued job reads.
+Private parts of Lightning that this file relies on for SLURM, tried with 2.6.6: ``trainer._accelerator_connector``,
+which knows the cluster's environment, and ``trainer._checkpoint_connector``, which names the file that a requeued job
+reads.
 """
 
 import contextlib

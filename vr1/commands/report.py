@@ -6,7 +6,6 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from vr1.errors import UserError, report_user_error
-from vr1.runs.report.page import write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,8 +19,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = ArgumentParser(allow_abbrev=False, prog="vr1 report", description="Write report.html into run folders.")
     parser.add_argument("runs", nargs="+", type=str, help="Run folders, such as runs/demo/version_0.")
+    runs = parser.parse_args(argv).runs
+    # Imported here, so that --help does not wait for matplotlib.
+    from vr1.runs.report.page import write_report
+
     try:
-        for run in parser.parse_args(argv).runs:
+        for run in runs:
             print(write_report(Path(run)))
     except (UserError, OSError) as error:
         return report_user_error(parser.prog, error)
