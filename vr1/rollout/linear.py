@@ -176,7 +176,7 @@ def _with_adapters(base: Linear, parts: Sequence[_Split]) -> Linear:
 def _compute_dtype(layer: nn.Linear) -> torch.dtype:
     """The precision of the product: that of autocast where it is on, else that of the weights."""
     kind = layer.weight.device.type
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     if _is_four_bit(layer):
         compute: torch.dtype | None = layer.compute_dtype  # type: ignore[assignment]

@@ -21,7 +21,8 @@ from vr1.policy.logprobs import token_log_probs
 from vr1.policy.policy import Policy
 from vr1.policy.reference import copies_weights
 from vr1.prompts import PromptBatch
-from vr1.rollout.cache import cache_capacity
+from vr1.rollout.cache import GroupCache, cache_capacity
+from vr1.rollout.decoder import make_decoder
 from vr1.rollout.sampling import Sampling, sample_token
 
 # Bytes of an NF4 weight, double quantized: 4 bits; an 8-bit scale for 64 weights; a float32 scale for 256 scales.
@@ -73,7 +74,7 @@ def predict(needs: Needs) -> MemoryPlan:
     prompts = largest_prompts(needs)
     state = _training_state(policy, needs)
     activations, logits = _policy_step(policy, prompts, needs)
-    prefill, cache, sampling = _rollout(policy, prompts, needs)
+    prefill, cache, sampling, prepared = _rollout(policy, prompts, needs)
     gathered, blocks = _gathered(policy, needs)
     # Between two steps there are no gradients.
     between = {part: size for part, size in state.items() if part != "gradients"}
@@ -81,6 +82,7 @@ def predict(needs: Needs) -> MemoryPlan:
         "rollout": {
             **between,
             "gathered weights": gathered,
+            "prepared weights": prepared,
             "cache": cache,
             "logits": sampling,
             "activations": prefill,
@@ -171,8 +173,13 @@ def _logits(policy: Policy, tokens: Tensor) -> float:
     return float(live.peak)
 
 
-def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float, float, float]:
-    """Bytes of the prefill beside the cache, of keys and values at the end of decoding, and of sampling a token."""
+def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float, float, float, float]:
+    """Bytes of a rollout by part.
+
+    Returns:
+        The prefill beside the cache, keys and values at the end of decoding, sampling a token, and the weights that the
+        decoder copies for the rollout.
+    """
     batch, width = prompts.tokens.shape
     with torch.set_grad_enabled(policy.can_reuse_prefix(needs.sharded)), LiveBytes() as live:
         prefix = policy.prefill(prompts)
@@ -184,7 +191,13 @@ def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float,
     sampling = _sampling(policy, rows, needs)
     # The prefill comes first, and what it leaves stays. Keys and values of several prompts are copied to a new layout.
     cache = of_prompts * (2 if batch > 1 else 1) + of_completions
-    return max(after - of_prompts, peak - cache - sampling), cache, sampling
+    with torch.no_grad():
+        empty_cache = GroupCache(prefix, needs.group_size)
+        with LiveBytes() as live:
+            decoder = make_decoder(policy, empty_cache, rows)
+            prepared = float(live.now)
+        del decoder
+    return max(after - of_prompts, peak - cache - sampling), cache, sampling, prepared
 
 
 @torch.no_grad()
