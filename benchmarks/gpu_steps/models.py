@@ -78,7 +78,7 @@ def random_policy(bench: Bench, variant: Variant, shape: str | None = None) -> P
     network.generation_config.pad_token_id = config.text_config.pad_token_id
     if variant.nf4:
         _quantize(network, bench)
-    return Policy(source.prepared(network)).to(bench.device)
+    return source.wrap(network).to(bench.device)
 
 
 def available(package: str) -> bool:

@@ -93,13 +93,13 @@ class _Watch(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, batch: Any, batch_idx: int) -> None:
         """Start the clock."""
         self.bench.synchronize()
-        self.before, self.started = dict(module.timer.seconds), time.perf_counter()
+        self.before, self.started = dict(module.training_state.timer.seconds), time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Stop it."""
         self.bench.synchronize()
         seconds = time.perf_counter() - self.started
-        parts = {name: value - self.before.get(name, 0.0) for name, value in module.timer.seconds.items()}
+        parts = {name: value - self.before.get(name, 0.0) for name, value in module.training_state.timer.seconds.items()}
         self.steps.append({"seconds": seconds, **parts, "policy": seconds - sum(parts.values()), **self._memory()})
 
     def _memory(self) -> dict[str, float]:

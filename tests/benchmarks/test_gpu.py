@@ -79,14 +79,34 @@ def test_failure_keeps_earlier_results_and_the_next_step_runs(tmp_path, monkeypa
 
 def test_needs_no_more_than_four_libraries(tmp_path):
     """On a machine that has torch, transformers, peft and lightning alone, the steps can be imported and run."""
-    absent = "bitsandbytes trl wandb pycocotools faster_coco_eval jsonargparse datasets tensorboard"
+    absent = [
+        "bitsandbytes",
+        "trl",
+        "wandb",
+        "pycocotools",
+        "faster_coco_eval",
+        "jsonargparse",
+        "datasets",
+        "tensorboard",
+    ]
     arguments = f"gpu.py --out {tmp_path} --shape tiny --device cpu --only kernels,training".split()
-    code = (
-        "import runpy, sys\n"
-        f"for name in {absent.split()!r}: sys.modules[name] = None\n"
-        f"sys.argv = {arguments!r}\n"
-        f"runpy.run_path({str(ROOT / 'benchmarks' / 'gpu.py')!r}, run_name='__main__')\n"
-    )
+    # Neither importable nor installed, as far as Lightning can see.
+    code = f"""
+import importlib.metadata as metadata, runpy, sys
+
+installed = metadata.distribution
+def distribution(name):
+    if name.replace("-", "_") in {absent!r}:
+        raise metadata.PackageNotFoundError(name)
+    return installed(name)
+
+metadata.distribution = distribution
+metadata.version = lambda name: distribution(name).version
+for name in {absent!r}:
+    sys.modules[name] = None
+sys.argv = {arguments!r}
+runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
+"""
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "PATH": "", "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

@@ -74,7 +74,7 @@ def test_fit_compares_before_and_after(version):
     compared = json.loads((version / "before_after.json").read_text())
     assert (compared["before"]["step"], compared["after"]["step"]) == (0, 2)
     [note] = compared["notes"]
-    assert "the stage overlap, those after the rules of beginner" in note
+    assert "by the criterion of stage overlap, the reward after by that of stage beginner" in note
     assert compared["before"]["metrics"].keys() == compared["after"]["metrics"].keys()
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -259,4 +258,6 @@ def write_model(out: Path, sizes: Sizes = Sizes(), max_pixels: int = 112 * 112, 
 
 
 if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
     auto_cli(write_model, as_positional=False)
