@@ -99,7 +99,9 @@ class _Watch(L.Callback):
         """Stop it."""
         self.bench.synchronize()
         seconds = time.perf_counter() - self.started
-        parts = {name: value - self.before.get(name, 0.0) for name, value in module.training_state.timer.seconds.items()}
+        parts = {
+            name: value - self.before.get(name, 0.0) for name, value in module.training_state.timer.seconds.items()
+        }
         self.steps.append({"seconds": seconds, **parts, "policy": seconds - sum(parts.values()), **self._memory()})
 
     def _memory(self) -> dict[str, float]:
