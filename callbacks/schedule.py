@@ -254,7 +254,7 @@ def first_steps(stages: Sequence[Stage], total: int | None) -> list[int | None]:
                     f"stage {stage.name!r} begins at a fraction of training, but nothing limits the training: set the"
                     " trainer's max_steps (or max_epochs, with data of known length), or give the stage at_step"
                 )
-            # A rounding error such as 0.1 * 30 = 3.0000000000000004 must not delay a stage.
+            # A rounding error such as 0.07 * 100 = 7.000000000000001 must not delay a stage.
             steps.append(math.ceil(stage.at_fraction * total - 1e-9))
         else:
             steps.append(stage.at_step)

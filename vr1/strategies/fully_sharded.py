@@ -209,7 +209,9 @@ class FullySharded(ModelParallelStrategy):
         """The sharded parameters by the keys of their weights and optimizer states in a checkpoint."""
         assert self.lightning_module is not None
         keys: dict[str, torch.Tensor] = {}
-        keys |= {f"state_dict.{name}": parameter for name, parameter in self.lightning_module.named_parameters()}
+        # Tied weights are in a checkpoint under each of their names.
+        named = self.lightning_module.named_parameters(remove_duplicate=False)
+        keys |= {f"state_dict.{name}": parameter for name, parameter in named}
         for index, optimizer in enumerate(self.optimizers):
             parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
             keys |= {f"optimizer_states.{index}.{number}": parameter for number, parameter in enumerate(parameters)}
