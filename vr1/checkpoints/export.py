@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from vr1.checkpoints.state import source_of
 from vr1.errors import UserError
@@ -79,7 +79,7 @@ def _load_base(source: PolicySource, dtype: str | None) -> Any:
 
 def _adapters_only(source: PolicySource, weights: dict[str, Tensor]) -> Any:
     """A peft model in which only the adapters have weights, since only they are written."""
-    config = AutoConfig.from_pretrained(source.path)
+    config = source.config()
     with torch.device("meta"):
         network = get_peft_model(AutoModelForImageTextToText.from_config(config), source.lora_config())
     _load_weights(network, weights, source, assign=True)

@@ -1,16 +1,20 @@
 """What the console does not show: advertisements, and warnings that no user of a command can act on."""
 
 import logging
+import sys
 import warnings
 from typing import Any
+
+from transformers.utils import logging as transformers_logging
 
 # By the logger that writes them: how the messages begin.
 _MESSAGES = {
     "lightning.pytorch.utilities.rank_zero": (
         "💡 Tip",
         "TPU available",
-        "`weights_only` was not set",
+        "`Trainer.fit` stopped",
     ),
+    "lightning.pytorch.trainer.connectors.checkpoint_connector": ("`weights_only` was not set",),
     "lightning.fabric.utilities.seed": ("Seed set to",),
 }
 # Regular expressions for the beginning of a warning.
@@ -41,6 +45,9 @@ def quiet_console() -> None:
     for pattern in _WARNINGS:
         warnings.filterwarnings("ignore", pattern)
     warnings.formatwarning = _one_line
+    if not sys.stderr.isatty():
+        # In a file, each state of a bar would be a line.
+        transformers_logging.disable_progress_bar()
 
 
 class _Without(logging.Filter):

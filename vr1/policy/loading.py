@@ -119,11 +119,11 @@ class PolicySource:
                 "policy: quantize='nf4' requires adapters, since 4-bit weights cannot be trained; set policy.lora too"
             )
 
-    def check(self) -> None:
-        """Check that the path holds a vision-language model, before any weights are loaded.
+    def config(self) -> Any:
+        """The configuration of the model.
 
         Raises:
-            UserError: nothing is found, it is no model, it has no vision tower, or its weights are pickled.
+            UserError: nothing is found, it is no model, or it has no vision tower.
         """
         path = Path(self.path)
         hub_name = self.path.count("/") == 1 and not self.path.startswith((".", "~", "/")) and not path.exists()
@@ -148,6 +148,16 @@ class PolicySource:
                 f"policy.path={self.path}: a {config.model_type} model is an encoder-decoder; give a decoder-only model"
                 " such as Qwen/Qwen2.5-VL-3B-Instruct"
             )
+        return config
+
+    def check(self) -> None:
+        """Check that the path holds a vision-language model, before any weights are loaded.
+
+        Raises:
+            UserError: as `config`, or the weights are pickled or missing.
+        """
+        self.config()
+        path = Path(self.path)
         if path.is_dir() and not any(path.glob("*.safetensors")):
             others = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights"
             raise UserError(
@@ -161,7 +171,7 @@ class PolicySource:
         Raises:
             UserError: no family is known for this kind of model; the message says how to set one.
         """
-        return family_of(AutoConfig.from_pretrained(self.path).model_type)
+        return family_of(self.config().model_type)
 
     def processor(self) -> Any:
         """The model's processor, with ``min_pixels`` and ``max_pixels`` set.

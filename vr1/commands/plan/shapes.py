@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from vr1.commands.plan.live_bytes import FourBitLinear
 from vr1.commands.plan.needs import Needs
@@ -76,7 +76,7 @@ def empty_policy(needs: Needs) -> Policy:
         needs: the settings.
     """
     source, dtype = needs.policy, getattr(torch, needs.compute_dtype)
-    config = AutoConfig.from_pretrained(source.path)
+    config = source.config()
     with torch.device("meta"):
         network: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=dtype)
         if source.quantize:
