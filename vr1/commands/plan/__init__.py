@@ -3,5 +3,5 @@
 In reading order: `needs` reads the settings, `shapes` makes the model and the largest batch without content,
 `predict` runs the package's own prefill, sampling, loss and backward on them and counts bytes with `live_bytes`, `fit`
 compares with a GPU and says what to change, `command` prints. What the runtime decides (capacity of the cache, reuse of
-the prefix, chunks of logits, copies of the reference) is asked from the code that decides it.
+the prefix, chunks of logits, copies of the reference) comes from the code that decides it.
 """

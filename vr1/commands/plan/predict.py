@@ -1,6 +1,6 @@
 """Predicts memory by part, at the three moments of a step at which most of it is allocated.
 
-The runtime's own code runs on tensors without content; sizes that it decides are asked from it.
+The runtime's own code runs on tensors without content; sizes that it decides come from it.
 
 Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, V vocabulary, D hidden size.
 """
