@@ -1,5 +1,6 @@
 """A small untrained model, written once per test session and loaded as any other model."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from vr1.policy.tiny import Sizes, write_model
 from vr1.prompts import PromptEncoder
 
 ROOT = Path(__file__).parents[1]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers of pytest-xdist share the cores; threads of theirs would wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
