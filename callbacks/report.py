@@ -138,8 +138,10 @@ class Report(Callback):
         try:
             rank_zero_info(f"report: {write_report(self._folder)}")
         except UserError as error:
-            # Nothing was logged or drawn, or a file is damaged: that must not fail a finished training.
-            rank_zero_info(f"no report: {error}")
+            # Nothing was logged or drawn, or a file is damaged: that must not fail a finished training, and says
+            # nothing about one that was refused before its first step.
+            if trainer.global_step or not ended:
+                rank_zero_info(f"no report: {error}")
 
 
 def _writes(trainer: "pl.Trainer") -> bool:

@@ -87,6 +87,12 @@ def innermost(message: str) -> str:
         ...             - Expected a <class 'NoneType'>
         ...   Given value: {'class_path': 'my.Model'}'''))
         model.loss (my.Loss): Option 'kl_coeff' is not accepted
+        >>> print(innermost('''Parser key "reward":
+        ...   Errors:
+        ...     - Problem with given class_path 'mine.yaml':
+        ...         No module named 'mine'
+        ...   Given value: mine.yaml'''))
+        reward (mine.yaml): no such file; check the path
         >>> print(innermost('''Parser key "lr":
         ...   Subtypes: [<class 'float'>, <class 'NoneType'>]
         ...   Errors:
@@ -106,6 +112,9 @@ def innermost(message: str) -> str:
     if (value := _VALUE.search(detail)) is not None and (expected := _expected(detail, value[1])):
         return f"{keys}: {expected}"
     detail = " ".join(_KEY.sub("", detail).split())
+    # What is no file is taken for the name of a class.
+    if detail.startswith("No module named") and kind.endswith((".yaml)", ".yml)", ".json)")):
+        detail = "no such file; check the path"
     return f"{keys}{kind}: {detail}" if keys else detail
 
 
