@@ -86,10 +86,10 @@ def paper(
         raise SystemExit(f"--jobs {jobs}, --steps {steps} and the number of --seeds must be at least 1")
     threads = max(1, (os.cpu_count() or 1) // jobs)
     chosen = {name: VARIANTS[name] for name in only or VARIANTS}
-    queue = [_start(out.resolve(), threads, test_overrides)]
+    queue = [start_job(out.resolve(), threads, test_overrides)]
     # Seed by seed, so that there is a table of all variants after a third of the time.
     queue += [
-        _job(variant, seed, out.resolve(), steps, threads, overrides, test_overrides)
+        training_job(variant, seed, out.resolve(), steps, threads, overrides, test_overrides)
         for seed in seeds
         for variant in chosen.values()
     ]
@@ -106,14 +106,16 @@ def paper(
     return 1 if failures else 0
 
 
-def _start(out: Path, threads: int, overrides: list[str]) -> Job:
+def start_job(out: Path, threads: int, overrides: list[str]) -> Job:
+    """The test of the model that all trainings start from."""
     folder = out / START
     return Job(name=START, folder=folder, train=[], test=_test(folder, overrides), threads=threads)
 
 
-def _job(
+def training_job(
     variant: Variant, seed: int, out: Path, steps: int, threads: int, overrides: list[str], test_overrides: list[str]
 ) -> Job:
+    """A training of one variant with one seed, and the test of what it leaves."""
     folder = out / f"{variant.name}_{seed}"
     arguments = [sys.executable, "-m", "vr1", "fit"]
     for config in ("training", *variant.configs):
@@ -161,9 +163,9 @@ async def run(job: Job) -> None:
     if job.train and not trained.is_file():
         checkpoints = sorted((job.folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
         print(f"{job.name}: {f'resuming from {checkpoints[-1].name}' if checkpoints else 'training'}", flush=True)
-        await _call([*job.train, *(["--ckpt_path", str(checkpoints[-1])] if checkpoints else [])], job)
+        await run_command([*job.train, *(["--ckpt_path", str(checkpoints[-1])] if checkpoints else [])], job)
         _write_json(trained, {"seconds": round(time.monotonic() - started), "resumed": bool(checkpoints)})
-    await _call(job.test, job)
+    await run_command(job.test, job)
     measured = json.loads((job.folder / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     _write_json(job.result, {"sets": measured["sets"], "seconds": round(time.monotonic() - started)})
     # The exported model stays; eighteen optimizer states take a gigabyte.
@@ -180,7 +182,8 @@ def _same_settings(job: Job) -> None:
     _write_json(stored, settings)
 
 
-async def _call(arguments: list[str], job: Job) -> None:
+async def run_command(arguments: list[str], job: Job) -> None:
+    """Run one command of a job, its output appended to ``output.txt`` in the job's folder."""
     with (job.folder / "output.txt").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
             *arguments,

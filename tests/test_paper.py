@@ -36,7 +36,7 @@ def calls(monkeypatch):
             (job.folder / "evaluation" / "metrics.json").write_text(json.dumps(measured))
 
     call.failing = set()
-    monkeypatch.setattr(paper, "_call", call)
+    monkeypatch.setattr(paper, "run_command", call)
     return run_commands, call.failing
 
 
@@ -80,17 +80,17 @@ def test_a_run_with_other_settings_is_an_error(calls, tmp_path, capsys):
 
 
 def test_the_error_names_a_command_that_fails(tmp_path):
-    job = paper._start(tmp_path, 1, [])
+    job = paper.start_job(tmp_path, 1, [])
     job.folder.mkdir()
     arguments = [sys.executable, "-c", "import os, sys; print(os.environ['OMP_NUM_THREADS']); sys.exit(3)", "test"]
     with pytest.raises(paper.RunError, match=r"test ended with status 3; its output is in .*output.txt"):
-        asyncio.run(paper._call(arguments, job))
+        asyncio.run(paper.run_command(arguments, job))
     assert (job.folder / "output.txt").read_text() == "1\n"
 
 
 @pytest.mark.parametrize("variant", paper_findings.VARIANTS.values(), ids=lambda variant: variant.name)
 def test_every_training_has_the_settings_of_its_title(variant, tmp_path, capsys):
-    job = paper._job(variant, 3, tmp_path, 7, 1, [], [])
+    job = paper.training_job(variant, 3, tmp_path, 7, 1, [], [])
     assert run(tmp_path, *job.train[3:], "--print_config") == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert (config["seed_everything"], config["trainer"]["max_steps"]) == (3, 7)
@@ -110,7 +110,7 @@ def test_every_training_has_the_settings_of_its_title(variant, tmp_path, capsys)
 
 
 def test_the_measurement_covers_both_domains(tmp_path, capsys):
-    job = paper._start(tmp_path, 1, [])
+    job = paper.start_job(tmp_path, 1, [])
     assert run(tmp_path, *job.test[3:], "--print_config") == 0
     parts = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["parts"]
     training = yaml.safe_load((paper.CONFIGS / "training.yaml").read_text())["data"]["init_args"]["style"]

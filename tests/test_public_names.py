@@ -38,7 +38,7 @@ def test_the_version(tmp_path, capsys):
     assert capsys.readouterr().out == f"vr1 {vr1.__version__}\n"
 
 
-@pytest.mark.parametrize("module", sorted({*renamed._MODULES.values()}))
+@pytest.mark.parametrize("module", sorted({*renamed.OLD_MODULES.values()}))
 def test_the_new_modules_of_old_names_exist(module):
     importlib.import_module(module)
 

@@ -174,7 +174,7 @@ def test_memory_does_not_grow_with_the_file(answers):
 
 
 def test_shows_progress(answers, capsys, monkeypatch):
-    monkeypatch.setattr("vr1.commands.score.scoring._SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr("vr1.commands.score.scoring.SECONDS_BETWEEN_REPORTS", 0.0)
     assert main(["--completions", str(answers)]) == 0
     assert capsys.readouterr().err.startswith("100% of ")
 

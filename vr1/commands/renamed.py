@@ -3,7 +3,7 @@
 import re
 
 # Modules: every class of the old one is in the new one.
-_MODULES = {
+OLD_MODULES = {
     "vr1.module": "vr1.modules.grpo",
     "vr1.sft": "vr1.modules.sft",
     "vr1.detector": "vr1.modules.base",
@@ -99,7 +99,7 @@ def renamed(path: str) -> str:
         ('vr1.families.CustomFamily', 'vr1.families.Qwen3VL')
     """
     module, _, name = path.rpartition(".")
-    return f"{_MODULES.get(module, module)}.{_CLASSES.get(name, name)}"
+    return f"{OLD_MODULES.get(module, module)}.{_CLASSES.get(name, name)}"
 
 
 def _hint(old: str, new: str) -> str:

@@ -92,7 +92,7 @@ class ScoreSummary:
 
 
 _CHUNK = 256
-_SECONDS_BETWEEN_REPORTS = 5.0
+SECONDS_BETWEEN_REPORTS = 5.0
 
 
 def rewards_and_family(arguments: Sequence[str], program: str) -> tuple[Reward, Family]:
@@ -180,7 +180,7 @@ def score_file(
     with contextlib.ExitStack() as stack:
         size = source.stat().st_size
         file = stack.enter_context(_atomic_file(Path(out), source)) if out is not None else None
-        report_at = time.monotonic() + _SECONDS_BETWEEN_REPORTS
+        report_at = time.monotonic() + SECONDS_BETWEEN_REPORTS
         lines = read_answer_lines(source)
         while chunk := list(islice(lines, _CHUNK)):
             for line, (result, detections) in zip(chunk, _score(chunk, rewards, family, summary), strict=True):
@@ -190,7 +190,7 @@ def score_file(
                     evaluation.add(line, detections)
             if time.monotonic() > report_at:
                 print(f"{chunk[-1].end / size:.0%} of {source}: {summary.progress()}", file=sys.stderr)
-                report_at = time.monotonic() + _SECONDS_BETWEEN_REPORTS
+                report_at = time.monotonic() + SECONDS_BETWEEN_REPORTS
         if not summary.answers:
             raise UserError(f"{source}: no line in it; a line is one answer as a JSON object")
     if evaluation is not None:
