@@ -80,7 +80,8 @@ def test_the_most_important_numbers_fit_a_file(tmp_path, capsys, monkeypatch, co
     assert all("left 0:0" in line and "mAP 0.1" in line and "my_own_term 0.25" in line for line in lines)
 
 
-def test_a_file_gets_few_plain_lines(tmp_path, capsys):
+def test_a_file_gets_few_plain_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     run(tmp_path, Progress(line_interval=3600), num_sanity_val_steps=-1)
     lines = [line for line in capsys.readouterr().out.splitlines() if "mAP" in line]
     assert [line.split("  ")[0] for line in lines] == [
