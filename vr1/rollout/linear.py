@@ -62,7 +62,7 @@ def prepare_linear(layers: Sequence[nn.Module], rows: int) -> Linear:
 class _Split:
     """A layer without its adapters, and each adapter's ``A`` ``[rank, I]``, ``B`` ``[O, rank]`` and scale."""
 
-    base: nn.Linear
+    base: Any
     adapters: list[tuple[Tensor, Tensor, float]]
 
 
@@ -75,7 +75,7 @@ def _split(layer: nn.Module) -> _Split | None:
         return None
     if layer.disable_adapters or layer.merged:
         return _Split(base=base, adapters=[])
-    adapters = []
+    adapters: list[tuple[Tensor, Tensor, float]] = []
     for name in layer.active_adapters:
         if name not in layer.lora_A:
             continue
