@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from gpu_steps.models import available
@@ -121,18 +120,8 @@ def _fit(
         loss=GRPO(kl_coef=0.1),
         optimizer=partial(torch.optim.AdamW, lr=1e-4, fused=bench.device == "cuda"),
     )
-    trainer = L.Trainer(
-        accelerator=bench.accelerator,
-        devices=1,
-        precision="bf16-mixed" if source.dtype == "bfloat16" else "32-true",
-        max_steps=steps,
-        limit_val_batches=0,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[FirstKL(), ModelCheckpoint(folder, every_n_train_steps=1, save_last=True, save_top_k=0)],
-    )
+    precision: Any = "bf16-mixed" if source.dtype == "bfloat16" else "32-true"
+    trainer = bench.checkpointing_trainer(folder, steps, precision=precision, callbacks=[FirstKL()])
     data = SceneDataModule(train_scenes=16, val_scenes=4, batch_size=4, num_workers=0)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     trained = {name: part.detach().cpu() for name, part in module.named_parameters() if part.requires_grad}

@@ -13,7 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 Shape = Literal["tiny", "qwen2.5-vl-3b", "qwen2.5-vl-7b"]
 SHAPES: tuple[Shape, ...] = ("tiny", "qwen2.5-vl-3b", "qwen2.5-vl-7b")
@@ -96,6 +98,24 @@ class Bench:
             self.record(**{name: f"failed: {type(error).__name__}: {error}", f"{name} traceback": _tail()})
         finally:
             self.free()
+
+    def checkpointing_trainer(
+        self, folder: Path, steps: int, callbacks: Sequence[L.Callback] = (), **settings: Any
+    ) -> L.Trainer:
+        """A quiet trainer of some steps that writes ``last.ckpt`` to a folder after each."""
+        checkpoints = ModelCheckpoint(folder, every_n_train_steps=1, save_last=True, save_top_k=0)
+        return L.Trainer(
+            accelerator=self.accelerator,
+            devices=1,
+            max_steps=steps,
+            limit_val_batches=0,
+            gradient_clip_val=1.0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[*callbacks, checkpoints],
+            **settings,
+        )
 
     def synchronize(self) -> None:
         """Wait for the device."""

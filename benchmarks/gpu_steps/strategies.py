@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from gpu_steps.run import Bench
 from vr1.data import SceneDataModule
@@ -45,19 +44,7 @@ def _fit(bench: Bench, strategy: Any, steps: int, folder: Path, checkpoint: Path
         loss=GRPO(kl_coef=0.1),
         optimizer=partial(torch.optim.AdamW, lr=1e-4),
     )
-    trainer = L.Trainer(
-        accelerator=bench.accelerator,
-        devices=1,
-        strategy=strategy,
-        precision=bench.precision,
-        max_steps=steps,
-        limit_val_batches=0,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[ModelCheckpoint(folder, every_n_train_steps=1, save_last=True, save_top_k=0)],
-    )
+    trainer = bench.checkpointing_trainer(folder, steps, precision=bench.precision, strategy=strategy)
     data = SceneDataModule(train_scenes=8, val_scenes=4, batch_size=4, num_workers=0)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return float(trainer.callback_metrics["grpo/loss"])

@@ -214,7 +214,7 @@ def test_only_rewards_that_are_trained_on_count(source, tmp_path):
             return torch.full((len(matches),), float(self.calls))
 
         def score(self, match, criterion) -> float:
-            raise NotImplementedError
+            raise AssertionError("scores() gives the rewards of all completions at once")
 
     term = ByAttempt()
     module = build(source, reward=Reward(terms={"attempt": term}), resample_zero_variance=2)
