@@ -10,7 +10,7 @@ import torch
 from tests.policy.tiny_models import write_tiny
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.detections import box_scores, token_ends
-from vr1.families import Griffon, PaliGemma, Qwen2VL, Qwen25VL
+from vr1.families import Florence2, Griffon, PaliGemma, Qwen2VL, Qwen25VL
 from vr1.modules.grpo import GRPOModule
 from vr1.policy import PolicySource
 from vr1.rollout import Sampling
@@ -31,8 +31,9 @@ def characters(text, chance):
         (Qwen2VL(), "12,34),(56,78"),
         (PaliGemma(), "0034><loc0012><loc0078><loc0056"),
         (Griffon(), "0.120,0.340,0.560,0.780"),
+        (Florence2(), "12><loc_34><loc_56><loc_78"),
     ],
-    ids=["json", "markers", "location tokens", "decimals"],
+    ids=["json", "markers", "location tokens", "decimals", "bins"],
 )
 def test_each_box_has_the_tokens_of_its_own_numbers(family, written):
     text = family.write(BOXES / (100 if family.frame == 1.0 else 1), ["cat 7", "dog", "cat 7"])
@@ -40,35 +41,37 @@ def test_each_box_has_the_tokens_of_its_own_numbers(family, written):
     assert starts[0] < starts[1]
     inside = {place for start in starts for place in range(start, start + len(written))}
     ends, log_probs = characters(text, lambda place: 0.25 if place in inside else 1.0)
-    scores = box_scores(text, family.read(text).boxes, ends, log_probs)
+    scores = box_scores(family.read(text).box_spans, ends, log_probs)
     assert scores == pytest.approx([0.25, 1.0, 0.25])
 
 
 def test_a_token_that_reaches_into_the_box_counts():
     text = "[[1, 2, 3, 4], [5, 6, 7, 8]]"
-    scores = box_scores(text, as_boxes([[1, 2, 3, 4], [5, 6, 7, 8]]), [4, 17, 28], np.log([0.5, 0.5, 0.02]))
+    scores = box_scores(Qwen25VL().read(text).box_spans, [4, 17, 28], np.log([0.5, 0.5, 0.02]))
     assert scores == pytest.approx([0.5, 0.1])  # the second token holds the end of one and the start of the other
 
 
 def test_the_answer_counts_and_not_the_thought_before_it():
     text = "<think>[1, 2, 3, 4]</think><answer>[1, 2, 3, 4]</answer>"
     ends, log_probs = characters(text, lambda place: 0.5 if place > text.index("<answer>") else 0.1)
-    assert box_scores(text, as_boxes([1, 2, 3, 4]), ends, log_probs) == pytest.approx([0.5])
+    assert box_scores(Qwen25VL().read(text).box_spans, ends, log_probs) == pytest.approx([0.5])
 
 
-def test_boxes_that_are_not_in_the_text_get_the_whole_answers_score():
+def test_boxes_without_a_position_get_the_whole_answers_score():
     text = "[1, 2, 3, 4]"
-    ends, log_probs = characters(text, lambda place: 0.5)
-    assert box_scores(text, as_boxes([[9, 9, 9, 9]]), ends, log_probs) == pytest.approx([0.5])
-    assert box_scores("", as_boxes([[9, 9, 9, 9]]), [], np.zeros(0)).tolist() == [0.0]
-    assert box_scores(text, as_boxes([]), ends, log_probs).shape == (0,)
+    ends, log_probs = characters(text, lambda place: 0.25 if 0 < place < 11 else 1.0)
+    [span] = Qwen25VL().read(text).box_spans
+    whole = np.exp(log_probs.mean())
+    assert box_scores([None, span], ends, log_probs) == pytest.approx([whole, 0.25])
+    assert box_scores([None], [], np.zeros(0)).tolist() == [0.0]
+    assert box_scores([], ends, log_probs).shape == (0,)
 
 
 def test_many_boxes_take_linear_time():
     boxes = as_boxes([[row % 7, row % 5, 10, 20] for row in range(10_000)])
     text = Qwen25VL().write(boxes, ["cat"] * len(boxes))
     ends, log_probs = characters(text, lambda place: 0.5)
-    assert len(box_scores(text, boxes, ends, log_probs)) == len(boxes)
+    assert len(box_scores(Qwen25VL().read(text).box_spans, ends, log_probs)) == len(boxes)
 
 
 def test_ends_are_those_of_the_decoded_beginnings(source):

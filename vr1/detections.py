@@ -3,10 +3,9 @@
 Shape letters: N predicted boxes, C tokens of a completion.
 """
 
-import re
-from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
 from vr1.families import Family
-from vr1.families.lenient_json import NUMBER
-from vr1.types import Boxes, Detections
+from vr1.types import Boxes, Detections, Span
 
 SCORE = 0.99
 """The score of every box in all released evaluations of this method; `box_scores` computes one for each box."""
@@ -53,11 +51,14 @@ def read_detections(
     answer = family.read(completion)
     frame = np.array(family.frame_size(image_size, input_size))
     boxes, labels = answer.boxes, answer.labels
+    item_spans, box_spans = answer.item_spans, answer.box_spans
     complete = answer.follows_template and not answer.problems
     inside = _in_frame(boxes, frame)
     if not inside:
-        finite = np.flatnonzero(np.isfinite(boxes).all(axis=1))
-        labels = tuple(labels[row] for row in finite)
+        finite = [bool(row.all()) for row in np.isfinite(boxes)]
+        labels = tuple(compress(labels, finite))
+        # A family that records no spans has none to choose from.
+        item_spans, box_spans = tuple(compress(item_spans, finite)), tuple(compress(box_spans, finite))
         # Clip before the change of frame, in which a coordinate of 1e308 would overflow.
         boxes = _ordered_and_clipped(boxes[finite], frame)
     return Detections(
@@ -67,6 +68,8 @@ def read_detections(
         well_formed=answer.follows_template,
         valid=complete and inside and all(map(str.strip, labels)),
         completion=completion,
+        item_spans=item_spans,
+        box_spans=box_spans,
     )
 
 
@@ -83,36 +86,34 @@ def _ordered_and_clipped(boxes: Boxes, frame: Boxes) -> Boxes:
     return np.clip(corners, 0.0, frame).reshape(-1, 4)
 
 
-_NUMBER = re.compile(NUMBER)
-
-
 def box_scores(
-    completion: str, boxes: Boxes, ends: Sequence[int], log_probs: NDArray[np.float64]
+    box_spans: Sequence[Span | None], ends: Sequence[int], log_probs: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """A score in 0..1 for each box: the geometric mean of the probabilities of its tokens.
 
-    Its tokens are those from its first number to its last, separators included. A box whose numbers are not in the text
-    (a family may shift them) gets the geometric mean over the full completion.
+    Its tokens are those from its first number to its last, separators included. A box without a known position gets
+    the geometric mean over the full completion.
 
     Args:
-        completion: the answer as the model wrote it.
-        boxes: ``[N, 4]`` as written, in the order of the text; the order of the four numbers does not matter.
-        ends: C positions in ``completion``, the end of the text of each token; see `token_ends`.
+        box_spans: for each of N boxes, where its numbers are in the completion (`Answer.box_spans`), or None.
+        ends: C positions in the completion, the end of the text of each token; see `token_ends`.
         log_probs: ``[C]`` log-probability of each token.
 
     Returns:
         ``[N]`` float64.
 
     Example:
-        >>> from vr1.types import as_boxes
-        >>> scores = box_scores("a [1,2,3,4]", as_boxes([1, 2, 3, 4]), [3, 5, 11], np.log([0.1, 0.5, 0.02]))
-        >>> scores.round(3).tolist()
+        >>> from vr1.families import Griffon
+        >>> answer = Griffon().read("a-[1,2,3,4]")
+        >>> answer.box_spans
+        ((3, 10),)
+        >>> box_scores(answer.box_spans, [3, 5, 11], np.log([0.1, 0.5, 0.02])).round(3).tolist()
         [0.1]
     """
     ends = list(ends)
     full_score = float(np.exp(log_probs.mean())) if len(log_probs) else 0.0
     scores = []
-    for span in _spans(completion, boxes):
+    for span in box_spans:
         if span is None:
             scores.append(full_score)
             continue
@@ -140,22 +141,3 @@ def token_ends(tokenizer: Any, tokens: Sequence[int], left_out: Collection[int])
             length += len(stream.step(tokenizer.backend_tokenizer, token) or "")
         ends.append(length)
     return ends
-
-
-def _spans(completion: str, boxes: Boxes) -> list[tuple[int, int] | None]:
-    """For each box, start and end in the text of its four numbers; None where they are not there."""
-    numbers = [(float(match[0]), match.start(), match.end()) for match in _NUMBER.finditer(completion)]
-    places = defaultdict(list)
-    for place in range(len(numbers) - 3):
-        places[tuple(sorted(value for value, _, _ in numbers[place : place + 4]))].append(place)
-    spans: list[tuple[int, int] | None] = []
-    limit = len(numbers)
-    # From the end, since the reasoning in front of an answer may contain the same boxes.
-    for box in reversed(boxes.tolist()):
-        candidates = places.get(tuple(sorted(box)), [])
-        if not (index := bisect_right(candidates, limit - 4)):
-            spans.append(None)
-            continue
-        limit = candidates[index - 1]
-        spans.append((numbers[limit][1], numbers[limit + 3][2]))
-    return spans[::-1]

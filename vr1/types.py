@@ -20,6 +20,9 @@ from torch import Tensor
 
 Boxes = NDArray[np.float64]
 
+Span = tuple[int, int]
+"""A range of characters of a text: the first, and the one after the last."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Replacement:
@@ -96,12 +99,19 @@ class Answer:
         labels: N label texts as written.
         follows_template: the completion has exactly the form that the family's instruction requires.
         problems: one short text for each item that cannot be used as a box, for logs and the gallery.
+        item_spans: for each box, where its item is in the completion, label and brackets included. Of several boxes in
+            one item, the first has what comes before it, the last what comes after it. The spans are in the order of
+            the text and do not overlap; text between items belongs to none. Either N spans, or none from a family that
+            does not record them.
+        box_spans: for each box, from the first of its four numbers to the end of its last one, inside its item.
     """
 
     boxes: Boxes
     labels: tuple[str, ...]
     follows_template: bool
     problems: tuple[str, ...] = ()
+    item_spans: tuple[Span, ...] = ()
+    box_spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -115,6 +125,8 @@ class Detections:
         well_formed: the completion follows the template.
         valid: well formed, and every item has a label and four finite, ordered, in-bounds coordinates.
         completion: the full text that they were parsed from; empty for boxes of another origin.
+        item_spans: for each box, where its item is in ``completion``, as in `Answer`; N spans or none.
+        box_spans: for each box, where its four numbers are in ``completion``; N spans or none.
     """
 
     boxes_xyxy: Boxes
@@ -123,6 +135,8 @@ class Detections:
     well_formed: bool
     valid: bool
     completion: str = ""
+    item_spans: tuple[Span, ...] = ()
+    box_spans: tuple[Span, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -321,9 +321,23 @@ FAULTS = [
     *_faults(
         "vr1/families/json_answer.py",
         _HARD,
-        ("for value in written if not isinstance(value, bool)]", "for value in written]"),
-        ("if len(box) == 4 and all(map(math.isfinite, box)) else None", "if len(box) == 4 else None"),
-        ("or len(written) != 4:", "or len(written) < 4:"),
+        ("if len(box) < 4 or not all(map(math.isfinite, box)):", "if not all(map(math.isfinite, box)):"),
+        ("if len(box) < 4 or not all(map(math.isfinite, box)):", "if len(box) < 4:"),
+        ("if len(numbers) != 4:", "if len(numbers) < 4:"),
+    ),
+    *_faults(
+        "vr1/families/json_answer.py",
+        "tests/families/test_spans.py",
+        ("start = one.outer[0] if before is not None and before.item == one.item else", "start ="),
+        ("reached = min(reached, after.item[0])", "pass"),
+        ("return box, (numbers[0][1], numbers[-1][2])", "return box, (written.start, written.end)"),
+    ),
+    *_faults(
+        "vr1/families/item_reader.py",
+        "tests/families/test_spans.py",
+        ("closes.match(region, ends[own][-1])", "None"),
+        ("start, end = min(box.start, label.start), max(box.end, label.end)", "start, end = box.start, box.end"),
+        ("start = left - len(before) if region.endswith(before, reached, left) else start", "pass"),
     ),
     *_faults(
         "vr1/families/lenient_json.py",
@@ -337,7 +351,7 @@ FAULTS = [
     *_faults(
         "vr1/modules/evaluation.py",
         "tests/modules/test_fallback_scores.py",
-        ("boxes, ends, log_probs[row, 0, :length])", "boxes, ends, log_probs[row, 0])"),
+        ("spans, ends, log_probs[row, 0, :length])", "spans, ends, log_probs[row, 0])"),
     ),
     *_faults(
         "vr1/modules/evaluation.py",

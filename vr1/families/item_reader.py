@@ -7,7 +7,7 @@ raises. Whether a box is inside the image is checked elsewhere (`vr1.detections`
 import math
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from vr1.families.item_grammar import ItemGrammar
 from vr1.families.json_answer import MAX_ITEMS, read_json_answer
-from vr1.families.lenient_json import NUMBER, answer_region
-from vr1.types import Answer, as_boxes
+from vr1.families.lenient_json import NUMBER, answer_region, stripped
+from vr1.types import Answer, Span, as_boxes
 
 _MARKERS, _BACKWARDS = re.compile(r"(?:<[^<>\s]++>)++"), re.compile(r"(?:>[^<>\s]++<)++")
 _PIECE = re.compile(r"<[^<>\s]*+>|[^\s\w]|\w++")
@@ -25,12 +25,24 @@ _DECORATION = _AROUND + "[](){}"
 
 
 class _Written(NamedTuple):
-    """One candidate for a box: its numbers as texts, its position, and whether its closing text follows."""
+    """One candidate for a box: its numbers as texts, where they and the box are, and whether its closing text follows.
+
+    The span of the box includes its brackets.
+    """
 
     numbers: list[str]
+    span: Span
     start: int
     end: int
     closed: bool
+
+
+class _Label(NamedTuple):
+    """Where the label of a box is; ``shared`` if it is that of its neighbour in the same item."""
+
+    start: int
+    end: int
+    shared: bool = False
 
 
 def read_items(completion: str, grammar: ItemGrammar) -> Answer:
@@ -54,21 +66,21 @@ def read_items(completion: str, grammar: ItemGrammar) -> Answer:
         >>> answer.labels, answer.boxes.tolist(), answer.follows_template
         (('cat', 'big dog'), [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]], False)
     """
-    text = completion.strip()
-    region = answer_region(text, _patterns(grammar)[0].search)
+    whole = stripped(completion, 0, len(completion))
+    start, end = answer_region(completion, _patterns(grammar)[0].search)
+    region, is_whole = completion[start:end], (start, end) == whole
     if _without_whitespace(region) == _without_whitespace(grammar.empty):
-        return Answer(boxes=as_boxes([]), labels=(), follows_template=region is text)
+        return Answer(boxes=as_boxes([]), labels=(), follows_template=is_whole)
     found = list(islice(_written_boxes(region, grammar), MAX_ITEMS + 1))
     end = len(region)
     if found and not found[-1].closed and not re.search(r"\w", region[found[-1].end :]):
         # Nothing follows it: the answer was truncated, perhaps within the last number.
         end = found.pop().start
     labels = _labels(region[:end], found, grammar)
-    if region is text and found and len(found) <= MAX_ITEMS and _follows(region, found, labels, grammar):
-        return _answer(found, labels, grammar, follows_template=True)
-    if "{" in region and len((answer := read_json_answer(completion)).boxes):
+    follows = is_whole and 0 < len(found) <= MAX_ITEMS and _follows(region, found, labels, grammar)
+    if not follows and "{" in region and len((answer := read_json_answer(completion)).boxes):
         return replace(answer, follows_template=False)
-    return _answer(found, labels, grammar, follows_template=False)
+    return _answer(region, found, labels, grammar, start, follows)
 
 
 @lru_cache(maxsize=64)
@@ -107,71 +119,97 @@ def _written_boxes(region: str, grammar: ItemGrammar) -> Iterator[_Written]:
     opening, *inner, closing = (literal.strip() for literal in grammar.box_literals)
     # If boxes are separated like numbers, consecutive boxes look like one box of many numbers.
     run_together = bool(opening) and closing + opening in inner
+    closes = re.compile(rf"\s*+{_spaced(closing)}")
     for match in pattern.finditer(region):
-        numbers = joint.split(match["numbers"])
-        size = 4 if run_together else len(numbers)
-        for first in range(0, len(numbers), size):
+        first, last = match.span("numbers")
+        joints = list(joint.finditer(region, first, last))
+        starts, ends = [first, *(gap.end() for gap in joints)], [*(gap.start() for gap in joints), last]
+        size = 4 if run_together else len(starts)
+        start = match.start()
+        for row in range(0, len(starts), size):
+            own = slice(row, row + size)
+            is_last = row + size >= len(starts)
+            closed = closes.match(region, ends[own][-1])
+            end = match.end() if is_last else closed.end() if closed else ends[own][-1]
             yield _Written(
-                numbers=numbers[first : first + size],
-                start=match.end() if first else match.start(),
-                end=match.end(),
-                closed=match["closed"] is not None or first + size < len(numbers),
+                numbers=[region[left:right] for left, right in zip(starts[own], ends[own], strict=True)],
+                span=(starts[own][0], ends[own][-1]),
+                start=start,
+                end=end,
+                closed=match["closed"] is not None or not is_last,
             )
+            start = end
 
 
-def _labels(region: str, found: list[_Written], grammar: ItemGrammar) -> list[str]:
-    """The label of each box, empty if it has none."""
+def _labels(region: str, found: list[_Written], grammar: ItemGrammar) -> list[_Label]:
+    """Where the label of each box is; an empty range at the box if it has none."""
     before, between, after = grammar.item_literals
     joint = after + grammar.separator + before
     parting = grammar.separator.strip() or grammar.separator
     labels = []
     for index, box in enumerate(found):
+        is_last = index + 1 == len(found)
         if grammar.label_first:
             start, end = found[index - 1].end if index else 0, box.start
             head, tail = (joint if index else before), between
+            has_neighbour = index > 0
         else:
-            start, end = box.end, found[index + 1].start if index + 1 < len(found) else len(region)
-            head, tail = between, (joint if index + 1 < len(found) else after)
-        segment = region[start:end]
-        if not grammar.label_first and index + 1 == len(found) and parting:
-            # After the last label there may be the start of a truncated item.
-            segment = segment.partition(parting)[0]
-        if grammar.shares_label and index and segment.strip() == grammar.box_separator.strip():
-            labels.append("")
-        elif len(head) + len(tail) <= len(segment) and segment.startswith(head) and segment.endswith(tail):
-            labels.append(segment[len(head) : len(segment) - len(tail)])
+            start, end = box.end, len(region) if is_last else found[index + 1].start
+            head, tail = between, (after if is_last else joint)
+            has_neighbour = not is_last
+            if is_last and parting:
+                # After the last label there may be the start of a truncated item.
+                end = start + len(region[start:end].partition(parting)[0])
+        if grammar.shares_label and has_neighbour and region[start:end].strip() == grammar.box_separator.strip():
+            labels.append(_Label(box.start, box.start, shared=True))
+        elif len(head) + len(tail) <= end - start and region.startswith(head, start) and region.endswith(tail, 0, end):
+            labels.append(_Label(*stripped(region, start + len(head), end - len(tail))))
         else:
-            labels.append(_bare_label(segment, head, tail, last_line=grammar.label_first, after_prose=not index))
+            label = _bare_label(region, (start, end), head, tail, grammar.label_first, after_prose=not index)
+            label = stripped(region, *label)
+            at_box = box.start if grammar.label_first else box.end
+            labels.append(_Label(*label) if label[0] < label[1] else _Label(at_box, at_box))
     return labels
 
 
-def _bare_label(segment: str, head: str, tail: str, last_line: bool, after_prose: bool) -> str:
-    """The label in a text that is not exactly as the grammar writes it."""
+def _bare_label(region: str, segment: Span, head: str, tail: str, last_line: bool, after_prose: bool) -> Span:
+    """Where the label is in a text that is not exactly as the grammar writes it."""
+    start, end = segment
     heads, tails = _pieces(head), _pieces(tail)
     for marker in (piece for piece in heads if piece.startswith("<")):
-        segment = segment.rpartition(marker)[2]
-    start, end = 0, len(segment)
+        place = region.rfind(marker, start, end)
+        start = start if place < 0 else place + len(marker)
+    start, end = _undecorated(region, start, end, heads, tails)
+    start, end = stripped(region, start, end, _AROUND)
+    lines = region[start:end].splitlines(keepends=True)
+    if not lines:
+        return end, end
+    if not last_line:
+        return stripped(region, start, start + len(lines[0].rstrip()), _AROUND)
+    start = end - len(lines[-1])
+    if after_prose:
+        # There may be text before the first item: "Here it is: cat".
+        start = end - len(lines[-1].rpartition(": ")[2])
+    return stripped(region, start, end, _AROUND)
+
+
+def _undecorated(region: str, start: int, end: int, heads: Sequence[str], tails: Sequence[str]) -> Span:
+    """A range without brackets, quotes, whitespace and parts of the template at its ends."""
     while start < end:
-        if segment[start] in _DECORATION:
+        if region[start] in _DECORATION:
             start += 1
-        elif piece := next((piece for piece in heads if segment.startswith(piece, start)), None):
+        elif piece := next((piece for piece in heads if region.startswith(piece, start, end)), None):
             start += len(piece)
         else:
             break
     while start < end:
-        if segment[end - 1] in _DECORATION:
+        if region[end - 1] in _DECORATION:
             end -= 1
-        elif piece := next((piece for piece in tails if segment.endswith(piece, start, end)), None):
+        elif piece := next((piece for piece in tails if region.endswith(piece, start, end)), None):
             end -= len(piece)
         else:
             break
-    lines = segment[start:end].strip(_AROUND).splitlines()
-    if not lines:
-        return ""
-    if not last_line:
-        return lines[0].strip(_AROUND)
-    # There may be text before the first item: "Here it is: cat".
-    return (lines[-1].rpartition(": ")[2] if after_prose else lines[-1]).strip(_AROUND)
+    return start, end
 
 
 @lru_cache(maxsize=256)
@@ -180,39 +218,82 @@ def _pieces(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_PIECE.findall(text)))
 
 
-def _follows(region: str, found: list[_Written], labels: list[str], grammar: ItemGrammar) -> bool:
+def _follows(region: str, found: list[_Written], labels: list[_Label], grammar: ItemGrammar) -> bool:
     """Whether the grammar writes exactly this text for these numbers and labels, whitespace aside."""
     if any(len(box.numbers) != 4 for box in found):
         return False
     items: list[tuple[str, list[str]]] = []
+    joins = False
     for box, label in zip(found, labels, strict=True):
-        text = grammar.render_box(box.numbers)
-        if label or not items or not grammar.shares_label:
-            items.append((label, [text]))
-        else:
+        text, name = grammar.render_box(box.numbers), region[label.start : label.end]
+        if grammar.label_first and label.shared:
             items[-1][1].append(text)
+        elif joins:
+            items[-1] = (name, [*items[-1][1], text])
+        else:
+            items.append((name, [text]))
+        joins = label.shared and not grammar.label_first
     return _without_whitespace(grammar.render(items)) == _without_whitespace(region)
 
 
-def _answer(found: list[_Written], labels: list[str], grammar: ItemGrammar, follows_template: bool) -> Answer:
-    """Boxes in the order ``x1, y1, x2, y2``, their labels, and the problems of unusable ones."""
+def _answer(
+    region: str, found: list[_Written], labels: list[_Label], grammar: ItemGrammar, offset: int, follows_template: bool
+) -> Answer:
+    """Boxes in the order ``x1, y1, x2, y2``, their labels and spans, and the problems of unusable ones."""
     boxes: list[list[float]] = []
-    box_labels: list[str] = []
+    rows: list[int] = []
     problems: list[str] = []
-    label = ""
-    for written, own in zip(found[:MAX_ITEMS], labels, strict=False):
-        label = own.strip() or (label if grammar.shares_label else "")
+    for row, written in enumerate(found[:MAX_ITEMS]):
         values = dict(zip(grammar.order, map(float, written.numbers), strict=False))
         if len(written.numbers) == 4 and all(map(math.isfinite, values.values())):
             boxes.append([values[place] + grammar.shift for place in range(4)])
-            box_labels.append(label)
+            rows.append(row)
         else:
             problems.append(f"no four finite numbers: {reprlib.repr(written.numbers)}")
     if len(found) > MAX_ITEMS:
         problems.append(f"nothing is read after {MAX_ITEMS} boxes")
+    texts = _label_texts(region, labels, grammar)
+    items = _item_spans(region, found, labels, grammar)
     return Answer(
-        boxes=as_boxes(boxes), labels=tuple(box_labels), follows_template=follows_template, problems=tuple(problems)
+        boxes=as_boxes(boxes),
+        labels=tuple(texts[row] for row in rows),
+        follows_template=follows_template,
+        problems=tuple(problems),
+        item_spans=tuple((items[row][0] + offset, items[row][1] + offset) for row in rows),
+        box_spans=tuple((found[row].span[0] + offset, found[row].span[1] + offset) for row in rows),
     )
+
+
+def _label_texts(region: str, labels: list[_Label], grammar: ItemGrammar) -> list[str]:
+    """The label of each box; boxes that share an item have that of the item."""
+    texts: list[str] = []
+    text = ""
+    for label in labels if grammar.label_first else reversed(labels):
+        text = text if label.shared else region[label.start : label.end]
+        texts.append(text)
+    return texts if grammar.label_first else texts[::-1]
+
+
+def _item_spans(region: str, found: list[_Written], labels: list[_Label], grammar: ItemGrammar) -> list[Span]:
+    """For each box, its part of its item, with the label and the texts around it."""
+    before, _, after = (literal.strip() for literal in grammar.item_literals)
+    closes = re.compile(rf"\s*+{_spaced(after)}")
+    spans: list[Span] = []
+    reached = 0
+    for row, (box, label) in enumerate(zip(found, labels, strict=True)):
+        start, end = min(box.start, label.start), max(box.end, label.end)
+        neighbour = labels[row + 1] if grammar.label_first and row + 1 < len(labels) else None
+        is_first = not label.shared if grammar.label_first else not (row and labels[row - 1].shared)
+        is_last = not label.shared if not grammar.label_first else not (neighbour and neighbour.shared)
+        if is_first and before:
+            left = reached + len(region[reached:start].rstrip())
+            start = left - len(before) if region.endswith(before, reached, left) else start
+        if is_last and after:
+            closed = closes.match(region, end)
+            end = closed.end() if closed else end
+        reached = max(end, reached)
+        spans.append((start, end))
+    return spans
 
 
 def _without_whitespace(text: str) -> str:

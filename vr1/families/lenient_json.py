@@ -8,8 +8,10 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
+
+from vr1.types import Span
 
 NUMBER = r"[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+"
 """Pattern of a decimal number. Every quantifier is possessive: no backtracking, whatever the text."""
@@ -18,28 +20,38 @@ NUMBER = r"[-+]?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+"
 _ANSWER_START, _ANSWER_END, _THINK_END = "<answer>", "</answer>", "</think>"
 
 
-def answer_region(text: str, has_answer: Callable[[str], object]) -> str:
-    """The part of a completion with the answer: its ``<answer>`` region, else the text after ``</think>``, else all.
+def answer_region(text: str, has_answer: Callable[[str], object]) -> Span:
+    """Where in a completion the answer is: its ``<answer>`` region, else the text after ``</think>``, else all.
 
     Args:
-        text: a completion without surrounding whitespace.
+        text: a completion.
         has_answer: whether a text may have a box. Some models write the answer before an empty ``<answer>`` region.
 
     Returns:
-        The part, or ``text`` itself (the same object) if nothing marks a part.
+        Start and end of the region, without surrounding whitespace.
 
     Example:
-        >>> answer_region("<think>maybe [1]</think><answer> [2] </answer>", lambda part: "[" in part)
+        >>> text = "<think>maybe [1]</think><answer> [2] </answer>"
+        >>> start, end = answer_region(text, lambda part: "[" in part)
+        >>> text[start:end]
         '[2]'
     """
     start = text.rfind(_ANSWER_START)
     if start >= 0:
         start += len(_ANSWER_START)
         end = text.find(_ANSWER_END, start)
-        region = text[start:] if end < 0 else text[start:end]
-        if has_answer(region):
-            return region.strip()
-    return text.rpartition(_THINK_END)[2].strip() if _THINK_END in text else text
+        end = len(text) if end < 0 else end
+        if has_answer(text[start:end]):
+            return stripped(text, start, end)
+    thought = text.rfind(_THINK_END)
+    return stripped(text, 0 if thought < 0 else thought + len(_THINK_END), len(text))
+
+
+def stripped(text: str, start: int, end: int, around: str | None = None) -> Span:
+    """A range of a text without the characters ``around`` it (whitespace by default)."""
+    part = text[start:end]
+    start += len(part) - len(part.lstrip(around))
+    return start, start + len(part.strip(around))
 
 
 DEPTH = 64
@@ -62,44 +74,74 @@ _TOKEN = re.compile(
 _BRACKET = re.compile(r"[\[{]")
 
 
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A number, a text or None, and where it is in the text, without its quotes."""
+
+    value: float | str | None
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scalars:
+    """A list of scalars, and where it is, brackets included."""
+
+    items: list[Scalar]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """An object: its fields, each a scalar or a list of lists of scalars, and where it is, braces included."""
+
+    values: dict[str, Scalar | list[Scalars]]
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
 class _Frame:
     """One open bracket: of an object its fields so far, of a list its scalars and its inner lists of scalars."""
 
-    __slots__ = ("fields", "is_object", "key", "lists", "scalars")
+    is_object: bool
+    start: int
+    key: str | None = None
+    values: dict[str, Scalar | list[Scalars]] = field(default_factory=dict)
+    scalars: list[Scalar] = field(default_factory=list)
+    lists: list[Scalars] = field(default_factory=list)
 
-    def __init__(self, is_object: bool) -> None:
-        self.is_object = is_object
-        self.key: str | None = None
-        self.fields: dict[str, Any] = {}
-        self.scalars: list[Any] = []
-        self.lists: list[list[Any]] = []
-
-    def add(self, value: Any) -> None:
-        """Add a scalar: in an object, names and values alternate."""
+    def add(self, value: Scalar | list[Scalars]) -> None:
+        """Add a value: in an object, names and values alternate."""
         if not self.is_object:
-            self.scalars.append(value)
-        elif self.key is None:
-            self.key = str(value)
-        else:
-            self.fields[self.key] = value
+            if isinstance(value, Scalar):
+                self.scalars.append(value)
+            else:
+                # Nesting is taken off here. A box moves up at most DEPTH times.
+                self.lists += value
+        elif self.key is not None:
+            self.values[self.key] = value
             self.key = None
+        elif isinstance(value, Scalar):
+            self.key = str(value.value)
 
 
-def scan(text: str) -> Iterator[dict[str, Any] | list[Any]]:
+def scan(text: str) -> Iterator[Fields | Scalars]:
     r"""Yield every object and every list of scalars that no object holds, each when it is complete.
 
     Args:
         text: anything.
 
     Yields:
-        An object as a dict, whose values are texts, floats, None, or a list that holds lists of scalars; a list of
-        scalars as a flat list. Words outside quotes (``true``, ``NaN``) are texts. Of two fields with one name the
-        later one counts. An object that the text's end cuts off is not yielded.
+        Objects and lists, in which words outside quotes (``true``, ``NaN``) are texts and nested lists are one list of
+        lists. Of two fields with one name the later one counts. An object that the text's end cuts off is not yielded.
 
     Example:
-        >>> list(scan("Sure! [{'bbox': [1, 2, 3, 4], 'label': 'a man's hat'}, {'bbox': [5, 6"))
-        [{'bbox': [[1.0, 2.0, 3.0, 4.0]], 'label': "a man's hat"}]
-        >>> list(scan("[[1, 2, 3, 4], [5, 6, 7, 8]]"))
+        >>> [found] = scan("Sure! [{'bbox': [1, 2], 'label': 'a man's hat'}, {'bbox': [5, 6")
+        >>> found.values["label"]
+        Scalar(value="a man's hat", start=34, end=45)
+        >>> [[scalar.value for scalar in found.items] for found in scan("[[1, 2, 3, 4], [5, 6, 7, 8]]")]
         [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]
     """
     stack: deque[_Frame] = deque(maxlen=DEPTH)
@@ -109,11 +151,11 @@ def scan(text: str) -> Iterator[dict[str, Any] | list[Any]]:
         for token in _TOKEN.finditer(text, bracket.start()):
             kind = token.lastgroup or ""
             if kind == "open":
-                stack.append(_Frame(is_object=token[0] == "{"))
+                stack.append(_Frame(is_object=token[0] == "{", start=token.start()))
             elif kind == "close":
-                yield from _close(stack, is_object=token[0] == "}")
+                yield from _close(stack, is_object=token[0] == "}", end=token.end())
             else:
-                stack[-1].add(_scalar(kind, token[kind]))
+                stack[-1].add(Scalar(_value(kind, token[kind]), *token.span(kind)))
             if not stack:
                 position = token.end()
                 break
@@ -124,35 +166,32 @@ def scan(text: str) -> Iterator[dict[str, Any] | list[Any]]:
         yield from frame.lists
 
 
-def _close(stack: deque[_Frame], is_object: bool) -> Iterator[dict[str, Any] | list[Any]]:
+def _close(stack: deque[_Frame], is_object: bool, end: int) -> Iterator[Fields | Scalars]:
     """Close the innermost bracket, and with it one that was left open inside; a stray bracket closes nothing."""
     if stack[-1].is_object == is_object:
-        yield from _pop(stack)
+        yield from _pop(stack, end)
     elif len(stack) > 1 and stack[-2].is_object == is_object:
-        yield from _pop(stack)
-        yield from _pop(stack)
+        yield from _pop(stack, end - 1)
+        yield from _pop(stack, end)
 
 
-def _pop(stack: deque[_Frame]) -> Iterator[dict[str, Any] | list[Any]]:
+def _pop(stack: deque[_Frame], end: int) -> Iterator[Fields | Scalars]:
     """Take the innermost bracket off the stack: to its parent where it is a value there, else out."""
     frame = stack.pop()
     parent = stack[-1] if stack else None
     if frame.is_object:
         if parent is not None:
             parent.key = None
-        yield frame.fields
+        yield Fields(frame.values, frame.start, end)
         return
-    lists = [*frame.lists, frame.scalars] if frame.scalars else frame.lists
+    lists = [*frame.lists, Scalars(frame.scalars, frame.start, end)] if frame.scalars else frame.lists
     if parent is None or (parent.is_object and parent.key is None):
         yield from lists
-    elif parent.is_object:
-        parent.add(lists)
     else:
-        # Nesting is taken off here. A box moves up at most DEPTH times.
-        parent.lists += lists
+        parent.add(lists)
 
 
-def _scalar(kind: str, raw: str) -> Any:
+def _value(kind: str, raw: str) -> float | str | None:
     """The value of a token: a float, None, or a text with its escapes resolved."""
     if kind == "number":
         return float(raw)
@@ -161,6 +200,6 @@ def _scalar(kind: str, raw: str) -> Any:
     if "\\" not in raw:
         return raw
     try:
-        return json.loads(f'"{raw}"')
+        return str(json.loads(f'"{raw}"'))
     except ValueError:
         return raw.replace("\\'", "'").replace('\\"', '"')

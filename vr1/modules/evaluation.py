@@ -101,8 +101,10 @@ def score_boxes(
     for row, (text, *_) in enumerate(rollout.texts):
         length = int(rollout.mask[row, 0].sum())
         ends = token_ends(tokenizer, rollout.tokens[row, 0, :length].tolist(), hidden)
-        boxes = family.read(text).boxes
-        scores.append(tuple(box_scores(text, boxes, ends, log_probs[row, 0, :length]).tolist()))
+        answer = family.read(text)
+        # A family that records no positions: its boxes get the score of the full answer.
+        spans = answer.box_spans or [None] * len(answer.boxes)
+        scores.append(tuple(box_scores(spans, ends, log_probs[row, 0, :length]).tolist()))
     return scores
 
 
