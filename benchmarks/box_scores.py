@@ -64,7 +64,6 @@ def main(model: str | None = None, scenes: int = 256, batch_size: int = 64) -> N
     source = PolicySource() if model is None else PolicySource(path=model)
     module = GRPOModule(
         policy=source,
-        box_scores="log_probs",
         evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=160),
     )
     data = SceneDataModule(style, val_scenes=scenes, eval_batch_size=batch_size, num_workers=0)

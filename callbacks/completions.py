@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from callbacks.outputs import predictions_of
@@ -24,16 +26,20 @@ class HasGroups(HasTrainingState, Protocol):
     family: Family
 
 
-def wandb_boxes(record: DetectionRecord, detections: Detections) -> dict[str, Any]:
+def wandb_boxes(
+    record: DetectionRecord, detections: Detections, advantages: NDArray[np.float64] | None = None
+) -> dict[str, Any]:
     """True and predicted boxes as an overlay of Weights & Biases.
 
     Args:
         record: the image and its true boxes, in pixels of the image.
         detections: the predicted boxes, in pixels of the image.
+        advantages: ``[N]``, the advantage of each box; None if boxes have none of their own.
 
     Returns:
-        The ``boxes`` of ``wandb.Image``: the groups ``ground_truth`` and ``predictions``. A group without a box is left
-        out, since wandb does not accept it.
+        The ``boxes`` of ``wandb.Image``: the groups ``ground_truth`` and ``predictions``, of which the latter have
+        ``scores`` to filter by: ``score`` and ``advantage``. A group without a box is left out, since wandb does not
+        accept it.
 
     Example:
         >>> from vr1.drawing.boxes import example_prediction
@@ -47,6 +53,9 @@ def wandb_boxes(record: DetectionRecord, detections: Detections) -> dict[str, An
         "ground_truth": _boxes(record.boxes_xyxy, record.labels, names),
         "predictions": _boxes(detections.boxes_xyxy, detections.labels, names),
     }
+    scores = {"score": detections.scores} | ({} if advantages is None else {"advantage": advantages})
+    for row, box in enumerate(groups["predictions"]):
+        box["scores"] = {name: float(values[row]) for name, values in scores.items()}
     shown = {group: boxes for group, boxes in groups.items() if boxes}
     return {group: {"box_data": boxes, "class_labels": dict(enumerate(names))} for group, boxes in shown.items()}
 
@@ -160,9 +169,14 @@ def _loggers(trainer: "pl.Trainer") -> list[WandbLogger]:
 def _group(scored: ScoredGroups, index: int, family: Family) -> list[list[Any]]:
     """The rows of one prompt's answers."""
     record, size = scored.records[index], scored.input_sizes[index]
+    first, boxes = index * len(scored.texts[index]), scored.box_advantages
     return [
         [
-            _image(record, read_detections(text, family, record.image_size, size)),
+            _image(
+                record,
+                read_detections(text, family, record.image_size, size),
+                None if boxes is None else boxes[first + answer],
+            ),
             scored.instructions[index],
             text,
             float(scored.rewards[index, answer]),
@@ -186,11 +200,11 @@ def _validated(prediction: Prediction, terms: Sequence[str]) -> list[Any]:
     ]
 
 
-def _image(record: DetectionRecord, detections: Detections) -> Any:
+def _image(record: DetectionRecord, detections: Detections, advantages: NDArray[np.float64] | None = None) -> Any:
     # Not at the top: the import takes a second, and most runs have no such logger.
     import wandb
 
-    return wandb.Image(record.image, boxes=wandb_boxes(record, detections))
+    return wandb.Image(record.image, boxes=wandb_boxes(record, detections, advantages))
 
 
 def _log(loggers: Sequence[WandbLogger], key: str, rows: list[list[Any]], terms: Sequence[str], step: int) -> None:

@@ -151,7 +151,8 @@ def save_batch(
         facts: plain values, added to the JSON file.
 
     Returns:
-        The folder: ``batch.json`` (questions, true boxes, completions, advantages), a picture per prompt, and
+        The folder: ``batch.json`` (questions, true boxes, completions, advantages: one for each completion, or a list
+        of those of its tokens), a picture per prompt, and
         ``tensors.pt`` (loads with ``weights_only=True``).
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +164,10 @@ def save_batch(
         if rollout_batch is not None:
             completions = zip(rollout_batch.tokens[number], rollout_batch.mask[number], strict=True)
             row["completions"] = tokenizer.batch_decode([tokens[mask].tolist() for tokens, mask in completions])
-            row["advantages"] = rollout_batch.advantages[number].tolist()
+            row["advantages"] = [
+                advantage[mask].tolist() if advantage.dim() else float(advantage)
+                for advantage, mask in zip(rollout_batch.advantages[number], rollout_batch.mask[number], strict=True)
+            ]
         rows.append(row)
     text = json.dumps({**facts, "records": rows}, indent=2, ensure_ascii=False)
     (folder / "batch.json").write_text(text + "\n", encoding="utf-8")

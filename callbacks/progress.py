@@ -110,6 +110,9 @@ class Progress(TQDMProgressBar):
     def get_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> dict[str, Any]:
         """The items of the line by name, most important first."""
         logged = trainer.callback_metrics
+        if "reward/total" in logged:
+            # Of a warm start, which is over.
+            logged = {name: value for name, value in logged.items() if name != "sft/loss"}
         if "val/map" not in logged and self._map_before is not None:
             logged = {**logged, "val/map": self._map_before}
         known = {**_FIRST, **_LAST}

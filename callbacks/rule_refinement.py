@@ -20,6 +20,7 @@ from callbacks.schedule import (
     total_steps,
 )
 from vr1.errors import UserError
+from vr1.modules.state import HasTrainingState
 from vr1.rewards import Reward
 
 
@@ -221,6 +222,10 @@ class RuleRefinement(Callback):
     def _observe(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", watch: PlateauWatch) -> None:
         """Add the monitored metric's value after this step; the next stage begins if it is flat."""
         assert self._watched is not None
+        if isinstance(pl_module, HasTrainingState) and pl_module.training_state.warm_start:
+            # Rewards are not logged yet.
+            watch.since = watch.best_step = trainer.global_step
+            return
         step, plateau, name = trainer.global_step, watch.plateau, self.stages[self._watched].name
         value = _mean_over_processes(trainer.callback_metrics.get(plateau.monitor), pl_module)
         if value is None:

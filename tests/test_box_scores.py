@@ -14,6 +14,7 @@ from vr1.families import Florence2, Griffon, PaliGemma, Qwen2VL, Qwen25VL
 from vr1.modules.grpo import GRPOModule
 from vr1.policy import PolicySource
 from vr1.rollout import Sampling
+from vr1.rollout.sampling import Decoded
 from vr1.types import as_boxes
 
 BOXES = as_boxes([[12, 34, 56, 78], [1, 2, 30, 40], [12, 34, 56, 78]])
@@ -91,11 +92,11 @@ WRITTEN = '[{"bbox_2d": [7, 8, 40, 50], "label": "cat"}, {"bbox_2d": [7, 8, 9, 9
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "paligemma"])
 @pytest.mark.filterwarnings("ignore:policy. a paligemma model")
 def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
-    """The score of a box is the geometric mean of its tokens' probabilities, from a plain forward of one row."""
+    """The score of a box is the geometric mean of its tokens' probabilities as they were sampled."""
     if kind != "qwen2_5_vl":
         write_tiny(kind, tmp_path)
         source = PolicySource(path=str(tmp_path))
-    module = GRPOModule(policy=source, box_scores="log_probs", evaluation=Sampling(group_size=1, temperature=0.0))
+    module = GRPOModule(policy=source, evaluation=Sampling(group_size=1, temperature=0.0))
     module.configure_model()
     module.policy.eval()
     tokenizer = module.processor.tokenizer
@@ -106,9 +107,11 @@ def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
     data = SceneDataModule(SceneStyle(), test_scenes=2)
     prompts = module.encoder([data.build("test")[row] for row in range(2)])
 
+    log_probs = -torch.rand(2, len(tokens), generator=torch.Generator().manual_seed(0))
+
     def decoded(policy, prompts, sampling, draws):
         rows = tokens.repeat(2, 1)
-        return rows, torch.full((2,), len(tokens)), torch.ones(2, dtype=torch.bool)
+        return Decoded(rows, torch.full((2,), len(tokens)), torch.ones(2, dtype=torch.bool), log_probs)
 
     for way in ("decode_shared", "decode_unshared"):
         monkeypatch.setattr(import_module("vr1.rollout.generate"), way, decoded)
@@ -116,17 +119,7 @@ def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
         answers = module.answer(prompts)
         for row, answer in enumerate(answers):
             assert answer.completion == written
-            alone = module.encoder([prompts.records[row]])
-            types = {}
-            if alone.types_name:
-                types[alone.types_name] = torch.cat([alone.token_types, torch.zeros_like(tokens[None])], dim=1)
-                if kind == "paligemma":
-                    types[alone.types_name][:, alone.tokens.shape[1] :] = 1
-            ids = torch.cat([alone.tokens, tokens[None]], dim=1)
-            logits = module.policy.network(
-                input_ids=ids, attention_mask=torch.ones_like(ids), **types, **alone.vision
-            ).logits[0, alone.tokens.shape[1] - 1 : -1]
-            draws = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+            draws = log_probs[row].double()
             texts = [tokenizer.decode(tokens[: count + 1], skip_special_tokens=False) for count in range(len(tokens))]
             marks = ("[7", "50]", "[7", "9]") if kind == "qwen2_5_vl" else ("<loc0008><", "40>", "<loc0008><", "9>")
             spans, reached = [], 0

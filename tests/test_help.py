@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 import callbacks
 from vr1 import data, losses, rewards
-from vr1.advantage import Advantage
+from vr1.advantage import BoxAdvantage, GroupAdvantage
 from vr1.families import Qwen25VL
 from vr1.matching import BoxMatcher
 from vr1.modules.grpo import GRPOModule
@@ -23,7 +23,8 @@ OURS = [
     PolicySource,
     Lora,
     Sampling,
-    Advantage,
+    BoxAdvantage,
+    GroupAdvantage,
     Qwen25VL,
     BoxMatcher,
     rewards.Reward,

@@ -46,6 +46,44 @@ def in_python(batch, kl_coef, low, high, sequence, average):
     return average(completions)
 
 
+@pytest.mark.parametrize(
+    "loss", [GRPO(), TokenMean(), DrGRPO(6), GSPO()], ids=["grpo", "token_mean", "dr_grpo", "gspo"]
+)
+def test_equal_advantages_of_tokens_are_that_of_their_completion(batch, loss):
+    log_probs, old, advantages, mask, reference = batch
+    gradients, values = [], []
+    for given in (advantages, advantages[..., None].expand_as(mask)):
+        value, figures = loss(terms(log_probs, old, given, mask, reference))
+        gradients += torch.autograd.grad(value, log_probs)
+        values.append([value.detach(), *figures.values()])
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("sequence", [False, True], ids=["token", "gspo_token"])
+def test_advantages_of_tokens_against_python(batch, sequence):
+    """Loss and gradient token by token; GSPO-token has the sequence's ratio and the token's gradient."""
+    log_probs, old, _, mask, _ = batch
+    advantages = torch.randn(mask.shape, generator=torch.Generator().manual_seed(1))
+    loss = GSPO(0.0, 0.2, 0.28) if sequence else GRPO(0.0, 0.2, 0.28)
+    value, _ = loss(terms(log_probs, old, advantages, mask))
+    [gradient] = torch.autograd.grad(value, log_probs)
+    expected, total = torch.zeros(mask.shape), 0.0
+    for b in range(3):
+        for g in range(4):
+            n = int(mask[b, g].sum())
+            ratios = [float(log_probs[b, g, t].detach() - old[b, g, t]) for t in range(n)]
+            ratios = [math.exp(value) for value in ([sum(ratios) / n] * n if sequence else ratios)]
+            for t, ratio in enumerate(ratios):
+                advantage = float(advantages[b, g, t])
+                clipped = max(min(ratio, 1.28), 0.8)
+                total -= min(ratio * advantage, clipped * advantage) / n / 12
+                if ratio * advantage <= clipped * advantage:
+                    expected[b, g, t] = -ratio * advantage / n / 12
+    assert float(value.detach()) == pytest.approx(total, rel=1e-5)
+    torch.testing.assert_close(gradient, expected)
+
+
 def mean_of_means(completions):
     return sum(sum(values) / len(values) for values in completions) / len(completions)
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vr1.advantage import Advantage
+    from vr1.advantage import BoxAdvantage, GroupAdvantage
     from vr1.data import (
         CocoDataModule,
         ImageFolderDataModule,
@@ -39,7 +39,7 @@ __version__ = "0.2.0.dev0"
 
 # The module of each public name.
 _MODULES = {
-    "vr1.advantage": ("Advantage",),
+    "vr1.advantage": ("BoxAdvantage", "GroupAdvantage"),
     "vr1.data": (
         "CocoDataModule",
         "ImageFolderDataModule",

@@ -24,7 +24,7 @@ class PolicyTerms:
         log_probs: ``[B, G, C]`` float32 of the sampled tokens under the policy, with gradient.
         old_log_probs: ``[B, G, C]`` float32 under the policy that sampled them.
         reference_log_probs: ``[B, G, C]`` float32 under the reference, or None without a reference.
-        advantages: ``[B, G]`` float32.
+        advantages: ``[B, G]`` float32 of the completions, or ``[B, G, C]`` of their tokens.
         mask: ``[B, G, C]`` bool, true on the tokens that count.
     """
 
@@ -97,7 +97,7 @@ class PolicyLoss(ABC):
         """
         log_ratio = self.log_ratio(terms)
         ratio = log_ratio.exp()
-        advantages = terms.advantages[..., None]
+        advantages = terms.advantages if terms.advantages.dim() == 3 else terms.advantages[..., None]
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         per_token = -torch.minimum(ratio * advantages, clipped * advantages)
         mask = terms.mask.to(per_token.dtype)
@@ -190,11 +190,17 @@ class DrGRPO(PolicyLoss):
 class GSPO(GRPO):
     """One ratio per sequence: the geometric mean of its tokens' ratios.
 
-    Source: GSPO, arXiv 2507.18071, Eq. 7; it uses a much smaller clip range, such as 3e-4 and 4e-4.
+    Each token's ratio has the value of the sequence's, and the gradient of its own log-probability (GSPO-token). Where
+    all tokens have one advantage, loss and gradient are those of GSPO.
+
+    Source: GSPO, arXiv 2507.18071, Eq. 7, and Eq. 13 to 15 for advantages of tokens; it uses a much smaller clip range,
+    such as 3e-4 and 4e-4.
     """
 
     def log_ratio(self, terms: PolicyTerms) -> Tensor:
-        """The sequence's mean log-ratio, repeated for each of its tokens."""
+        """The sequence's mean log-ratio for each of its tokens, with the gradient of the token's log-probability."""
         mask = terms.mask.to(terms.log_probs.dtype)
-        log_ratio = terms.log_probs - terms.old_log_probs
-        return ((log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)).expand_as(mask)
+        own = terms.log_probs.detach()
+        log_ratio = (own - terms.old_log_probs) * mask
+        mean = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+        return mean + (terms.log_probs - own)

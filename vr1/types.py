@@ -9,6 +9,7 @@ operations on torch tensors. Tokens, rewards and everything after them are torch
 Shape letters: B prompts, G group size, C completion tokens, M ground-truth boxes, N predicted boxes, K matched pairs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,9 @@ Boxes = NDArray[np.float64]
 
 Span = tuple[int, int]
 """A range of characters of a text: the first, and the one after the last."""
+
+SCORE = 0.99
+"""The score of every box in all released evaluations of this method; `vr1.detections.box_scores` computes others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,6 +199,8 @@ class Rollout:
         tokens: ``[B, G, C]`` int64, padded on the right.
         mask: ``[B, G, C]`` bool, true on the sampled tokens, the closing end token included.
         finished: ``[B, G]`` bool, false where the completion was cut off at the token limit.
+        log_probs: ``[B, G, C]`` float32 of the tokens, as the sampler computed them at its temperature (at 1 for greedy
+            decoding) over all tokens that it may sample; 0 outside the mask.
         texts: B lists of G decoded completions.
         seconds: wall time by part (``prefill``, ``decode``).
         prefix: what the policy made of the prompts; None where each completion has read its own.
@@ -203,12 +209,14 @@ class Rollout:
     tokens: Tensor
     mask: Tensor
     finished: Tensor
+    log_probs: Tensor
     texts: list[list[str]]
     seconds: dict[str, float] = field(default_factory=dict)
     prefix: Prefix | None = None
 
     def __post_init__(self) -> None:
         assert self.tokens.shape == self.mask.shape, (self.tokens.shape, self.mask.shape)
+        assert self.tokens.shape == self.log_probs.shape, (self.tokens.shape, self.log_probs.shape)
         assert self.finished.shape == self.tokens.shape[:2], (self.finished.shape, self.tokens.shape)
 
 
@@ -251,7 +259,8 @@ class RolloutBatch:
     Attributes:
         tokens: ``[B, G, C]`` int64.
         mask: ``[B, G, C]`` bool, true on tokens that count for the loss.
-        advantages: ``[B, G]`` float32.
+        advantages: ``[B, G]`` float32, or ``[B, G, C]`` where the tokens of a completion differ.
+        sampler_log_probs: ``[B, G, C]`` float32, those of `Rollout`.
         reference_log_probs: ``[B, G, C]`` float32, or None without a reference.
         old_log_probs: ``[B, G, C]`` float32 of the policy that sampled; None until its first forward.
         prefix: what that policy made of the prompts, with its graph, for the first update alone; not stored.
@@ -260,6 +269,7 @@ class RolloutBatch:
     tokens: Tensor
     mask: Tensor
     advantages: Tensor
+    sampler_log_probs: Tensor
     reference_log_probs: Tensor | None
     old_log_probs: Tensor | None = None
     prefix: Prefix | None = None
@@ -294,7 +304,9 @@ class ScoredGroups:
         texts: B lists of G completions.
         rewards: ``[B, G]`` float32, the weighted sum of the terms.
         terms: ``[B, G]`` float32 by term, before weighting.
-        advantages: ``[B, G]`` float32.
+        advantages: ``[B, G]`` float32 of the completions.
+        box_advantages: for each of B * G completions ``[N]`` float64 of its boxes, which their tokens have besides;
+            None where boxes have none of their own.
     """
 
     records: list[DetectionRecord]
@@ -304,6 +316,7 @@ class ScoredGroups:
     rewards: Tensor
     terms: dict[str, Tensor]
     advantages: Tensor
+    box_advantages: Sequence[NDArray[np.float64]] | None = None
 
     def __len__(self) -> int:
         return len(self.records)

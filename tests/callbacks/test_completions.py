@@ -35,6 +35,7 @@ class WithGroups(TinyDetector):
             rewards=torch.arange(6.0).reshape(2, 3),
             terms={"recall": torch.ones(2, 3)},
             advantages=torch.arange(6.0).reshape(2, 3) - 2,
+            box_advantages=[np.full(count, float(row)) for row, count in enumerate([1, 0, 1] * 2)],
         )
 
 
@@ -77,6 +78,9 @@ def test_sampled_groups(logger, tmp_path):
         ["find it", ANSWER, 2.0, 1.0, 0.0],
     ]
     assert isinstance(rows[0][0], wandb.Image)
+    for row, advantage in ((rows[0], 0.0), (rows[2], 2.0)):
+        boxes = row[0]._boxes["predictions"]._val
+        assert [box["scores"] for box in boxes] == [{"score": 0.99, "advantage": advantage}]
 
 
 def test_an_accumulated_step_that_is_resumed_is_not_shown_twice(logger, tmp_path):
@@ -120,6 +124,11 @@ def test_boxes_are_what_wandb_takes():
     first = overlay["predictions"]["box_data"][0]
     assert list(first["position"].values()) == prediction.detections.boxes_xyxy[0].tolist()
     assert overlay["predictions"]["class_labels"][first["class_id"]] == prediction.detections.labels[0]
+    assert first["scores"] == {"score": 0.99}
+    overlay = wandb_boxes(prediction.record, prediction.detections, np.array([0.5, -1.0, 2.0]))
+    wandb.Image(prediction.record.image, boxes=overlay)
+    assert [box["scores"]["advantage"] for box in overlay["predictions"]["box_data"]] == [0.5, -1.0, 2.0]
+    assert "scores" not in overlay["ground_truth"]["box_data"][0]
     empty = example_prediction(empty=True)
     assert list(wandb_boxes(empty.record, empty.detections)) == ["ground_truth"]
     assert np.isfinite(list(first["position"].values())).all()

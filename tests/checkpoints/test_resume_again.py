@@ -122,23 +122,26 @@ def test_a_batch_that_is_not_completed_stays_one():
     assert loop["epoch_loop.batch_progress"] == {"total": expected, "current": expected}
 
 
-def piece(first, prompts, length, group=2):
+def piece(first, prompts, length, group=2, of_tokens=False):
     """Completions whose tokens name their prompt."""
     numbers = torch.arange(first, first + prompts)
     tokens = numbers[:, None, None].expand(prompts, group, length).clone()
     return RolloutBatch(
         tokens=tokens,
         mask=torch.ones_like(tokens, dtype=torch.bool),
-        advantages=numbers[:, None].expand(prompts, group).float().clone(),
+        advantages=(tokens if of_tokens else numbers[:, None].expand(prompts, group)).float().clone(),
+        sampler_log_probs=-3.0 * tokens,
         reference_log_probs=-tokens.float(),
         old_log_probs=-2.0 * tokens,
     ).state_dict()
 
 
+@pytest.mark.parametrize("of_tokens", [False, True], ids=["advantages of completions", "advantages of tokens"])
 @pytest.mark.parametrize(("window", "world"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 4), (2, 4)])
-def test_rollouts_in_flight_are_dealt_out_in_the_order_of_their_prompts(window, world):
+def test_rollouts_in_flight_are_dealt_out_in_the_order_of_their_prompts(window, world, of_tokens):
     """Two batches on two processes, of two prompts each and of unlike lengths."""
-    stored = [[piece(0, 2, 3), piece(2, 2, 5)], [piece(4, 2, 1), piece(6, 2, 4)]]
+    sizes = [[(0, 2, 3), (2, 2, 5)], [(4, 2, 1), (6, 2, 4)]]
+    stored = [[piece(*size, of_tokens=of_tokens) for size in row] for row in sizes]
     dealt = reshard_rollouts(stored, window, world)
     assert [len(row) for row in dealt] == [world] * window
     order = []
@@ -147,12 +150,17 @@ def test_rollouts_in_flight_are_dealt_out_in_the_order_of_their_prompts(window, 
         assert len(batch.tokens) == 8 // (window * world)
         assert batch.tokens.shape == batch.mask.shape == batch.reference_log_probs.shape == batch.old_log_probs.shape
         assert batch.mask.any(0).any(0).all(), "columns that no completion reaches"
-        for row, number in enumerate(batch.advantages[:, 0].int().tolist()):
+        if of_tokens:
+            assert batch.advantages.shape == batch.tokens.shape
+        for row, number in enumerate(batch.advantages.flatten(1)[:, 0].int().tolist()):
             length = [3, 3, 5, 5, 1, 1, 4, 4][number]
             assert batch.mask[row].sum(-1).tolist() == [length, length]
             assert (batch.tokens[row][batch.mask[row]] == number).all()
+            if of_tokens:
+                assert (batch.advantages[row][batch.mask[row]] == number).all()
             assert (batch.reference_log_probs[row][batch.mask[row]] == -number).all()
             assert (batch.old_log_probs[row][batch.mask[row]] == -2 * number).all()
+            assert (batch.sampler_log_probs[row][batch.mask[row]] == -3 * number).all()
             order.append(number)
     assert order == list(range(8))
 

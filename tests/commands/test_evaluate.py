@@ -75,9 +75,7 @@ def test_a_checkpoint_with_adapters_and_the_folder_made_of_it_answer_alike(check
     found = {}
     for name, model in (("checkpoint", checkpoint), ("merged", tmp_path / "merged"), ("base", tiny_model)):
         (tmp_path / f"by {name}").mkdir()
-        folder = evaluate(
-            tmp_path / f"by {name}", "coco.yaml", model, "--data.root", coco, "--model.box_scores", "log_probs"
-        )
+        folder = evaluate(tmp_path / f"by {name}", "coco.yaml", model, "--data.root", coco)
         figures = json.loads((folder / "metrics.json").read_text())["average"]
         assert figures["records"] == 5
         assert {path.name for path in folder.iterdir()} > {"results.json", "per_class.csv", "per_set.csv", "gallery"}

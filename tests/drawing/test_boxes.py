@@ -49,6 +49,18 @@ def test_crowd_regions_are_not_drawn():
     assert colours(draw_prediction(crowd)) == {(128, 128, 128)}
 
 
+@pytest.mark.parametrize("judge", [True, False])
+def test_names_end_with_the_scores_of_the_model(judge):
+    prediction = with_boxes([[20, 100, 60, 140]], "a", matched=[0], overlap=[0.9], truth=[[150, 10, 180, 40]])
+
+    def drawn(score):
+        detections = replace(prediction.detections, scores=np.array([score]))
+        return draw_prediction(replace(prediction, detections=detections), judge=judge)
+
+    assert drawn(0.99) == draw_prediction(prediction, judge=judge)
+    assert drawn(0.99) != drawn(0.5) != drawn(0.6)
+
+
 def test_without_ground_truth_boxes_are_coloured_by_label():
     prediction = with_boxes(
         [[20, 100, 60, 140], [80, 100, 120, 140]], ["red circle", "unheard of"], truth=[[1, 1, 50, 50]]

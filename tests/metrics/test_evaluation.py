@@ -41,12 +41,15 @@ def detections():
 def test_any_coco_tool_finds_the_same_figures(detections, tmp_path):
     document, results = detections
     found = write_evaluation(tmp_path, rows_of(document, results))
-    expected = reference(document, results)
+    ranked, expected = reference(document, results), reference(document, [{**row, "score": 0.99} for row in results])
     written = json.loads((tmp_path / "ground_truth.json").read_text())
     again = reference(written, json.loads((tmp_path / "results.json").read_text()))
     for name in NAMES:
         assert found.sets[""][name] == pytest.approx(expected[name], abs=1e-6)
-        assert again[name] == pytest.approx(expected[name], abs=1e-6)
+        assert again[name] == pytest.approx(ranked[name], abs=1e-6)
+    for name in ("map", "map_50", "map_75"):
+        assert found.sets[""][f"{name}_ranked"] == pytest.approx(ranked[name], abs=1e-6)
+        assert ranked[name] > expected[name] + 0.01, "the scores of a detector are worth something"
     assert COCO(str(tmp_path / "ground_truth.json")).loadRes(str(tmp_path / "results.json"))
     assert json.loads((tmp_path / "metrics.json").read_text())["sets"][""]["map"] == found.average["map"]
     with (tmp_path / "per_class.csv").open() as file:
@@ -81,7 +84,11 @@ def test_every_set_and_the_average(detections, tmp_path):
         parts[name] = part, [result for result in results if result["image_id"] in numbers]
     rows = [row for name, (part, found) in parts.items() for row in rows_of(part, found, name)]
     found = write_evaluation(tmp_path, rows)
-    expected = {name: reference(*part) for name, part in parts.items()}
+    expected = {
+        name: reference(part, [{**row, "score": 0.99} for row in of_part]) for name, (part, of_part) in parts.items()
+    }
+    ranked = [reference(*part)["map"] for part in parts.values()]
+    assert found.average["map_ranked"] == pytest.approx(np.mean(ranked), abs=1e-6)
     for name in NAMES:
         for part in parts:
             assert found.sets[part][name] == pytest.approx(expected[part][name], abs=1e-6)
@@ -155,6 +162,7 @@ def test_recorded_answers_without_a_model(tmp_path, capsys):
     for name in NAMES:
         assert figures[name] == pytest.approx(expected[name], abs=1e-6)
     assert figures["records"] == 3
+    assert not any("ranked" in name for name in figures), "no answer has a score"
 
 
 def test_a_folder_that_cannot_be_created_is_the_first_error(tmp_path, capsys):

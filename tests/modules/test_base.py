@@ -44,17 +44,19 @@ def trainer_of(tmp_path, *callbacks):
 
 
 class GoodAnswers(GRPOModule):
-    """Answers with the true boxes, some of them shifted; one answer of a batch is not readable."""
+    """Answers with the true boxes, some of them shifted and sure of it; one answer of a batch is not readable."""
 
     def answer(self, prompts):
-        texts = []
+        answers = []
         for row, (record, size) in enumerate(zip(prompts.records, prompts.input_sizes, strict=True)):
             shift = 3.0 * (record.image_id % 3)
             boxes = self.family.from_image(record.boxes_xyxy, record.image_size, size)
             limit = np.tile(np.array(size, float), 2)
             text = self.family.write(np.clip(boxes + shift, 0, limit - 1), list(record.labels))
-            texts.append("I cannot see that." if row == 2 else text)
-        return [ScoredCompletion(completion=text) for text in texts]
+            scores = tuple(0.2 + 0.05 * shift + 0.1 * number for number in range(len(boxes)))
+            readable = ScoredCompletion(completion=text, scores=scores)
+            answers.append(ScoredCompletion(completion="I cannot see that.") if row == 2 else readable)
+        return answers
 
 
 @pytest.fixture(params=["validate", "test"])
@@ -75,7 +77,8 @@ def test_every_record_is_evaluated_once(evaluated):
     assert [prediction.record.image_id for prediction in predictions] == list(range(1, 12))
 
 
-def test_precision_is_that_of_torchmetrics_on_the_predictions(evaluated):
+@pytest.mark.parametrize("ranked", [False, True], ids=["constant scores", "scores of the predictions"])
+def test_precision_is_that_of_torchmetrics_on_the_predictions(evaluated, ranked):
     metrics, predictions = evaluated
     names = sorted({name for prediction in predictions for name in prediction.record.categories})
     other = MeanAveragePrecision(backend="pycocotools")
@@ -85,7 +88,7 @@ def test_precision_is_that_of_torchmetrics_on_the_predictions(evaluated):
             [
                 {
                     "boxes": torch.from_numpy(detections.boxes_xyxy),
-                    "scores": torch.from_numpy(detections.scores),
+                    "scores": torch.from_numpy(detections.scores) if ranked else torch.full((len(detections),), 0.99),
                     "labels": torch.tensor([names.index(label) for label in detections.labels], dtype=torch.int64),
                 }
             ],
@@ -98,8 +101,10 @@ def test_precision_is_that_of_torchmetrics_on_the_predictions(evaluated):
         )
     expected = other.compute()
     assert 0.1 < metrics["map"] < 0.9
-    for ours, theirs in (("map", "map"), ("map_50", "map_50"), ("map_75", "map_75"), ("ar_100", "mar_100")):
-        assert metrics[ours] == pytest.approx(float(expected[theirs]), abs=1e-5), ours
+    assert metrics["map_ranked"] < metrics["map"] - 0.005, "the shifted boxes have the higher scores"
+    for name in ("map", "map_50", "map_75"):
+        assert metrics[f"{name}_ranked" if ranked else name] == pytest.approx(float(expected[name]), abs=1e-5), name
+    assert metrics["ar_100"] == pytest.approx(float(expected["mar_100"]), abs=1e-5)
 
 
 def test_rewards_and_answer_statistics_are_means_over_the_predictions(evaluated):
@@ -174,11 +179,13 @@ def test_several_sets_are_logged_each_and_by_their_mean(source, tmp_path):
         of_set = [prediction for prediction in recorder.predictions if prediction.record.set_name == name]
         alone.update([prediction.detections for prediction in of_set], [prediction.record for prediction in of_set])
         parts[name] = alone.compute()
-        assert metrics[f"val/{name}/map"] == pytest.approx(float(parts[name]["map"]))
+        assert metrics[f"val/{name}/map_ranked"] == pytest.approx(float(parts[name]["map"]))
         assert f"val/{name}/ar_1" not in metrics
     assert len(of_set) == 6
-    assert metrics["val/map"] == pytest.approx((float(parts["one"]["map"]) + float(parts["two"]["map"])) / 2)
-    assert metrics["val/one/map"] != metrics["val/two/map"]
+    for name, part in (("map_ranked", None), ("map", "val")):
+        expected = [float(parts[one]["map"]) if part is None else metrics[f"val/{one}/map"] for one in ("one", "two")]
+        assert expected[0] != expected[1]
+        assert metrics[f"val/{name}"] == pytest.approx(sum(expected) / 2)
 
 
 def optimizer_settings(module, *arguments):

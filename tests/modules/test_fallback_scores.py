@@ -22,7 +22,6 @@ def test_the_score_does_not_depend_on_the_batch(tmp_path):
     for size in (1, 4):
         module = GRPOModule(
             family=ReadsOtherwise(),
-            box_scores="log_probs",
             evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=48),
         )
         data = SceneDataModule(SceneStyle(num_objects=(1, 3)), test_scenes=4, eval_batch_size=size, num_workers=0)

@@ -321,6 +321,7 @@ def test_groups_are_replaced_entirely():
             tokens=torch.full((2, 2, length), value),
             mask=torch.ones(2, 2, length, dtype=torch.bool),
             finished=torch.tensor([[value == 1] * 2] * 2),
+            log_probs=torch.full((2, 2, length), -float(value)),
             texts=[[str(value)] * 2] * 2,
             seconds={"decode": 1.0},
         )
@@ -330,6 +331,7 @@ def test_groups_are_replaced_entirely():
     assert merged.tokens.tolist() == [[[1, 1, 0]] * 2, [[2, 2, 2]] * 2]
     assert merged.mask.sum(-1).tolist() == [[2, 2], [3, 3]]
     assert merged.finished.tolist() == [[True, True], [False, False]]
+    assert merged.log_probs.tolist() == [[[-1, -1, 0]] * 2, [[-2, -2, -2]] * 2]
 
 
 @pytest.mark.parametrize(

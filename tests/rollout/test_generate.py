@@ -20,12 +20,16 @@ def policy(source):
 
 
 def slow_loop(policy, encoder: PromptEncoder, record, sampling: Sampling, draw: int):
-    """Every token by a full forward over the whole sequence of one completion: no cache, no batch, no sharing."""
+    """Every token, and its log-prob, by a full forward over the whole sequence of one completion.
+
+    There is no cache, no batch and no sharing.
+    """
     prompt = encoder([record])
     chances = np.random.default_rng([draw, record.image_id]).random((sampling.group_size, sampling.max_new_tokens))
     completions = []
     for g in range(sampling.group_size):
         tokens: list[int] = []
+        log_probs: list[float] = []
         while len(tokens) < sampling.max_new_tokens and (not tokens or tokens[-1] not in policy.eos_tokens):
             row = torch.cat([prompt.tokens, torch.tensor([tokens], dtype=torch.long)], dim=1)
             types = torch.cat([prompt.token_types, torch.zeros(1, len(tokens), dtype=torch.long)], dim=1)
@@ -33,8 +37,10 @@ def slow_loop(policy, encoder: PromptEncoder, record, sampling: Sampling, draw: 
                 input_ids=row, attention_mask=torch.ones_like(row), mm_token_type_ids=types, **prompt.vision
             ).logits[:, -1]
             logits[:, policy.forbidden_tokens] = -torch.inf
-            tokens.append(int(sample_token(logits.float(), sampling, torch.tensor([chances[g, len(tokens)]]))))
-        completions.append(tokens)
+            tokens.append(int(sample_token(logits.float(), sampling, torch.tensor([chances[g, len(tokens)]]))[0]))
+            scaled = logits[0].double() / (sampling.temperature or 1.0)
+            log_probs.append(float(scaled[tokens[-1]] - scaled.logsumexp(0)))
+        completions.append((tokens, log_probs))
     return completions
 
 
@@ -44,8 +50,10 @@ def test_same_tokens_as_a_loop_without_sharing(policy, encoder, records, prompts
     with torch.no_grad():
         rollout = generate(policy, prompts, sampling, encoder.processor.tokenizer, draw=5)
         for b, record in enumerate(records):
-            for g, expected in enumerate(slow_loop(policy, encoder, record, sampling, draw=5)):
+            for g, (expected, log_probs) in enumerate(slow_loop(policy, encoder, record, sampling, draw=5)):
                 assert rollout.tokens[b, g][rollout.mask[b, g]].tolist() == expected
+                assert rollout.log_probs[b, g][rollout.mask[b, g]].tolist() == pytest.approx(log_probs, abs=2e-4)
+                assert (rollout.log_probs[b, g][~rollout.mask[b, g]] == 0).all()
                 assert bool(rollout.finished[b, g]) == (expected[-1] in policy.eos_tokens)
 
 
@@ -92,9 +100,9 @@ def test_image_tokens_are_never_sampled_even_when_they_are_likeliest(policy, enc
 def test_choose_follows_the_distribution():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     chances = torch.linspace(0, 1, 10001)[:-1]
-    counts = torch.bincount(sample_token(logits.expand(len(chances), -1), Sampling(), chances), minlength=4)
+    counts = torch.bincount(sample_token(logits.expand(len(chances), -1), Sampling(), chances)[0], minlength=4)
     torch.testing.assert_close(counts / len(chances), torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=2e-4, rtol=0)
-    kept = sample_token(logits.expand(len(chances), -1), Sampling(top_p=0.65), chances)
+    kept = sample_token(logits.expand(len(chances), -1), Sampling(top_p=0.65), chances)[0]
     assert set(kept.tolist()) == {2, 3}, "0.4 + 0.3 is the smallest set that reaches 0.65"
 
 

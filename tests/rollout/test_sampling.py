@@ -14,7 +14,7 @@ def test_inverts_the_cumulative_distribution(size, temperature):
     logits = 3 * torch.randn(200, size, generator=generator)
     logits[:, 1] = -torch.inf
     uniform = torch.rand(200, generator=generator, dtype=torch.float64)
-    found = sample_token(logits, Sampling(temperature=temperature), uniform).numpy()
+    found = sample_token(logits, Sampling(temperature=temperature), uniform)[0].numpy()
     scaled = logits.double().numpy() / temperature
     weights = np.exp(scaled - scaled.max(1, keepdims=True))
     sums = weights.cumsum(1)
@@ -28,7 +28,7 @@ def test_inverts_the_cumulative_distribution(size, temperature):
 def test_ends_of_the_interval_have_positive_probability(uniform):
     logits = torch.full((1, 1000), -torch.inf)
     logits[0, [300, 301, 700]] = torch.tensor([0.0, -80.0, 1.0])
-    found = sample_token(logits, Sampling(), torch.tensor([uniform], dtype=torch.float64))
+    found = sample_token(logits, Sampling(), torch.tensor([uniform], dtype=torch.float64))[0]
     assert found.tolist() == [300 if uniform == 0 else 700]
 
 
@@ -36,7 +36,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[[2, 0, 3, 1]].expand(1001, -1)
     uniform = torch.linspace(0, 1 - 1e-9, 1001, dtype=torch.float64)
     counts = {
-        top_p: sample_token(logits, Sampling(top_p=top_p), uniform).bincount(minlength=4).tolist()
+        top_p: sample_token(logits, Sampling(top_p=top_p), uniform)[0].bincount(minlength=4).tolist()
         for top_p in (0.4, 0.79, 0.9, 1.0)
     }
     assert counts[0.4] == [0, 1001, 0, 0]
@@ -50,6 +50,6 @@ def test_valid_where_deterministic_algorithms_are_required():
     try:
         logits = torch.randn(3, 500)
         for sampling in (Sampling(), Sampling(top_p=0.5), Sampling(temperature=0.0)):
-            assert sample_token(logits, sampling, torch.rand(3)).shape == (3,)
+            assert sample_token(logits, sampling, torch.rand(3))[0].shape == (3,)
     finally:
         torch.use_deterministic_algorithms(False)

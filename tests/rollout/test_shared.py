@@ -90,9 +90,10 @@ def test_a_limit_of_one_token(source, encoder, records):
     policy = source.load().eval()
     sampling = Sampling(group_size=2, max_new_tokens=1)
     with torch.inference_mode():
-        tokens, lengths, finished = decode_shared(
+        tokens, lengths, finished, log_probs = decode_shared(
             policy, policy.prefill(encoder(records)), sampling, torch.rand(2 * len(records), 1, dtype=torch.float64)
         )
+    assert log_probs.shape == tokens.shape
     assert tokens.shape == (2 * len(records), 1)
     assert lengths.tolist() == [1] * len(tokens)
     ends = torch.isin(tokens[:, 0], torch.tensor(policy.eos_tokens))

@@ -55,6 +55,7 @@ def join(parts):
         tokens=torch.cat([widened(part.tokens) for part in parts]),
         mask=torch.cat([widened(part.mask) for part in parts]),
         finished=torch.cat([part.finished for part in parts]),
+        log_probs=torch.cat([widened(part.log_probs) for part in parts]),
         texts=[group for part in parts for group in part.texts],
         seconds=parts[0].seconds,
     )

@@ -135,6 +135,7 @@ def reshard_rollouts(pieces: Sequence[Sequence[dict[str, Any]]], window: int, wo
         ...     tokens=torch.tensor([[[7, 8]], [[9, 0]]]),
         ...     mask=torch.tensor([[[True, True]], [[True, False]]]),
         ...     advantages=torch.zeros(2, 1),
+        ...     sampler_log_probs=torch.zeros(2, 1, 2),
         ...     reference_log_probs=None,
         ... ).state_dict()
         >>> [[first, second]] = reshard_rollouts([[state]], window=1, world=2)

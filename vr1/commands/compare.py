@@ -11,7 +11,7 @@ from vr1.runs.tables import markdown_table
 
 _MAX_SETTINGS = 40
 # These come first in the table; all other metrics follow by name.
-_MAIN_METRICS = ("map", "map_50", "map_75", "ar_100", "reward", "total")
+_MAIN_METRICS = ("map", "map_50", "map_75", "map_ranked", "ar_100", "reward", "total")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

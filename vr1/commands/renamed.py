@@ -63,6 +63,10 @@ _SETTINGS = {
     "resample_equal": "resample_zero_variance",
     "keep": "cache_records",
 }
+# Settings that are gone, and what to do instead.
+_REMOVED = {
+    "box_scores": "an evaluation now reports both: map with the constant score, map_ranked with log-probabilities",
+}
 _PATH = re.compile(r"\b(?:vr1|callbacks)(?:\.\w+)+")
 _REFUSED = re.compile(r"""(?:Option '|Key '|Unrecognized arguments: --|unrecognized arguments: --)([\w.]+)""")
 
@@ -88,6 +92,8 @@ def renamed_hint(message: str) -> str | None:
         *parents, last = setting.split(".")
         if last in _SETTINGS:
             return _hint(setting, ".".join([*parents, _SETTINGS[last]]))
+        if last in _REMOVED:
+            return f"{setting} is no longer a setting, leave it out: {_REMOVED[last]}"
     return None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vr1.drawing.fonts import font_for, shorten
-from vr1.types import Boxes, DetectionRecord, Detections, Match, Prediction, Targets, as_boxes
+from vr1.types import SCORE, Boxes, DetectionRecord, Detections, Match, Prediction, Targets, as_boxes
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
@@ -48,7 +48,8 @@ def draw_prediction(
         prediction: one completion with its record, detections and match.
         long_side: longer side of the result in pixels; None leaves the size of the image.
         judge: colour predicted boxes by their overlap with the ground truth and draw the ground truth dashed; False
-            colours them by label, for images without annotations.
+            colours them by label, for images without annotations. A box's name ends with its score in percent, where
+            the model gave one.
         problems: N texts, empty for a box without a problem. A box with a problem is dashed in grey (crossed out where
             it has no area) and its name ends with the text. Only without ``judge``; empty marks no box.
 
@@ -135,7 +136,17 @@ def _by_overlap(prediction: Prediction) -> tuple[list[Colour], list[str]]:
     overlaps = np.zeros(len(prediction.detections))
     overlaps[prediction.match.predicted] = np.maximum(prediction.match.overlap, 0.0)
     tags = [f"{label} {overlap:.2f}" for label, overlap in zip(prediction.detections.labels, overlaps, strict=True)]
-    return [overlap_colour(overlap) for overlap in overlaps], tags
+    scores = _shown_scores(prediction.detections)
+    return [overlap_colour(overlap) for overlap in overlaps], [
+        f"{tag}{score}" for tag, score in zip(tags, scores, strict=True)
+    ]
+
+
+def _shown_scores(detections: Detections) -> list[str]:
+    """The end of each box's name: its score, where the model gave one."""
+    if (detections.scores == SCORE).all():
+        return [""] * len(detections)
+    return [f" ({score:.0%})" for score in detections.scores]
 
 
 def _by_label(prediction: Prediction, problems: Sequence[str]) -> tuple[list[Colour], list[str]]:
@@ -143,9 +154,10 @@ def _by_label(prediction: Prediction, problems: Sequence[str]) -> tuple[list[Col
     # Categories come first, so that a label has the same colour on every picture of a run.
     order = list(dict.fromkeys((*prediction.record.categories, *labels)))
     colours, tags = [], []
-    for label, problem in zip(labels, problems or [""] * len(labels), strict=True):
+    scores = _shown_scores(prediction.detections)
+    for label, score, problem in zip(labels, scores, problems or [""] * len(labels), strict=True):
         colours.append(MARKED if problem else PALETTE[order.index(label) % len(PALETTE)])
-        tags.append(f"{label}: {problem}" if problem else label)
+        tags.append(f"{label}{score}: {problem}" if problem else f"{label}{score}")
     return colours, tags
 
 

@@ -7,7 +7,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vr1.errors import UserError
 from vr1.matching import fold_label
 from vr1.metrics.answer_schema import RecordedAnswer
-from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate_classes, label_key
+from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate, evaluate_classes, label_key
 from vr1.metrics.referring import expression_hit
 
 Figures = dict[str, float]
@@ -30,8 +30,9 @@ class Evaluation:
 
     Attributes:
         average: the mean over the sets of every figure that all of them have.
-        sets: figures by set: COCO's twelve, ``accuracy_50`` where every question has one true box, ``records`` and
-            ``other_labels``.
+        sets: figures by set: COCO's twelve with the same score for every box, as all released evaluations of this
+            method have it; where the answers have scores, ``map_ranked``, ``map_50_ranked`` and ``map_75_ranked`` with
+            these; ``accuracy_50`` where every question has one true box; ``records`` and ``other_labels``.
         classes: by set and category: ``map``, ``map_50``, ``ar_100`` and number of ``objects``.
     """
 
@@ -71,8 +72,12 @@ def evaluate_sets(answers: Iterable[RecordedAnswer]) -> Evaluation:
         raise UserError("evaluation: there is no answer to evaluate; give at least one")
     sets, classes = {}, {}
     for name, group in grouped.items():
-        measured, classes[name] = evaluate_classes(_coco_input(group))
+        given = _coco_input(group)
+        measured, classes[name] = evaluate_classes(_equal_scores(given))
         figures = {key: float(value) for key, value in measured.items()}
+        if len({score for rows in given.predictions for score in rows[:, 5].tolist()}) > 1:
+            ranked = evaluate(given)
+            figures |= {f"{key}_ranked": float(ranked[key]) for key in _RANKED}
         hits = [expression_hit(answer.boxes, answer.true_boxes, answer.crowd, answer.categories) for answer in group]
         if None not in hits:
             figures["accuracy_50"] = sum(map(bool, hits)) / len(hits)
@@ -97,12 +102,20 @@ def _coco_input(answers: Sequence[RecordedAnswer]) -> CocoInput:
     return CocoInput(predictions=predictions, targets=targets, spellings=spellings)
 
 
+def _equal_scores(given: CocoInput) -> CocoInput:
+    """The same boxes with one score for all, in the order of each answer."""
+    same = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+    return replace(given, predictions=[rows * same for rows in given.predictions])
+
+
 def _columns(keys: list[list[int]], *columns: NDArray[np.generic]) -> NDArray[np.float64]:
     first = np.asarray(keys, np.float64).reshape(len(keys), 1)
     return np.hstack([first, *(np.asarray(part, np.float64) for part in columns)])
 
 
-_COLUMNS = ("map", "map_50", "map_75", "ar_100", "accuracy_50", "records")
+_COLUMNS = ("map", "map_50", "map_75", "map_ranked", "ar_100", "accuracy_50", "records")
+# The figures that depend on the scores of the boxes.
+_RANKED = ("map", "map_50", "map_75")
 
 
 def write_evaluation(
@@ -111,7 +124,8 @@ def write_evaluation(
     """Evaluate answers and write ``metrics.json``, ``per_set.csv``, ``per_class.csv`` and COCO's files of each set.
 
     COCO's files are ``results.json`` and the ``ground_truth.json`` that it goes with, in a folder of the set's name
-    where there are several sets. Any COCO tool loads the pair and computes the same figures.
+    where there are several sets. Any COCO tool loads the pair; it ranks the boxes by their scores, and so computes
+    ``map_ranked``.
 
     Args:
         folder: created if it is missing; files of these names are replaced.

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -47,8 +47,6 @@ class DetectionModule(L.LightningModule, ABC):
         optimizer: optimizer over the trainable parameters; AdamW without weight decay, at the learning rate of full
             fine-tuning.
         lr_scheduler: learning-rate schedule per optimizer step; None keeps the rate.
-        box_scores: score of each box in evaluation: ``constant`` (0.99, as in all released evaluations of this method)
-            or ``log_probs``, the probability of the box's tokens; see `vr1.detections`.
 
     Attributes:
         training_state: what callbacks read of a running training.
@@ -67,12 +65,11 @@ class DetectionModule(L.LightningModule, ABC):
         # A lambda, since the command line reads class and settings from its source: --model.optimizer.lr changes one.
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
-        box_scores: Literal["constant", "log_probs"] = "constant",
     ) -> None:
         super().__init__()
         policy.check()
         self.source, self.family, self.evaluation = policy, family or policy.family(), evaluation
-        self.reward, self.box_scores = reward or Reward(), box_scores
+        self.reward = reward or Reward()
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.processor = policy.processor()
         self.encoder = PromptEncoder(self.processor, self.family, max_prompt_tokens)
@@ -191,9 +188,8 @@ class DetectionModule(L.LightningModule, ABC):
     # Evaluation
 
     def answer(self, prompts: PromptBatch) -> list[ScoredCompletion]:
-        """One greedy answer of the policy for each of B prompts, with box scores where `box_scores` computes them."""
-        scored_by = None if self.box_scores == "constant" else self.family
-        return answer_prompts(self.policy, prompts, self.evaluation, self.processor.tokenizer, scored_by)
+        """One greedy answer of the policy for each of B prompts, with a score for each of its boxes."""
+        return answer_prompts(self.policy, prompts, self.evaluation, self.processor.tokenizer, self.family)
 
     def predictions(self, prompts: PromptBatch, answers: Sequence[ScoredCompletion]) -> list[Prediction]:
         """Parse, match and reward one answer for each prompt."""
@@ -238,7 +234,6 @@ class DetectionModule(L.LightningModule, ABC):
             "policy": asdict(self.source),
             "family": f"{family.__module__}.{family.__qualname__} {vars(self.family)}",
             "evaluation": asdict(self.evaluation),
-            "box_scores": self.box_scores,
         }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vr1.detections import box_scores, read_detections, token_ends
+from vr1.detections import SCORE, box_scores, read_detections, token_ends
 from vr1.families import Family
 from vr1.metrics import AnswerStatistics, CocoMetrics
 from vr1.metrics.answer_file import ScoredCompletion
@@ -21,10 +21,12 @@ from vr1.prompts import PromptBatch
 from vr1.rewards import MeanScore, Reward
 from vr1.rollout.generate import generate, hidden_tokens
 from vr1.rollout.sampling import Sampling
-from vr1.types import DetectionRecord, Detections, Prediction, Rollout, Targets
+from vr1.types import DetectionRecord, Detections, Prediction, Targets
 
 # The figures of COCO that a validation during training logs; a test logs all of them.
 _MAIN_METRICS = ("map", "map_50", "map_75", "ar_100", "accuracy_50")
+# The figures that depend on the scores of the boxes.
+_RANKED_METRICS = ("map", "map_50", "map_75")
 
 
 def parse_completions(prompts: PromptBatch, texts: Sequence[str], family: Family) -> list[Detections]:
@@ -56,56 +58,32 @@ def targets_of(prompts: PromptBatch) -> list[Targets]:
 
 
 def answer_prompts(
-    policy: Policy, prompts: PromptBatch, sampling: Sampling, tokenizer: Any, scored_by: Family | None = None
+    policy: Policy, prompts: PromptBatch, sampling: Sampling, tokenizer: Any, family: Family
 ) -> list[ScoredCompletion]:
-    """One completion for each prompt.
+    """One completion for each prompt, with a score for each of its boxes.
 
     Args:
         policy: the model.
         prompts: B prompts.
         sampling: settings of evaluation, as a rule greedy; of a group the first completion counts.
         tokenizer: decodes the tokens.
-        scored_by: reads the boxes whose scores are computed from log-probabilities (see `vr1.detections`); None leaves
-            scores out.
+        family: reads the boxes.
 
     Returns:
         B answers.
     """
     rollout = generate(policy, prompts, sampling, tokenizer)
-    texts = [group[0] for group in rollout.texts]
-    if scored_by is None:
-        return [ScoredCompletion(completion=text) for text in texts]
-    scores = score_boxes(policy, prompts, rollout, tokenizer, scored_by)
-    return [ScoredCompletion(completion=text, scores=row) for text, row in zip(texts, scores, strict=True)]
-
-
-def score_boxes(
-    policy: Policy, prompts: PromptBatch, rollout: Rollout, tokenizer: Any, family: Family
-) -> list[tuple[float, ...]]:
-    """Probabilities of the boxes in the first completion of each prompt.
-
-    Args:
-        policy: the model that sampled the rollout.
-        prompts: B prompts.
-        rollout: their completions, ``tokens`` ``[B, G, C]``.
-        tokenizer: the policy's.
-        family: reads the boxes.
-
-    Returns:
-        B tuples with one score in 0..1 for each of N boxes, in the order of the answer.
-    """
-    values, _ = policy.log_probs(prompts, rollout.tokens, rollout.mask, prefix=rollout.prefix)
-    log_probs = values.cpu().double().numpy()
     hidden = hidden_tokens(tokenizer, prompts.markers)
-    scores = []
-    for row, (text, *_) in enumerate(rollout.texts):
-        length = int(rollout.mask[row, 0].sum())
-        ends = token_ends(tokenizer, rollout.tokens[row, 0, :length].tolist(), hidden)
+    tokens, log_probs = rollout.tokens[:, 0].cpu(), rollout.log_probs[:, 0].cpu().double().numpy()
+    answers = []
+    for row, ((text, *_), length) in enumerate(zip(rollout.texts, rollout.mask[:, 0].sum(-1).tolist(), strict=True)):
+        ends = token_ends(tokenizer, tokens[row, :length].tolist(), hidden)
         answer = family.read(text)
         # A family that records no positions: its boxes get the score of the full answer.
         spans = answer.box_spans or [None] * len(answer.boxes)
-        scores.append(tuple(box_scores(spans, ends, log_probs[row, 0, :length]).tolist()))
-    return scores
+        scores = box_scores(spans, ends, log_probs[row, :length])
+        answers.append(ScoredCompletion(completion=text, scores=tuple(scores.tolist())))
+    return answers
 
 
 def complete_answers(
@@ -167,18 +145,24 @@ def predictions_of(
 class EvaluationMetrics(nn.Module):
     """COCO metrics, answer statistics and mean rewards over all predictions of an evaluation, of all processes.
 
+    COCO's metrics are computed twice: with the constant score of all released evaluations of this method, and as
+    ``map_ranked``, ``map_50_ranked`` and ``map_75_ranked`` with the scores of the predictions.
+
     Args:
         terms: names of the reward terms.
     """
 
     def __init__(self, terms: Sequence[str]) -> None:
         super().__init__()
-        self.coco, self.answers, self.reward = CocoMetrics(), AnswerStatistics(), MeanScore()
+        self.coco, self.ranked = CocoMetrics(), CocoMetrics()
+        self.answers, self.reward = AnswerStatistics(), MeanScore()
         self.terms = nn.ModuleDict({name: MeanScore() for name in terms})
 
     def update(self, predictions: Sequence[Prediction]) -> None:
         """Add predictions."""
-        self.coco.update([item.detections for item in predictions], [item.record for item in predictions])
+        detections, records = [item.detections for item in predictions], [item.record for item in predictions]
+        self.coco.update([replace(found, scores=np.full(len(found), SCORE)) for found in detections], records)
+        self.ranked.update(detections, records)
         self.answers.update([item.match for item in predictions])
         for name, metric in self._rewards().items():
             metric.update(torch.tensor([item.rewards[name] for item in predictions]))
@@ -195,11 +179,16 @@ class EvaluationMetrics(nn.Module):
             "reward" if name == "total" else f"reward_{name}": metric.compute()
             for name, metric in self._rewards().items()
         }
-        return {**rewards, **shown, **self.answers.compute()}
+        ranked = {
+            f"{name}_ranked": value
+            for name, value in self.ranked.compute().items()
+            if name.split("/")[-1] in _RANKED_METRICS
+        }
+        return {**rewards, **shown, **ranked, **self.answers.compute()}
 
     def reset(self) -> None:
         """Forget all predictions."""
-        for metric in (self.coco, self.answers, *self._rewards().values()):
+        for metric in (self.coco, self.ranked, self.answers, *self._rewards().values()):
             metric.reset()
 
     def _rewards(self) -> dict[str, MeanScore]:

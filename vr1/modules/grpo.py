@@ -4,49 +4,30 @@ Shape letters: B prompts, G group size, C completion tokens.
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from vr1.advantage import Advantage, zero_variance_groups
+from vr1.advantage import AdvantageEstimator, Advantages, GroupAdvantage, RewardedGroups, zero_variance_groups
 from vr1.checkpoints.state import reshard_rollouts
+from vr1.detections import token_ends
 from vr1.distributed import data_share, gather
 from vr1.errors import UserError
 from vr1.losses import GRPO, PolicyLoss, PolicyTerms
 from vr1.modules.base import DetectionModule, mean_where
 from vr1.modules.evaluation import parse_completions, targets_of
+from vr1.modules.sft import supervised_loss
+from vr1.modules.warm_start import WarmStart
 from vr1.policy.policy import Policy
 from vr1.policy.reference import Reference
 from vr1.prompts import PromptBatch
-from vr1.rollout.generate import generate
+from vr1.rollout.generate import generate, hidden_tokens
 from vr1.rollout.sampling import Sampling
 from vr1.seeding import run_seed
 from vr1.strategies import shards_weights
 from vr1.types import Prefix, Rollout, RolloutBatch, ScoredGroups
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class GroupRewards:
-    """Rewards of B groups of G completions, on the CPU.
-
-    Attributes:
-        total: ``[B, G]`` float32, the weighted sum of the terms.
-        terms: ``[B, G]`` float32 by term, before weighting.
-    """
-
-    total: Tensor
-    terms: dict[str, Tensor]
-
-    def replaced(self, other: "GroupRewards", groups: Tensor) -> "GroupRewards":
-        """These rewards, with those of ``other`` in the groups where the mask ``groups`` ``[B]`` is true."""
-        rows = groups[:, None]
-        return GroupRewards(
-            total=torch.where(rows, other.total, self.total),
-            terms={name: torch.where(rows, other.terms[name], values) for name, values in self.terms.items()},
-        )
 
 
 class GRPOModule(DetectionModule):
@@ -54,15 +35,17 @@ class GRPOModule(DetectionModule):
 
     Args:
         sampling: group size, temperature and length of the rollouts.
-        advantage: how rewards become advantages.
+        advantage: how rewards become advantages; None takes that of the paper, `vr1.advantage.GroupAdvantage`.
         loss: which member of the GRPO family, with ``kl_coef`` and the clip range; None takes GRPO.
         updates_per_rollout: optimizer steps made from each rollout.
         resample_zero_variance: how many times to resample zero-variance groups, in which all rewards are equal.
+        warm_start: supervised training before the first rollout; None has none.
         seed: seed of the rollouts; None takes that of ``seed_everything``.
         **kwargs: settings of `DetectionModule`.
 
     Raises:
-        UserError: a group of one completion (nothing to compare), or a sampling temperature of 0.
+        UserError: a group of one completion (nothing to compare), a sampling temperature of 0, or a warm start with a
+            KL term: its reference would be the model before the warm start.
 
     Source: Vision-R1, arXiv 2503.18013.
     """
@@ -70,10 +53,11 @@ class GRPOModule(DetectionModule):
     def __init__(
         self,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen dataclasses are safe to share
-        advantage: Advantage = Advantage(),  # noqa: B008
+        advantage: AdvantageEstimator | None = None,
         loss: PolicyLoss | None = None,
         updates_per_rollout: int = 1,
         resample_zero_variance: int = 0,
+        warm_start: WarmStart | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -89,9 +73,17 @@ class GRPOModule(DetectionModule):
             raise UserError(f"updates_per_rollout={updates_per_rollout} must be at least 1")
         if resample_zero_variance < 0:
             raise UserError(f"resample_zero_variance={resample_zero_variance} must not be negative; 0 never resamples")
-        self.sampling, self.advantage, self.loss, self.seed = sampling, advantage, loss or GRPO(), run_seed(seed)
+        self.sampling, self.loss, self.seed = sampling, loss or GRPO(), run_seed(seed)
+        self.advantage, self.warm_start = advantage or GroupAdvantage(), warm_start
+        if warm_start is not None and self.loss.kl_coef > 0:
+            raise UserError(
+                f"warm_start with loss.kl_coef={self.loss.kl_coef}: the reference of the KL term would be the model"
+                " before the warm start; set loss.kl_coef to 0, or train twice, first vr1.SFTModule and then"
+                " vr1.GRPOModule with --model.policy.path on the model that it exported"
+            )
         self.updates_per_rollout, self.resample_zero_variance = updates_per_rollout, resample_zero_variance
         self.reference: Reference | None = None
+        self._rates: list[list[float]] = []
         self._is_trained = True
 
     def setup(self, stage: str) -> None:
@@ -109,8 +101,30 @@ class GRPOModule(DetectionModule):
         """The policy, and the reference where that is a copy."""
         return [*super().policies(), *(self.reference.policies() if self.reference else [])]
 
+    def configure_optimizers(self) -> Any:
+        """As of every module; notes the learning rates at which the rewards begin."""
+        configured = super().configure_optimizers()
+        optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+        self._rates = [[group["lr"] for group in optimizer.param_groups]]
+        return configured
+
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """As of every module; sets the optimizer up for the warm start, and for the rewards after it."""
+        super().on_train_batch_start(batch, batch_idx)
+        step = self.trainer.global_step
+        self.training_state.warm_start = self.warm_start is not None and self.warm_start.covers(step)
+        if self.warm_start is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.warm_start.prepare(self.trainer.optimizers, step, self._rates)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Advance the schedule, which begins after the warm start."""
+        if self.warm_start is None or self.trainer.global_step > self.warm_start.steps:
+            super().lr_scheduler_step(scheduler, metric)
+
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """One update: a rollout where this batch is new, then the loss of its completions.
+
+        In a warm start it is the loss of the true boxes instead.
 
         Args:
             batch: B prompts.
@@ -119,6 +133,8 @@ class GRPOModule(DetectionModule):
         Returns:
             The loss, a scalar with gradient.
         """
+        if self.warm_start is not None and self.training_state.warm_start:
+            return supervised_loss(self, batch, self.warm_start.target_order)
         started = time.perf_counter()
         update, position = divmod(batch_idx, self.trainer.accumulate_grad_batches)
         rollouts = self.training_state.rollout_batches
@@ -133,6 +149,7 @@ class GRPOModule(DetectionModule):
         if rollout.old_log_probs is None:
             # The first update is on policy.
             rollout.old_log_probs = log_probs.detach()
+            self._log_sampler_gap(rollout.old_log_probs, rollout)
         loss, metrics = self.loss(
             PolicyTerms(
                 log_probs=log_probs,
@@ -155,31 +172,52 @@ class GRPOModule(DetectionModule):
     def collect(self, batch: PromptBatch) -> RolloutBatch:
         """Sample, reward and compare completions: all that does not change while the policy is updated on them."""
         with self.gathered_weights():
-            rollout, rewards = self._sample_and_score(batch)
+            rollout, groups = self._sample_and_score(batch)
         mask = rollout.mask & rollout.finished[..., None] if self.loss.mask_truncated else rollout.mask
         started = time.perf_counter()
         reference = self._reference_log_probs(batch, rollout.tokens, mask)
         reference_seconds = time.perf_counter() - started
-        advantages = self.advantage(rewards.total)
-        self._log_rollout(rollout, rewards, reference_seconds)
+        advantages = self.advantage(groups)
+        self._log_rollout(rollout, groups, advantages, reference_seconds)
         self.training_state.scored_groups = ScoredGroups(
             records=batch.records,
             instructions=batch.instructions,
             input_sizes=batch.input_sizes,
             texts=rollout.texts,
-            rewards=rewards.total,
-            terms=rewards.terms,
-            advantages=advantages,
+            rewards=groups.total,
+            terms=groups.terms,
+            advantages=advantages.answers,
+            box_advantages=advantages.boxes,
         )
         return RolloutBatch(
             tokens=rollout.tokens,
             mask=mask,
-            advantages=advantages.to(rollout.tokens.device),
+            advantages=self._token_advantages(batch, rollout, groups, advantages).to(rollout.tokens.device),
+            sampler_log_probs=rollout.log_probs,
             reference_log_probs=reference,
             prefix=rollout.prefix if self.reuses_prefix() else None,
         )
 
-    def _sample_and_score(self, batch: PromptBatch) -> tuple[Rollout, GroupRewards]:
+    def _token_advantages(
+        self, batch: PromptBatch, rollout: Rollout, groups: RewardedGroups, advantages: Advantages
+    ) -> Tensor:
+        """``[B, G]``, or ``[B, G, C]`` where boxes have advantages of their own."""
+        if advantages.boxes is None:
+            return advantages.answers
+        tokenizer = self.processor.tokenizer
+        hidden = hidden_tokens(tokenizer, batch.markers)
+        tokens, lengths = rollout.tokens.flatten(0, 1).cpu(), rollout.mask.sum(-1).flatten().tolist()
+        ends = [token_ends(tokenizer, row[:n].tolist(), hidden) for row, n in zip(tokens, lengths, strict=True)]
+        spans = [match.detections.item_spans for match in groups.matches]
+        if any(len(own) != match.num_predicted for own, match in zip(spans, groups.matches, strict=True)):
+            family, advantage = type(self.family).__name__, type(self.advantage).__name__
+            raise UserError(
+                f"{advantage}: {family}.read does not say where its boxes are in an answer; let it return"
+                " Answer.item_spans, or set model.advantage to vr1.advantage.GroupAdvantage"
+            )
+        return advantages.of_tokens(spans, ends, rollout.tokens.shape[-1])
+
+    def _sample_and_score(self, batch: PromptBatch) -> tuple[Rollout, RewardedGroups]:
         """Completions and their rewards; zero-variance groups are resampled."""
         rollout = self.sample(batch)
         rewards = self.score(batch, rollout)
@@ -214,7 +252,7 @@ class GRPOModule(DetectionModule):
         self.policy.train()
         return rollout
 
-    def score(self, batch: PromptBatch, rollout: Rollout) -> GroupRewards:
+    def score(self, batch: PromptBatch, rollout: Rollout) -> RewardedGroups:
         """Parse, match and reward B * G completions."""
         shape = rollout.finished.shape
         texts = [text for group in rollout.texts for text in group]
@@ -223,9 +261,12 @@ class GRPOModule(DetectionModule):
             detections = parse_completions(batch, texts, self.family)
             matches = self.reward.match(detections, targets)
             output = self.reward.score(matches)
-        return GroupRewards(
+        return RewardedGroups(
             total=output.total.reshape(shape),
             terms={name: scores.reshape(shape) for name, scores in output.terms.items()},
+            weights=self.reward.weights,
+            matches=matches,
+            criterion=self.reward.criterion,
         )
 
     def _reference_log_probs(self, batch: PromptBatch, tokens: Tensor, mask: Tensor) -> Tensor | None:
@@ -239,7 +280,19 @@ class GRPOModule(DetectionModule):
         """Whether the forward of the prompts that a rollout makes serves its first update too."""
         return self.policy.can_reuse_prefix(sharded=shards_weights(self.trainer.strategy))
 
-    def _log_rollout(self, rollout: Rollout, rewards: GroupRewards, reference_seconds: float) -> None:
+    def _log_sampler_gap(self, log_probs: Tensor, rollout: RolloutBatch) -> None:
+        """Log how far the log-probs of the training pass are from the sampler's: mean and largest difference."""
+        gap = (log_probs - rollout.sampler_log_probs).abs().masked_fill(~rollout.mask, 0.0)
+        share = self.share_of(rollout.mask.sum())
+        self._log(
+            "grpo",
+            {"sampler_gap": mean_where(gap, rollout.mask) * share, "sampler_gap_max": gap.max()},
+            len(rollout.tokens),
+        )
+
+    def _log_rollout(
+        self, rollout: Rollout, rewards: RewardedGroups, advantages: Advantages, reference_seconds: float
+    ) -> None:
         """Log rewards, answer lengths and times of completions that are trained on."""
         size, tokens = len(rollout.texts), float(rollout.mask.sum())
         for name, metric in self.reward.update_means(rewards.total, rewards.terms).items():
@@ -251,6 +304,7 @@ class GRPOModule(DetectionModule):
                 "reward_std": rewards.total.std(dim=1).mean(),
                 "completion_tokens": tokens / rollout.finished.numel(),
                 "truncated": (~rollout.finished).float().mean(),
+                **advantages.metrics(),
             },
             size,
         )
@@ -294,6 +348,7 @@ def replace_groups(rollout: Rollout, resampled: Rollout, groups: Tensor) -> Roll
         tokens=torch.where(rows[:, None, None], pad(resampled.tokens), pad(rollout.tokens)),
         mask=torch.where(rows[:, None, None], pad(resampled.mask), pad(rollout.mask)),
         finished=torch.where(rows[:, None], resampled.finished, rollout.finished),
+        log_probs=torch.where(rows[:, None, None], pad(resampled.log_probs), pad(rollout.log_probs)),
         texts=[
             new if is_new else old
             for old, new, is_new in zip(rollout.texts, resampled.texts, groups.tolist(), strict=True)

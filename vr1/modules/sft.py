@@ -35,18 +35,32 @@ class SFTModule(DetectionModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Mean negative log-probability of the answers' tokens."""
-        tokens, mask = self.encoder.targets(batch, self.policy.eos_tokens[0], self.target_order)
-        log_probs, entropy = self.policy.log_probs(batch, tokens, mask)
-        share = self.share_of(mask.sum())
-        loss = -mean_where(log_probs, mask) * share
-        self.training_state.timer.tokens += int(mask.sum())
-        self.log_dict(
-            {
-                "sft/loss": loss.detach(),
-                "sft/entropy": mean_where(entropy, mask) * share,
-                "sft/tokens": mask.sum() / len(batch),
-            },
-            prog_bar=True,
-            sync_dist=self.trainer.world_size > 1,
-        )
-        return loss
+        return supervised_loss(self, batch, self.target_order)
+
+
+def supervised_loss(module: DetectionModule, batch: PromptBatch, order: Literal["annotated", "sorted"]) -> Tensor:
+    """Mean negative log-probability of the tokens of the true boxes, written as the family writes them; logs it.
+
+    Args:
+        module: the module that is trained.
+        batch: B prompts.
+        order: order of the boxes in an answer.
+
+    Returns:
+        A scalar with gradient.
+    """
+    tokens, mask = module.encoder.targets(batch, module.policy.eos_tokens[0], order)
+    log_probs, entropy = module.policy.log_probs(batch, tokens, mask)
+    share = module.share_of(mask.sum())
+    loss = -mean_where(log_probs, mask) * share
+    module.training_state.timer.tokens += int(mask.sum())
+    module.log_dict(
+        {
+            "sft/loss": loss.detach(),
+            "sft/entropy": mean_where(entropy, mask) * share,
+            "sft/tokens": mask.sum() / len(batch),
+        },
+        prog_bar=True,
+        sync_dist=module.trainer.world_size > 1,
+    )
+    return loss

@@ -28,12 +28,14 @@ class TrainingState:
         run: how the run was started.
         timer: seconds by part of the training step, and completion tokens trained on.
         scored_groups: the newest completions with their rewards; None before the first rollout and without rollouts.
+        warm_start: the present step is supervised, before the first rollout.
         rollout_batches: what the next updates are made from, by the batch's position in the optimizer step.
     """
 
     run: RunInfo = field(default_factory=RunInfo)
     timer: StepTimer = field(default_factory=StepTimer)
     scored_groups: ScoredGroups | None = None
+    warm_start: bool = False
     rollout_batches: dict[int, RolloutBatch] = field(default_factory=dict)
 
 

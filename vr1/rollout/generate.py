@@ -62,7 +62,7 @@ def generate(
         else:
             completions = decode_unshared(policy, prompts, sampling, uniform)
     # Tensors made in inference mode cannot take part in training; copies can.
-    tokens, lengths, finished = (part.clone() for part in completions)
+    tokens, lengths, finished, log_probs = (part.clone() for part in completions)
     decoded = time.perf_counter()
     steps = tokens.shape[1]
     mask = torch.arange(steps, device=tokens.device)[None] < lengths[:, None]
@@ -70,6 +70,7 @@ def generate(
         tokens=tokens.reshape(batch, group, steps),
         mask=mask.reshape(batch, group, steps),
         finished=finished.reshape(batch, group),
+        log_probs=log_probs.masked_fill(~mask, 0.0).reshape(batch, group, steps),
         texts=_decode(tokenizer, tokens, mask, prompts),
         prefix=prefix,
         seconds={"prefill": prefilled - started, "decode": decoded - prefilled},

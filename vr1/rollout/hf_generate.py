@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from vr1.policy.logprobs import repeat_vision
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
-from vr1.rollout.sampling import Sampling, sample_token
+from vr1.rollout.sampling import Decoded, Sampling, sample_token
 
 
 class _SampledTokenOnly(LogitsProcessor):
@@ -21,18 +21,19 @@ class _SampledTokenOnly(LogitsProcessor):
     def __init__(self, sampling: Sampling, uniform: Tensor, forbidden: list[int], prompt_tokens: int) -> None:
         self.sampling, self.uniform, self.forbidden = sampling, uniform, forbidden
         self.prompt_tokens = prompt_tokens
+        self.log_probs: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
         """Scores ``[R, V]`` with all but the sampled token at minus infinity."""
         scores = scores.float()
         scores[:, self.forbidden] = -torch.inf
-        sampled = sample_token(scores, self.sampling, self.uniform[:, input_ids.shape[1] - self.prompt_tokens])
+        step = input_ids.shape[1] - self.prompt_tokens
+        sampled, log_probs = sample_token(scores, self.sampling, self.uniform[:, step])
+        self.log_probs.append(log_probs)
         return torch.full_like(scores, -torch.inf).scatter(1, sampled[:, None], 0.0)
 
 
-def decode_unshared(
-    policy: Policy, prompts: PromptBatch, sampling: Sampling, uniform: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def decode_unshared(policy: Policy, prompts: PromptBatch, sampling: Sampling, uniform: Tensor) -> Decoded:
     """Sample G completions of each of B prompts.
 
     Args:
@@ -42,24 +43,25 @@ def decode_unshared(
         uniform: ``[B * G, max_new_tokens]`` uniform random numbers in [0, 1).
 
     Returns:
-        Tokens, lengths and finished, as `vr1.rollout.shared.decode_shared` returns them.
+        B * G rows of completions.
     """
     group, width = sampling.group_size, prompts.tokens.shape[1]
     types = {prompts.types_name: prompts.token_types.repeat_interleave(group, dim=0)} if prompts.types_name else {}
+    sampler = _SampledTokenOnly(sampling, uniform, policy.forbidden_tokens, width)
     answers = policy.network.generate(
         input_ids=prompts.tokens.repeat_interleave(group, dim=0),
         attention_mask=prompts.mask.long().repeat_interleave(group, dim=0),
         **types,
         **repeat_vision(prompts, list(range(len(prompts))), group),
         generation_config=_generation_config(policy, sampling),
-        logits_processor=[_SampledTokenOnly(sampling, uniform, policy.forbidden_tokens, width)],
+        logits_processor=[sampler],
     )
     tokens = answers[:, width:]
     ends = torch.isin(tokens, torch.tensor(policy.eos_tokens, device=tokens.device))
     finished = ends.any(1)
     # A completion ends with its first end token; what follows is padding.
     lengths = torch.where(finished, ends.long().argmax(1) + 1, tokens.shape[1])
-    return tokens, lengths, finished
+    return Decoded(tokens, lengths, finished, torch.stack(sampler.log_probs, dim=1))
 
 
 def _generation_config(policy: Policy, sampling: Sampling) -> Any:

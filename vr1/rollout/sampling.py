@@ -5,6 +5,7 @@ Shape letters: R rows, V vocabulary.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +44,23 @@ class Sampling:
             raise UserError(f"sampling: max_new_tokens={self.max_new_tokens} must be at least 1")
 
 
-def sample_token(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+class Decoded(NamedTuple):
+    """The completions of B prompts, G of each, as a decoder returns them (R = B * G rows, C tokens).
+
+    Attributes:
+        tokens: ``[R, C]`` int64.
+        lengths: ``[R]`` int64 tokens of each row, the end token included.
+        finished: ``[R]`` bool, whether a row reached its end token.
+        log_probs: ``[R, C]`` float32 of the sampled tokens, as `sample_token` returns them.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    finished: Tensor
+    log_probs: Tensor
+
+
+def sample_token(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Sample one token per row by inverting the cumulative distribution.
 
     The token is the first whose cumulative probability is above the uniform number.
@@ -54,25 +71,34 @@ def sample_token(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         uniform: ``[R]`` uniform random numbers in [0, 1).
 
     Returns:
-        ``[R]`` int64 tokens.
+        Tokens ``[R]`` int64 and their log-probabilities ``[R]`` float32 at this temperature (at 1 for greedy decoding),
+        over the full vocabulary: top-p does not change them.
 
     Example:
         >>> logits = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, 0.0, 5.0]])
-        >>> sample_token(logits, Sampling(), torch.tensor([0.7, 0.0])).tolist()
-        [1, 0]
-        >>> sample_token(logits, Sampling(temperature=0), torch.tensor([0.7, 0.0])).tolist()
+        >>> tokens, log_probs = sample_token(logits, Sampling(), torch.tensor([0.7, 0.0]))
+        >>> tokens.tolist(), log_probs.exp()
+        ([1, 0], tensor([0.5000, 0.0066]))
+        >>> sample_token(logits, Sampling(temperature=0), torch.tensor([0.7, 0.0]))[0].tolist()
         [0, 2]
     """
     if sampling.temperature == 0:
-        return logits.argmax(-1)
+        largest, token = logits.max(-1)
+        return token, largest - logits.logsumexp(-1)
     scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
     probabilities = torch.softmax(scaled, dim=-1)
-    if sampling.top_p == 1:
+    token = _choose(probabilities, sampling.top_p, uniform)
+    return token, probabilities.gather(-1, token[:, None])[:, 0].log()
+
+
+def _choose(probabilities: Tensor, top_p: float, uniform: Tensor) -> Tensor:
+    """Tokens ``[R]`` of rows of probabilities ``[R, V]``, sampled from the smallest set that sums to ``top_p``."""
+    if top_p == 1:
         return _invert(probabilities, uniform.double())
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     # The last token that is kept: with it the sum reaches top_p. A little less, so that a sum that equals it is enough.
-    last = _invert(ordered, torch.full_like(uniform, sampling.top_p - 1e-9, dtype=torch.float64))
-    cut = torch.arange(logits.shape[-1], device=logits.device) > last[:, None]
+    last = _invert(ordered, torch.full_like(uniform, top_p - 1e-9, dtype=torch.float64))
+    cut = torch.arange(probabilities.shape[-1], device=probabilities.device) > last[:, None]
     return order.gather(-1, _invert(ordered.masked_fill(cut, 0.0), uniform.double())[:, None])[:, 0]
 
 

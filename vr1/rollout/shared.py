@@ -9,7 +9,7 @@ from torch import Tensor
 from vr1.policy.policy import Policy
 from vr1.rollout.cache import GroupCache
 from vr1.rollout.decoder import make_decoder
-from vr1.rollout.sampling import Sampling, sample_token
+from vr1.rollout.sampling import Decoded, Sampling, sample_token
 from vr1.types import Prefix
 
 # Finished rows leave the cache when at most this share of its rows is running: this copies the keys and values of the
@@ -21,7 +21,7 @@ _CHECK_EVERY = 16
 
 def decode_shared(
     policy: Policy, prefix: Prefix, sampling: Sampling, uniform: Tensor, check_every: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Decoded:
     """Sample G completions of each of B prompts.
 
     Args:
@@ -33,7 +33,7 @@ def decode_shared(
             after every token on a CPU and after every 16 on a GPU, which works behind the host: each look waits for it.
 
     Returns:
-        Tokens ``[B * G, C]`` int64, their lengths ``[B * G]`` int64, and whether they are finished ``[B * G]`` bool.
+        B * G rows of completions.
     """
     group, limit = sampling.group_size, sampling.max_new_tokens
     device, total = prefix.state.device, len(prefix.state) * group
@@ -41,6 +41,7 @@ def decode_shared(
     ends = torch.tensor(policy.eos_tokens, device=device)
     check_every = check_every or (1 if device.type == "cpu" else _CHECK_EVERY)
     tokens = torch.full((total, limit), policy.eos_tokens[0], device=device)
+    log_probs = torch.zeros(total, limit, device=device)
     lengths = torch.full((total,), limit, device=device)
     finished = torch.zeros(total, dtype=torch.bool, device=device)
     # For each row of the cache: its row in the result, the position of its first token, and whether it still runs.
@@ -52,8 +53,9 @@ def decode_shared(
     logits = policy.logits(prefix.state.detach()).repeat_interleave(group, dim=0)
     for step in range(limit):
         logits.index_fill_(1, forbidden, -torch.inf)
-        sampled = sample_token(logits, sampling, uniform[:, step])
+        sampled, chosen = sample_token(logits, sampling, uniform[:, step])
         tokens[:, step].index_copy_(0, index, torch.where(running, sampled, ends[0]))
+        log_probs[:, step].index_copy_(0, index, chosen.masked_fill(~running, 0.0))
         ended = (sampled[:, None] == ends).any(1) & running
         lengths.index_copy_(0, index, torch.where(ended, step + 1, lengths[index]))
         running = running & ~ended
@@ -71,4 +73,5 @@ def decode_shared(
                 decoder = make_decoder(policy, cache, len(remaining))
         if step + 1 < limit:
             logits = decoder(sampled, position + step)
-    return tokens[:, : int(lengths.max())], lengths, finished
+    longest = int(lengths.max())
+    return Decoded(tokens[:, :longest], lengths, finished, log_probs[:, :longest])

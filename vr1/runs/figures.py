@@ -40,7 +40,10 @@ class Panel:
 
 PANELS = (
     Panel("Reward (training)", ("reward/total", "reward/")),
-    Panel("Detection (validation)", ("val/map", "val/map_50", "val/map_75", "val/ar_100"), bounded=True),
+    Panel(
+        "Detection (validation)", ("val/map", "val/map_ranked", "val/map_50", "val/map_75", "val/ar_100"), bounded=True
+    ),
+    Panel("Detection, ranked (validation)", ("val/map_50_ranked", "val/map_75_ranked"), bounded=True, overview=False),
     Panel("Reward (validation)", ("val/reward", "val/reward_"), overview=False),
     Panel("Valid answers (validation)", ("val/valid_rate", "val/well_formed_rate"), bounded=True),
     Panel("KL to the reference", ("grpo/kl",)),
@@ -48,6 +51,8 @@ PANELS = (
     Panel("Thresholds", ("rule/xi0", "rule/xi1", "rule/xi2"), overview=False),
     Panel("Completion length in tokens", ("grpo/completion_tokens",)),
     Panel("Zero-variance groups", ("grpo/zero_variance_groups",), bounded=True),
+    Panel("Boxes with an advantage", ("grpo/boxes_with_advantage",), bounded=True, overview=False),
+    Panel("Sampler against training pass", ("grpo/sampler_gap", "grpo/sampler_gap_max"), overview=False),
     Panel("Tokens per second", ("perf/tokens_per_second",)),
 )
 

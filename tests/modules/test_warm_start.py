@@ -1,0 +1,137 @@
+"""A warm start is an SFT run, and what follows it a GRPO run whose optimizer and schedule start anew."""
+
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from callbacks import RuleRefinement
+from callbacks.schedule import Plateau, Stage
+from tests.save_at import SaveAt
+from tests.trainers import trainer
+from vr1.data import SceneDataModule, SceneStyle
+from vr1.losses import GRPO
+from vr1.modules.grpo import GRPOModule
+from vr1.modules.sft import SFTModule
+from vr1.modules.warm_start import WarmStart
+from vr1.rewards import Criterion, Reward, RewardTerm
+from vr1.rollout import Sampling
+
+STEPS = 3
+
+
+class Alternating(RewardTerm):
+    """A reward that differs between the completions of an untrained model."""
+
+    def score(self, match, criterion):
+        return len(match.detections.completion) % 7 / 7
+
+
+class Diary(Callback):
+    """Learning rate, and whether a reward and a supervised loss were logged, of every step."""
+
+    def __init__(self):
+        self.rates, self.supervised, self.rewarded, self.sampled = [], [], [], []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self.supervised.append(module.training_state.warm_start)
+        self.sampled.append(module.training_state.scored_groups is not None)
+        self.rewarded.append("reward/total" in trainer.callback_metrics)
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+def grpo(source, **settings):
+    return GRPOModule(
+        policy=source,
+        reward=Reward(terms={"length": Alternating()}),
+        sampling=Sampling(group_size=3, max_new_tokens=6),
+        optimizer=partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.0),
+        seed=1,
+        **({"warm_start": WarmStart(steps=STEPS, lr=1e-2), "loss": GRPO(kl_coef=0.0)} | settings),
+    )
+
+
+def fit(module, folder, steps, callbacks=(), ckpt_path=None, **settings):
+    data = SceneDataModule(
+        SceneStyle(num_objects=(2, 4)), train_scenes=8, val_scenes=2, batch_size=2, num_workers=0, shuffle=False
+    )
+    running = trainer(folder, callbacks, max_steps=steps, max_epochs=-1, **settings)
+    running.fit(module, data, ckpt_path=ckpt_path, weights_only=False if ckpt_path else None)
+    return running
+
+
+def weights(module):
+    return {name: parameter.detach().clone() for name, parameter in module.policy.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_its_steps_are_those_of_supervised_training(source, tmp_path, accumulate):
+    warm = grpo(source)
+    diary = Diary()
+    fit(warm, tmp_path, STEPS, [diary], accumulate_grad_batches=accumulate)
+    supervised = SFTModule(
+        policy=source, target_order="sorted", optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.0)
+    )
+    fit(supervised, tmp_path, STEPS, accumulate_grad_batches=accumulate)
+    expected = weights(supervised)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(warm).items())
+    assert diary.rates == [1e-2] * STEPS
+    assert diary.sampled == [False] * STEPS
+
+
+def test_then_rewards_take_over_with_their_own_rate_and_schedule(source, tmp_path):
+    module = grpo(source, lr_scheduler=partial(torch.optim.lr_scheduler.LinearLR, start_factor=0.5, total_iters=2))
+    diary = Diary()
+    running = fit(module, tmp_path, STEPS + 4, [diary], accumulate_grad_batches=2)
+    assert diary.rates == pytest.approx([1e-2] * STEPS + [1e-3, 1.5e-3, 2e-3, 2e-3])
+    assert diary.supervised == [True] * STEPS + [False] * 4
+    assert diary.rewarded == [False] * STEPS + [True] * 4
+    # The history of the supervised gradients is gone.
+    [optimizer] = running.optimizers
+    assert {float(state["step"]) for state in optimizer.state.values()} == {4.0}
+
+
+@pytest.mark.parametrize("saved", [STEPS - 1, STEPS, STEPS + 1])
+def test_a_run_resumed_before_at_or_after_the_change_is_exact(source, tmp_path, saved):
+    schedule = {"lr_scheduler": partial(torch.optim.lr_scheduler.LinearLR, start_factor=0.5, total_iters=4)}
+    uninterrupted = grpo(source, **schedule)
+    fit(uninterrupted, tmp_path, STEPS + 3)
+    file = tmp_path / "stop.ckpt"
+    fit(grpo(source, **schedule), tmp_path, STEPS + 3, [SaveAt(saved, file)], enable_checkpointing=True)
+    resumed = grpo(source, **schedule)
+    fit(resumed, tmp_path, STEPS + 3, ckpt_path=file)
+    expected = weights(uninterrupted)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
+
+
+def test_a_plateau_of_the_rewards_waits_for_the_rewards(source, tmp_path):
+    stages = [
+        Stage(name="first", criterion=Criterion(0.5, 0.0, 1.0)),
+        Stage(
+            name="second",
+            criterion=Criterion(),
+            on_plateau=Plateau(monitor="reward/total", patience=2, window=1, min_delta=10.0),
+        ),
+    ]
+    refinement = RuleRefinement(stages)
+    fit(grpo(source), tmp_path, STEPS + 4, [refinement])
+    # Seen first after one step with rewards; two more without a gain of 10.
+    assert refinement.first_steps == [0, STEPS + 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"steps": 0, "lr": 1e-3}, "steps=0"), ({"steps": 5, "lr": 0.0}, "lr=0.0")]
+)
+def test_settings_out_of_range_are_errors(settings, named):
+    with pytest.raises(ValueError, match=named):
+        WarmStart(**settings)
+
+
+def test_a_reference_of_before_is_refused(source):
+    with pytest.raises(ValueError, match=r"kl_coef=0\.2: the reference of the KL term would be the model before"):
+        grpo(source, loss=GRPO(kl_coef=0.2))
