@@ -51,6 +51,7 @@ OLD_MODULES = {
 }
 # Classes, by the last part of their path.
 _CLASSES = {
+    "Advantage": "GroupAdvantage",
     "Detector": "DetectionModule",
     "Described": "CustomFamily",
     "Finding": "Prediction",
