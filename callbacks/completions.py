@@ -1,6 +1,6 @@
 """Completions in Weights & Biases: tables of sampled answers with their boxes, rewards and advantages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
@@ -27,18 +27,18 @@ class HasGroups(HasTrainingState, Protocol):
 
 
 def wandb_boxes(
-    record: DetectionRecord, detections: Detections, advantages: NDArray[np.float64] | None = None
+    record: DetectionRecord, detections: Detections, advantages: Mapping[str, NDArray[np.float64]] | None = None
 ) -> dict[str, Any]:
     """True and predicted boxes as an overlay of Weights & Biases.
 
     Args:
         record: the image and its true boxes, in pixels of the image.
         detections: the predicted boxes, in pixels of the image.
-        advantages: ``[N]``, the advantage of each box; None if boxes have none of their own.
+        advantages: by name ``[N]`` advantages of the boxes; None if boxes have none of their own.
 
     Returns:
         The ``boxes`` of ``wandb.Image``: the groups ``ground_truth`` and ``predictions``, of which the latter have
-        ``scores`` to filter by: ``score`` and ``advantage``. A group without a box is left out, since wandb does not
+        ``scores`` to filter by: ``score`` and the advantages. A group without a box is left out, since wandb does not
         accept it.
 
     Example:
@@ -53,7 +53,7 @@ def wandb_boxes(
         "ground_truth": _boxes(record.boxes_xyxy, record.labels, names),
         "predictions": _boxes(detections.boxes_xyxy, detections.labels, names),
     }
-    scores = {"score": detections.scores} | ({} if advantages is None else {"advantage": advantages})
+    scores = {"score": detections.scores, **(advantages or {})}
     for row, box in enumerate(groups["predictions"]):
         box["scores"] = {name: float(values[row]) for name, values in scores.items()}
     shown = {group: boxes for group, boxes in groups.items() if boxes}
@@ -169,13 +169,14 @@ def _loggers(trainer: "pl.Trainer") -> list[WandbLogger]:
 def _group(scored: ScoredGroups, index: int, family: Family) -> list[list[Any]]:
     """The rows of one prompt's answers."""
     record, size = scored.records[index], scored.input_sizes[index]
-    first, boxes = index * len(scored.texts[index]), scored.box_advantages
+    first = index * len(scored.texts[index])
+    advantages = {"box advantage": scored.box_advantages, "label advantage": scored.item_advantages}
     return [
         [
             _image(
                 record,
                 read_detections(text, family, record.image_size, size),
-                None if boxes is None else boxes[first + answer],
+                {name: values[first + answer] for name, values in advantages.items() if values is not None},
             ),
             scored.instructions[index],
             text,
@@ -200,7 +201,9 @@ def _validated(prediction: Prediction, terms: Sequence[str]) -> list[Any]:
     ]
 
 
-def _image(record: DetectionRecord, detections: Detections, advantages: NDArray[np.float64] | None = None) -> Any:
+def _image(
+    record: DetectionRecord, detections: Detections, advantages: Mapping[str, NDArray[np.float64]] | None = None
+) -> Any:
     # Not at the top: the import takes a second, and most runs have no such logger.
     import wandb
 

@@ -1,6 +1,7 @@
 """Advantages of completions against Eq. 1 in numpy, and those of boxes against a restatement object by object."""
 
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,10 +147,13 @@ def test_a_list_that_ends_too_early_is_compared_with_those_that_went_on():
     assert (BoxAdvantage()(given).ends == 0).all()
 
 
-def test_a_wrong_label_has_no_value():
-    given = groups(answer((LEFT, 1.0)), answer((LEFT, 1.0), label="dog"), targets=(LEFT,))
-    first, second = BoxAdvantage()(given).boxes
-    assert first[0] == -second[0] == 1.0
+def test_a_wrong_label_makes_the_label_less_likely_and_not_the_box():
+    given = groups(answer((LEFT, 1.0)), answer((LEFT, 0.9), label="dog"), answer((LEFT, 0.5)), targets=(LEFT,))
+    found = BoxAdvantage(box_weight=3.0)(given)
+    for own, values in ((found.boxes, [1.0, 0.9, 0.5]), (found.items, [1.0, 0.0, 0.5])):
+        expected, _ = in_python([[(0, value)] for value in values])
+        np.testing.assert_allclose(np.concatenate(own), 3.0 * np.concatenate(expected), rtol=1e-12)
+    assert found.boxes[1][0] > 0 > found.items[1][0]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,7 @@ def test_a_wrong_label_has_no_value():
 )
 def test_without_a_difference_between_boxes_none_has_an_advantage(given):
     found = BoxAdvantage(end_weight=1.0)(given)
-    assert all((own == 0).all() for own in found.boxes)
+    assert all((own == 0).all() for own in (*found.boxes, *found.items))
     assert (found.ends == 0).all()
     torch.testing.assert_close(found.answers, 0.5 * GroupAdvantage()(given).answers)
 
@@ -188,19 +192,24 @@ def test_each_term_by_itself():
 
 
 def test_tokens_belong_to_the_item_in_which_they_end():
-    """Items 0..4 and 6..9 of a text of 12: "[aaaa,bbb]..", with a token that ends beyond the first item."""
+    """Items are 1..5 and 6..10 of a text of 13, and their boxes 2..4 and 7..9: "[(12),(34)]..."."""
+
+    def spans(items, boxes):
+        return replace(answer(*[(LEFT, 1.0)] * len(items)), item_spans=items, box_spans=boxes)
+
     advantages = Advantages(
         answers=torch.tensor([[1.0, 2.0]]),
-        boxes=[np.array([10.0, 20.0]), np.zeros(0)],
+        items=[np.array([10.0, 20.0]), np.zeros(0)],
+        boxes=[np.array([11.0, 21.0]), np.zeros(0)],
         ends=torch.tensor([[100.0, 200.0]]),
     )
-    spans = [[(1, 5), (6, 9)], []]
-    token_ends = [[1, 3, 5, 6, 8, 9, 10, 12, 12], [2, 2]]
-    found = advantages.of_tokens(spans, token_ends, 10)
-    assert found.shape == (1, 2, 10)
-    # The comma (which ends at 6) is the decision to go on: it belongs to the second item.
-    assert found[0, 0].tolist() == [11.0] * 3 + [21.0] * 3 + [101.0] * 3 + [1.0]
-    assert found[0, 1].tolist() == [202.0] * 2 + [2.0] * 8
+    detections = [spans(((1, 5), (6, 10)), ((2, 4), (7, 9))), spans((), ())]
+    # The third token ends in the first box; the fifth is the comma, with which the second item begins.
+    token_ends = [[1, 2, 3, 5, 6, 8, 9, 10, 11, 13, 13], [2, 2]]
+    found = advantages.of_tokens(detections, token_ends, 12)
+    assert found.shape == (1, 2, 12)
+    assert found[0, 0].tolist() == [11.0, 11.0, 12.0, 12.0, 21.0, 22.0, 22.0, 21.0, 101.0, 101.0, 101.0, 1.0]
+    assert found[0, 1].tolist() == [202.0] * 2 + [2.0] * 10
 
 
 def test_replaced_groups_are_whole():

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vr1.detections import tokens_of
 from vr1.errors import UserError
 from vr1.rewards import Criterion
-from vr1.types import Match
+from vr1.types import Detections, Match
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -61,14 +62,19 @@ class Advantages:
 
     Attributes:
         answers: ``[B, G]`` float32 of each completion, for all of its tokens.
-        boxes: for each of B * G completions ``[N]`` float64 of its boxes, which is added for the tokens of each box;
-            None where boxes have no advantage of their own.
-        ends: ``[B, G]`` float32, added for the tokens after the last box; None adds nothing.
+        items: for each of B * G completions ``[N]`` float64 of its items, added for the tokens of each item but those
+            of its box; None where items have no advantage of their own.
+        boxes: the same, added for the tokens of each box: from the first of its four numbers to the last.
+        ends: ``[B, G]`` float32, added for the tokens after the last item.
     """
 
     answers: Tensor
+    items: Sequence[NDArray[np.float64]] | None = None
     boxes: Sequence[NDArray[np.float64]] | None = None
     ends: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.items is None) == (self.boxes is None) == (self.ends is None)
 
     def metrics(self) -> dict[str, float]:
         """Figures to log: ``boxes_with_advantage``, the share of boxes with an advantage of their own that is not 0."""
@@ -77,16 +83,14 @@ class Advantages:
         values = np.concatenate(self.boxes)
         return {"boxes_with_advantage": float((values != 0).mean()) if len(values) else 0.0}
 
-    def of_tokens(
-        self, spans: Sequence[Sequence[tuple[int, int]]], token_ends: Sequence[Sequence[int]], length: int
-    ) -> Tensor:
+    def of_tokens(self, detections: Sequence[Detections], token_ends: Sequence[Sequence[int]], length: int) -> Tensor:
         """The advantage of each token.
 
         A token belongs to the item in which its text ends, and so does the text between the item before and it: the
         decision to write another item belongs to that item.
 
         Args:
-            spans: for each of B * G completions the start and end in the text of the item of each box, in order.
+            detections: of B * G completions, with their ``item_spans`` and ``box_spans``.
             token_ends: for each completion the position in the text at which each of its tokens ends, ascending.
             length: C.
 
@@ -94,17 +98,21 @@ class Advantages:
             ``[B, G, C]`` float32.
         """
         values = self.answers[..., None].repeat(1, 1, length)
-        if self.boxes is None:
+        if self.items is None or self.boxes is None or self.ends is None:
             return values
         rows = values.view(-1, length)
-        for row, (advantages, items, ends) in enumerate(zip(self.boxes, spans, token_ends, strict=True)):
+        last_parts = self.ends.flatten().tolist()
+        for row, (found, ends) in enumerate(zip(detections, token_ends, strict=True)):
+            added = np.full(length, last_parts[row])
+            added[len(ends) :] = 0.0
             first = 0
-            for advantage, (_, end) in zip(advantages.tolist(), items, strict=True):
-                last = bisect_right(ends, end)
-                rows[row, first:last] += advantage
-                first = last
-            if self.ends is not None:
-                rows[row, first : len(ends)] += self.ends.view(-1)[row]
+            parts = zip(found.item_spans, found.box_spans, self.items[row], self.boxes[row], strict=True)
+            for item_span, box_span, item, box in parts:
+                after = bisect_right(ends, item_span[1])
+                added[first:after] = item
+                added[tokens_of(box_span, ends)] = box
+                first = after
+            rows[row] += torch.from_numpy(added)
         return values
 
 
@@ -159,7 +167,7 @@ class GroupAdvantage(AdvantageEstimator):
         self.scale, self.normalise, self.epsilon = scale, normalise, epsilon
 
     def __call__(self, groups: RewardedGroups) -> Advantages:
-        """Advantages of the completions; boxes have none of their own."""
+        """Advantages of the completions; items and boxes have none of their own."""
         if self.normalise == "total":
             return Advantages(answers=self.of(groups.total))
         total = torch.zeros_like(groups.total)
@@ -190,8 +198,11 @@ class BoxAdvantage(AdvantageEstimator):
     - the end of the list gets minus the mean values of the objects that the answer misses, less the same of the group:
       an answer that stops too early is compared with those that went on.
 
+    The tokens of the four numbers are judged by the overlap alone, the other tokens of the item (its label, and the
+    decision to write it) by the overlap after the label rule: a wrong label does not make a good box less likely.
+
     All are divided by the root mean square of the group's boxes. A token's advantage is ``answer_weight`` times the
-    answer's, of `GroupAdvantage`, plus ``box_weight`` times that of its box.
+    answer's, of `GroupAdvantage`, plus ``box_weight`` times that of its box or item.
 
     Args:
         box_weight: weight of the box's own advantage.
@@ -226,42 +237,49 @@ class BoxAdvantage(AdvantageEstimator):
         self.answer_advantage = GroupAdvantage(scale=scale, normalise=normalise, epsilon=epsilon)
 
     def __call__(self, groups: RewardedGroups) -> Advantages:
-        """Advantages of the completions, of their boxes and of the ends of their lists."""
+        """Advantages of the completions, of their items and boxes, and of the ends of their lists."""
+        items: list[NDArray[np.float64]] = []
         boxes: list[NDArray[np.float64]] = []
         ends = []
         for matches in groups.groups():
-            own, end = _compare_boxes(matches, groups.criterion)
+            own, missed = _compare([match.overlap for match in matches], matches, groups.criterion)
+            items += [self.box_weight * values for values in own]
+            ends.append(self.end_weight * missed)
+            own, _ = _compare([match.box_overlap for match in matches], matches, groups.criterion)
             boxes += [self.box_weight * values for values in own]
-            ends.append(self.end_weight * end)
-        answers = self.answer_weight * self.answer_advantage(groups).answers
-        return Advantages(answers=answers, boxes=boxes, ends=torch.from_numpy(np.stack(ends)).float())
+        return Advantages(
+            answers=self.answer_weight * self.answer_advantage(groups).answers,
+            items=items,
+            boxes=boxes,
+            ends=torch.from_numpy(np.stack(ends)).float(),
+        )
 
 
-def _compare_boxes(
-    matches: Sequence[Match], criterion: Criterion
+def _compare(
+    overlaps: Sequence[NDArray[np.float64]], matches: Sequence[Match], criterion: Criterion
 ) -> tuple[list[NDArray[np.float64]], NDArray[np.float64]]:
     """Advantages ``[N]`` of the boxes of each of G answers to one prompt, and ``[G]`` of the ends of their lists."""
     values = np.zeros((len(matches), matches[0].num_targets))
     boxes = []
-    for row, match in enumerate(matches):
-        values[row, match.target] = [criterion.f(overlap) for overlap in match.overlap.tolist()]
+    for row, (match, own) in enumerate(zip(matches, overlaps, strict=True)):
+        values[row, match.target] = [criterion.f(overlap) for overlap in own.tolist()]
         boxes.append(np.zeros(match.num_predicted))
         boxes[-1][match.predicted] = values[row, match.target]
     baseline, every_box = values.mean(axis=0), np.concatenate(boxes)
     mean = every_box.mean() if len(every_box) else 0.0
     advantages = []
-    given_up = np.zeros(len(matches))
-    for row, (match, own) in enumerate(zip(matches, boxes, strict=True)):
-        advantage = np.full(len(own), -mean)
-        advantage[match.predicted] = own[match.predicted] - baseline[match.target]
+    missed_values = np.zeros(len(matches))
+    for row, (match, value) in enumerate(zip(matches, boxes, strict=True)):
+        advantage = np.full(len(value), -mean)
+        advantage[match.predicted] = value[match.predicted] - baseline[match.target]
         advantages.append(advantage)
         missed = np.ones(match.num_targets, bool)
         missed[match.target] = False
-        given_up[row] = -baseline[missed].sum()
+        missed_values[row] = baseline[missed].sum()
     scale = np.sqrt(np.square(np.concatenate(advantages)).mean()) if len(every_box) else 0.0
     if scale < 1e-9:
-        return [np.zeros(len(own)) for own in boxes], np.zeros(len(matches))
-    return [advantage / scale for advantage in advantages], (given_up - given_up.mean()) / scale
+        return [np.zeros(len(value)) for value in boxes], np.zeros(len(matches))
+    return [advantage / scale for advantage in advantages], (missed_values.mean() - missed_values) / scale
 
 
 def zero_variance_groups(rewards: Tensor) -> Tensor:

@@ -117,11 +117,23 @@ def box_scores(
         if span is None:
             scores.append(full_score)
             continue
-        # From the first token that ends after the start of the span to the first that reaches its end.
-        first, last = bisect_left(ends, span[0] + 1), bisect_left(ends, span[1])
-        own = log_probs[first : last + 1]
+        own = log_probs[tokens_of(span, ends)]
         scores.append(float(np.exp(own.mean())) if len(own) else full_score)
     return np.asarray(scores, np.float64)
+
+
+def tokens_of(span: Span, ends: Sequence[int]) -> slice:
+    """The tokens of a range of the text: from the first that ends after its start to the first that reaches its end.
+
+    Args:
+        span: the range.
+        ends: positions in the text at which its tokens end, ascending; see `token_ends`.
+
+    Example:
+        >>> tokens_of((2, 5), [1, 3, 4, 6, 8])
+        slice(1, 4, None)
+    """
+    return slice(bisect_left(ends, span[0] + 1), bisect_left(ends, span[1]) + 1)
 
 
 def token_ends(tokenizer: Any, tokens: Sequence[int], left_out: Collection[int]) -> list[int]:

@@ -84,7 +84,7 @@ class BoxMatcher:
         """
         num_predicted, num_targets = len(detections), len(targets)
         predicted = target = np.zeros(0, dtype=np.int64)
-        overlap = np.zeros(0)
+        overlap = box_overlap = np.zeros(0)
         if num_predicted and num_targets:
             boxes, others = detections.boxes_xyxy, targets.boxes_xyxy
             iou = pairwise_iou(boxes, others) if self.iou or self.overlap == "iou" else None
@@ -93,13 +93,14 @@ class BoxMatcher:
             predicted, target = self._assign(boxes, others, iou, giou, agree)
             overlaps = iou if self.overlap == "iou" else giou
             assert overlaps is not None
-            overlap = overlaps[predicted, target]
+            overlap = box_overlap = overlaps[predicted, target]
             if self.label_rule == "zero":
                 overlap = overlap * agree[predicted, target]
         return Match(
             predicted=predicted,
             target=target,
             overlap=overlap,
+            box_overlap=box_overlap,
             num_predicted=num_predicted,
             num_targets=num_targets,
             detections=detections,

@@ -154,6 +154,7 @@ class Match:
         predicted: ``[K]`` int64 rows of the detections.
         target: ``[K]`` int64 rows of the ground truth.
         overlap: ``[K]`` float64 overlap (IoU or GIoU) of each pair for the rewards, after the label rule.
+        box_overlap: ``[K]`` float64, the same before the label rule: that of the boxes alone.
         num_predicted: N.
         num_targets: M.
         detections: the matched detections, for terms that need more than the overlap.
@@ -163,6 +164,7 @@ class Match:
     predicted: NDArray[np.int64]
     target: NDArray[np.int64]
     overlap: NDArray[np.float64]
+    box_overlap: NDArray[np.float64]
     num_predicted: int
     num_targets: int
     detections: Detections
@@ -305,8 +307,9 @@ class ScoredGroups:
         rewards: ``[B, G]`` float32, the weighted sum of the terms.
         terms: ``[B, G]`` float32 by term, before weighting.
         advantages: ``[B, G]`` float32 of the completions.
-        box_advantages: for each of B * G completions ``[N]`` float64 of its boxes, which their tokens have besides;
-            None where boxes have none of their own.
+        item_advantages: for each of B * G completions ``[N]`` float64, which the tokens of its items have besides; None
+            where items have none of their own.
+        box_advantages: the same for the tokens of the boxes' numbers.
     """
 
     records: list[DetectionRecord]
@@ -316,6 +319,7 @@ class ScoredGroups:
     rewards: Tensor
     terms: dict[str, Tensor]
     advantages: Tensor
+    item_advantages: Sequence[NDArray[np.float64]] | None = None
     box_advantages: Sequence[NDArray[np.float64]] | None = None
 
     def __len__(self) -> int:

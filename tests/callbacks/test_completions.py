@@ -35,6 +35,7 @@ class WithGroups(TinyDetector):
             rewards=torch.arange(6.0).reshape(2, 3),
             terms={"recall": torch.ones(2, 3)},
             advantages=torch.arange(6.0).reshape(2, 3) - 2,
+            item_advantages=[np.full(count, -1.0) for count in [1, 0, 1] * 2],
             box_advantages=[np.full(count, float(row)) for row, count in enumerate([1, 0, 1] * 2)],
         )
 
@@ -80,7 +81,9 @@ def test_sampled_groups(logger, tmp_path):
     assert isinstance(rows[0][0], wandb.Image)
     for row, advantage in ((rows[0], 0.0), (rows[2], 2.0)):
         boxes = row[0]._boxes["predictions"]._val
-        assert [box["scores"] for box in boxes] == [{"score": 0.99, "advantage": advantage}]
+        assert [box["scores"] for box in boxes] == [
+            {"score": 0.99, "box advantage": advantage, "label advantage": -1.0}
+        ]
 
 
 def test_an_accumulated_step_that_is_resumed_is_not_shown_twice(logger, tmp_path):
@@ -125,7 +128,8 @@ def test_boxes_are_what_wandb_takes():
     assert list(first["position"].values()) == prediction.detections.boxes_xyxy[0].tolist()
     assert overlay["predictions"]["class_labels"][first["class_id"]] == prediction.detections.labels[0]
     assert first["scores"] == {"score": 0.99}
-    overlay = wandb_boxes(prediction.record, prediction.detections, np.array([0.5, -1.0, 2.0]))
+    advantages = {"advantage": np.array([0.5, -1.0, 2.0])}
+    overlay = wandb_boxes(prediction.record, prediction.detections, advantages)
     wandb.Image(prediction.record.image, boxes=overlay)
     assert [box["scores"]["advantage"] for box in overlay["predictions"]["box_data"]] == [0.5, -1.0, 2.0]
     assert "scores" not in overlay["ground_truth"]["box_data"][0]

@@ -17,6 +17,7 @@ def match(num_predicted: int, overlap: list[float], valid: bool) -> Match:
         predicted=np.arange(len(overlap)),
         target=np.arange(len(overlap)),
         overlap=np.array(overlap),
+        box_overlap=np.array(overlap),
         num_predicted=num_predicted,
         num_targets=3,
         detections=detections,

@@ -58,52 +58,63 @@ class Seen(Callback):
 
 
 def values_of(text, record, input_size):
-    """For each item of a text: its end, the true box that it is assigned to or None, and its overlap."""
+    """For each item of a text its end, the end of its box, the true box that it is assigned to, and two overlaps.
+
+    The true box is None where there is none; the overlaps are that after the label rule, and that of the boxes alone.
+    """
     (width, height), (wide, high) = record.image_size, input_size
     items = []
     for match in ITEM.finditer(text):
         x1, y1, x2, y2 = map(int, match.groups()[:4])
         (x1, x2), (y1, y2) = sorted([min(x1, wide), min(x2, wide)]), sorted([min(y1, high), min(y2, high)])
         box = [x1 * width / wide, y1 * height / high, x2 * width / wide, y2 * height / high]
-        items.append((match.end(), box, match[5]))
+        items.append((match.end(), match.end(4), box, match[5]))
     if not items:
         return []
-    ious = np.array([[overlap(box, true) for true in record.boxes_xyxy.tolist()] for _, box, _ in items])
-    agree = np.array([[label == name for name in record.labels] for _, _, label in items])
+    ious = np.array([[overlap(box, true) for true in record.boxes_xyxy.tolist()] for _, _, box, _ in items])
+    agree = np.array([[label == name for name in record.labels] for *_, label in items])
     pairs = dict(zip(*linear_sum_assignment(ious + 1e-9 * agree, maximize=True), strict=True))
     return [
-        (end, pairs.get(row), float(ious[row, pairs[row]] * agree[row, pairs[row]]) if row in pairs else 0.0)
-        for row, (end, _, _) in enumerate(items)
+        (end, last, pairs.get(row), float((ious * agree)[row, pairs[row]]), float(ious[row, pairs[row]]))
+        if row in pairs
+        else (end, last, None, 0.0, 0.0)
+        for row, (end, last, _, _) in enumerate(items)
     ]
+
+
+def compared(answers, objects):
+    """Advantages of items with (true box, value), in plain Python, and of the ends of the lists."""
+    count, everything = len(answers), [value for answer in answers for _, value in answer]
+    baseline = [sum(v for answer in answers for target, v in answer if target == number) / count for number in objects]
+    mean = sum(everything) / len(everything)
+    own = [[-mean if target is None else value - baseline[target] for target, value in answer] for answer in answers]
+    # Where no box differs, all of this is 0 and is divided by 1.
+    scale = (sum(value**2 for row in own for value in row) / len(everything)) ** 0.5 or 1.0
+    missed = [sum(baseline[number] for number in objects if number not in {t for t, _ in a}) for a in answers]
+    return [[value / scale for value in row] for row in own], [(sum(missed) / count - m) / scale for m in missed]
 
 
 def expected_advantages(texts, rewards, record, input_size, decoded):
     """Advantages by token of one group, in plain Python."""
     answers = [values_of(text, record, input_size) for text in texts]
-    count = len(answers)
-    centred = [reward - sum(rewards) / count for reward in rewards]
-    deviation = (sum(value**2 for value in centred) / (count - 1)) ** 0.5
-    baseline = [
-        sum(value for answer in answers for _, target, value in answer if target == number) / count
-        for number in range(len(record.labels))
-    ]
-    everything = [value for answer in answers for _, _, value in answer]
-    mean = sum(everything) / len(everything)
-    own = [[-mean if target is None else value - baseline[target] for _, target, value in a] for a in answers]
-    # Where no box differs, all of this is 0 and is divided by 1.
-    scale = (sum(value**2 for row in own for value in row) / len(everything)) ** 0.5 or 1.0
-    missed = [-sum(base for number, base in enumerate(baseline) if number not in {t for _, t, _ in a}) for a in answers]
+    centred = [reward - sum(rewards) / len(answers) for reward in rewards]
+    deviation = (sum(value**2 for value in centred) / (len(answers) - 1)) ** 0.5
+    objects = range(len(record.labels))
+    items, ends = compared([[(target, value) for _, _, target, value, _ in a] for a in answers], objects)
+    boxes, _ = compared([[(target, value) for _, _, target, _, value in a] for a in answers], objects)
     rows = []
     for row, answer in enumerate(answers):
-        ends = [len(text) for text in decoded[row]]
         values = []
-        for end in ends:
+        for text, before in zip(decoded[row], ["", *decoded[row]], strict=False):
             value = 0.5 * centred[row] / (deviation + 1e-4)
-            item = next((number for number, (stop, _, _) in enumerate(answer) if end <= stop), None)
+            item = next((number for number, (stop, *_) in enumerate(answer) if len(text) <= stop), None)
             if item is None:
-                value += 0.75 * (missed[row] - sum(missed) / count) / scale
+                value += 0.75 * ends[row]
             else:
-                value += 1.5 * own[row][item] / scale
+                # A box begins behind the bracket and ends before the other.
+                first = texts[row].rindex("[", 0, answer[item][1]) + 1
+                in_box = len(text) > first and len(before) < answer[item][1]
+                value += 1.5 * (boxes if in_box else items)[row][item]
             values.append(value)
         rows.append(values)
     return rows

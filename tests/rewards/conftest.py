@@ -16,6 +16,7 @@ def matched():
             predicted=pairs,
             target=pairs,
             overlap=np.array(overlap, dtype=np.float64),
+            box_overlap=np.array(overlap, dtype=np.float64),
             num_predicted=num_predicted,
             num_targets=num_targets,
             detections=Detections(

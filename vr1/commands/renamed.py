@@ -86,6 +86,11 @@ def renamed_hint(message: str) -> str | None:
         >>> renamed_hint("Option 'lr' is not accepted") is None
         True
     """
+    if "vr1.advantage.AdvantageEstimator is abstract" in message:
+        return (
+            "model.advantage is a class now: give --model.advantage GroupAdvantage before its settings, in YAML"
+            " `advantage: {class_path: vr1.advantage.GroupAdvantage, init_args: {scale: none}}`"
+        )
     for path in _PATH.findall(message):
         if (new := renamed(path)) != path:
             return _hint(path, new)

@@ -289,6 +289,7 @@ def example_prediction(*, empty: bool = False) -> Prediction:
             predicted=pairs,
             target=pairs,
             overlap=overlap,
+            box_overlap=overlap,
             num_predicted=len(labels),
             num_targets=3,
             detections=detections,

@@ -22,6 +22,7 @@ class AnswerStatistics(Metric):
         ... )
         >>> match = Match(
         ...     predicted=np.array([1]), target=np.array([0]), overlap=np.array([0.75]),
+        ...     box_overlap=np.array([0.75]),
         ...     num_predicted=2, num_targets=1, detections=answer,
         ...     targets=Targets(boxes_xyxy=as_boxes([5, 5, 9, 8]), labels=("cat",)),
         ... )

@@ -187,6 +187,7 @@ class GRPOModule(DetectionModule):
             rewards=groups.total,
             terms=groups.terms,
             advantages=advantages.answers,
+            item_advantages=advantages.items,
             box_advantages=advantages.boxes,
         )
         return RolloutBatch(
@@ -208,14 +209,14 @@ class GRPOModule(DetectionModule):
         hidden = hidden_tokens(tokenizer, batch.markers)
         tokens, lengths = rollout.tokens.flatten(0, 1).cpu(), rollout.mask.sum(-1).flatten().tolist()
         ends = [token_ends(tokenizer, row[:n].tolist(), hidden) for row, n in zip(tokens, lengths, strict=True)]
-        spans = [match.detections.item_spans for match in groups.matches]
-        if any(len(own) != match.num_predicted for own, match in zip(spans, groups.matches, strict=True)):
+        detections = [match.detections for match in groups.matches]
+        if any(len(found.item_spans) != len(found) or len(found.box_spans) != len(found) for found in detections):
             family, advantage = type(self.family).__name__, type(self.advantage).__name__
             raise UserError(
                 f"{advantage}: {family}.read does not say where its boxes are in an answer; let it return"
-                " Answer.item_spans, or set model.advantage to vr1.advantage.GroupAdvantage"
+                " Answer.item_spans and box_spans, or set model.advantage to vr1.advantage.GroupAdvantage"
             )
-        return advantages.of_tokens(spans, ends, rollout.tokens.shape[-1])
+        return advantages.of_tokens(detections, ends, rollout.tokens.shape[-1])
 
     def _sample_and_score(self, batch: PromptBatch) -> tuple[Rollout, RewardedGroups]:
         """Completions and their rewards; zero-variance groups are resampled."""
