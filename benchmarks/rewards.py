@@ -60,7 +60,7 @@ def measure(boxes: int, completions: int, rounds: int) -> dict[str, float]:
             criterion=reward.criterion,
         )
         ends = [token_ends(tokenizer, row, set()) for row in tokens]
-        BoxAdvantage()(groups).of_tokens([match.detections.item_spans for match in matches], ends, longest)
+        BoxAdvantage()(groups).of_tokens([match.detections for match in matches], ends, longest)
         ended = time.process_time()
         moments = (started, read, matched, rewarded, ended)
         for part, (first, last) in zip(times, itertools.pairwise(moments), strict=True):

@@ -27,8 +27,8 @@ def test_table_and_figure(tmp_path, monkeypatch, capsys):
 
 
 def test_rewards(tmp_path, capsys):
-    rewards.main(boxes=[1, 3], completions=4, rounds=1, json_file=tmp_path / "rewards.json")
+    rewards.main(boxes=[1, 3], completions=16, rounds=1, json_file=tmp_path / "rewards.json")
     found = json.loads((tmp_path / "rewards.json").read_text())
     assert found.keys() == {"1", "3"}
-    assert found["3"].keys() == {"read", "match", "reward"}
+    assert found["3"].keys() == {"read", "match", "reward", "credit"}
     assert capsys.readouterr().out.count("\n") == 4
