@@ -1,4 +1,6 @@
-"""GRPO against SFT on the same finite set of images, each at its best learning rate and with early stopping.
+"""GRPO, with and without credit for each box, against SFT on the same finite set of images.
+
+Each is taken at its best learning rate and with early stopping.
 
     python benchmarks/grpo_against_sft.py --out runs/grpo_against_sft
 
@@ -23,7 +25,7 @@ from jsonargparse import auto_cli
 
 from vr1.runs.tables import markdown_table
 
-METRICS = ("val/map", "val/map_50", "val/map_75", "val/valid_rate")
+METRICS = ("val/map", "val/map_50", "val/map_75", "val/map_ranked", "val/valid_rate")
 
 
 def run(
@@ -62,6 +64,7 @@ def best(results: dict[tuple[float, int], dict[int, dict[str, float]]]) -> tuple
 def compare(
     out: Path = Path("runs/grpo_against_sft"),
     grpo_lrs: list[float] = [4e-5],  # noqa: B006 - jsonargparse shows list defaults, none is changed
+    warm_lrs: list[float] = [1e-5, 2e-5],  # noqa: B006
     sft_lrs: list[float] = [1e-5, 3e-5, 1e-4, 3e-4],  # noqa: B006
     seeds: list[int] = [0, 1, 2],  # noqa: B006
     jobs: int = 1,
@@ -72,6 +75,7 @@ def compare(
     Args:
         out: folder of all runs and of the table.
         grpo_lrs: learning rates of GRPO; none leaves it out.
+        warm_lrs: learning rates of GRPO after 60 steps of SFT on sorted boxes at 1e-4; none leaves it out.
         sft_lrs: learning rates of SFT; none leaves it out.
         seeds: seeds of every choice.
         jobs: runs at a time, which share the cores evenly.
@@ -81,7 +85,13 @@ def compare(
     everything = {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     for method, (config, lrs, arguments) in {
-        "GRPO": ("configs/demo.yaml", grpo_lrs, []),
+        "GRPO": ("configs/demo.yaml", grpo_lrs, ["--model.advantage", "GroupAdvantage"]),
+        "GRPO box credit": ("configs/demo.yaml", grpo_lrs, []),
+        "SFT then GRPO box credit": (
+            "configs/demo.yaml",
+            warm_lrs,
+            ["--model.warm_start.steps", "60", "--model.warm_start.lr", "1e-4"],
+        ),
         "SFT annotated": ("configs/demo_sft.yaml", sft_lrs, ["--model.target_order", "annotated"]),
         "SFT sorted": ("configs/demo_sft.yaml", sft_lrs, ["--model.target_order", "sorted"]),
     }.items():

@@ -55,7 +55,7 @@ def test_order_within_a_group_does_not_matter():
         (BoxAdvantage, {"epsilon": -1.0}, "epsilon=-1.0"),
         (BoxAdvantage, {"box_weight": -1.0}, "box_weight=-1.0"),
         (BoxAdvantage, {"end_weight": float("nan")}, "end_weight=nan"),
-        (BoxAdvantage, {"box_weight": 0.0, "answer_weight": 0.0}, "all weights are 0"),
+        (BoxAdvantage, {"box_weight": 0.0, "answer_weight": 0.0, "end_weight": 0.0}, "all weights are 0"),
     ],
 )
 def test_settings_out_of_range_are_errors(estimator, settings, named):
@@ -144,7 +144,7 @@ def test_a_list_that_ends_too_early_is_compared_with_those_that_went_on():
     given_up = [0.0, -baseline[1], 0.0]
     expected = [0.5 * (value - statistics.mean(given_up)) for value in given_up]
     torch.testing.assert_close(found.ends, torch.tensor([expected]))
-    assert (BoxAdvantage()(given).ends == 0).all()
+    assert (BoxAdvantage(end_weight=0.0)(given).ends == 0).all()
 
 
 def test_a_wrong_label_makes_the_label_less_likely_and_not_the_box():

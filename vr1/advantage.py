@@ -222,7 +222,7 @@ class BoxAdvantage(AdvantageEstimator):
         self,
         box_weight: float = 1.0,
         answer_weight: float = 0.5,
-        end_weight: float = 0.0,
+        end_weight: float = 1.0,
         scale: Literal["group", "batch", "none"] = "group",
         normalise: Literal["total", "terms"] = "total",
         epsilon: float = 1e-4,
