@@ -37,7 +37,7 @@ def test_results_say_what_they_should(results):
     assert found["correctness"]["greedy_tokens_equal_cpu"] == 1
     # The sampler gives the tokens that it never samples, such as image tokens, no share of the probability.
     assert found["correctness"]["sampler_gap float32"]["max"] < 1e-3
-    assert found["correctness"]["sampler_gap float32"]["mean"] < 1e-5
+    assert found["correctness"]["sampler_gap float32"]["mean"] < 1e-4
     training = found["correctness"]["training LoRA"]
     assert training == {"kl_at_first_step": pytest.approx(0, abs=1e-5), "largest_difference_after_resume": 0}
     assert found["decoding"]["bf16 + LoRA"]["8 rows"]["dispatches_per_token"] > 0
