@@ -12,6 +12,7 @@ from typing_extensions import override
 from callbacks.outputs import run_folder, write_picture
 from callbacks.rule_refinement import RuleRefinement
 from vr1.errors import UserError
+from vr1.modules.state import HasTrainingState
 from vr1.runs.figures import draw_curves
 
 TRAINING = ("reward/", "grpo/", "sft/", "perf/")
@@ -73,9 +74,9 @@ class Curves(Callback):
     """Record logged metrics and draw them as ``curves.png`` at every validation and at the end of training.
 
     There is one panel for each subject that was logged: rewards, detection accuracy, valid answers, KL, loss, speed and
-    so on. Upright lines mark the beginning of each stage of :class:`~callbacks.RuleRefinement`. The results of
-    Lightning's sanity check (the untrained model) are the points at step 0, if it covers the whole validation set.
-    ``curves.json`` has the numbers; reports and comparisons read them.
+    so on. Upright lines mark the beginning of each stage of :class:`~callbacks.RuleRefinement`, and that of the rewards
+    after a warm start. The results of Lightning's sanity check (the untrained model) are the points at step 0, if it
+    covers the whole validation set. ``curves.json`` has the numbers; reports and comparisons read them.
 
     Args:
         every_n_steps: record the training metrics at every n-th optimizer step.
@@ -106,13 +107,14 @@ class Curves(Callback):
         self._folder = Path()
         self._last_step = 0
         self._stage: float | None = None
+        self._warm_start = False
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         self._folder = run_folder(trainer)
         if stage == "fit" and trainer.global_step == 0:
             self.history = History(self.history.max_points)
-            self.switches, self._stage, self._last_step = [], None, 0
+            self.switches, self._stage, self._last_step, self._warm_start = [], None, 0, False
 
     @override
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -127,6 +129,10 @@ class Curves(Callback):
             return
         self._last_step = step
         self._record_switch(trainer, step)
+        warm_start = isinstance(pl_module, HasTrainingState) and pl_module.training_state.warm_start
+        if self._warm_start and not warm_start:
+            self.switches.append((step - 1, "rewards"))
+        self._warm_start = warm_start
         if step % self.every_n_steps == 0:
             self._record(trainer, TRAINING)
 
@@ -146,18 +152,26 @@ class Curves(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         switches = [list(switch) for switch in self.switches]
-        return {"history": self.history.state_dict(), "switches": switches, "stage": self._stage}
+        return {
+            "history": self.history.state_dict(),
+            "switches": switches,
+            "stage": self._stage,
+            "warm_start": self._warm_start,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history.load_state_dict(state_dict["history"])
         self.switches = [(int(step), str(name)) for step, name in state_dict["switches"]]
-        self._stage = state_dict["stage"]
+        self._stage, self._warm_start = state_dict["stage"], state_dict.get("warm_start", False)
 
     def _record(self, trainer: "pl.Trainer", prefixes: tuple[str, ...]) -> None:
         # Reading a metric may reduce it over the processes, so all of them read.
-        for name, value in trainer.callback_metrics.items():
-            if name.startswith(prefixes):
+        logged = trainer.callback_metrics
+        # Lightning keeps the last value of a metric that is no longer logged: the supervised loss of a warm start.
+        ended = "sft/" if "grpo/loss" in logged else ()
+        for name, value in logged.items():
+            if name.startswith(prefixes) and not name.startswith(ended):
                 self.history.add(name, trainer.global_step, float(value))
 
     def _record_switch(self, trainer: "pl.Trainer", step: int) -> None:

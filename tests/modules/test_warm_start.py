@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from callbacks import RuleRefinement
+from callbacks import Curves, RuleRefinement
 from callbacks.schedule import Plateau, Stage
 from tests.save_at import SaveAt
 from tests.trainers import trainer
@@ -122,6 +122,14 @@ def test_a_plateau_of_the_rewards_waits_for_the_rewards(source, tmp_path):
     fit(grpo(source), tmp_path, STEPS + 4, [refinement])
     # Seen first after one step with rewards; two more without a gain of 10.
     assert refinement.first_steps == [0, STEPS + 3]
+
+
+def test_curves_show_where_the_rewards_begin(source, tmp_path):
+    curves = Curves()
+    fit(grpo(source), tmp_path, STEPS + 2, [curves])
+    assert curves.switches == [(STEPS, "rewards")]
+    assert [step for step, _ in curves.history.series["sft/loss"]] == [1, 2, 3]
+    assert [step for step, _ in curves.history.series["reward/total"]] == [4, 5]
 
 
 @pytest.mark.parametrize(
