@@ -5,8 +5,8 @@
 Each set is a folder with ``images/``, ``instances_train.json``, ``instances_valid.json`` and, if it has one,
 ``instances_test.json``. Training is on the first; the images of the others are evaluated together, since there are only
 a few dozen. Every run is `configs/raccoon.yaml`: with its warm start of 25 steps and rewards to step 100, or supervised
-to the end. Supervised training is taken at its best step, on the mean of the seeds; the rewards at their last. Runs that are
-there already are not repeated. Writes ``table.md``.
+to the end. Supervised training is taken at its best step, on the mean of the seeds; the rewards at their last. Runs
+that are there already are not repeated. Writes ``table.md``.
 """
 
 import json
