@@ -44,6 +44,7 @@ OURS = [
     losses.TokenMean,
     losses.DrGRPO,
     losses.GSPO,
+    losses.CISPO,
     data.SceneDataModule,
     data.SceneStyle,
     data.CocoDataModule,

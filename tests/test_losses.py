@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vr1.losses import GRPO, GSPO, DrGRPO, PolicyTerms, TokenMean, k3
+from vr1.losses import CISPO, GRPO, GSPO, DrGRPO, PolicyTerms, TokenMean, k3
 
 
 def terms(log_probs, old, advantages, mask, reference=None):
@@ -47,7 +47,7 @@ def in_python(batch, kl_coef, low, high, sequence, average):
 
 
 @pytest.mark.parametrize(
-    "loss", [GRPO(), TokenMean(), DrGRPO(6), GSPO()], ids=["grpo", "token_mean", "dr_grpo", "gspo"]
+    "loss", [GRPO(), TokenMean(), DrGRPO(6), GSPO(), CISPO()], ids=["grpo", "token_mean", "dr_grpo", "gspo", "cispo"]
 )
 def test_equal_advantages_of_tokens_are_that_of_their_completion(batch, loss):
     log_probs, old, advantages, mask, reference = batch
@@ -114,6 +114,28 @@ def test_losses_equal_their_definitions(batch, loss, sequence, average):
     value.backward()
     assert (log_probs.grad[~mask] == 0).all()
     assert (log_probs.grad[mask] != 0).any()
+
+
+def test_cispo_weighs_the_gradient_of_every_token(batch):
+    """Loss and gradient in plain Python: out of range, the weight is clipped, and the gradient stays."""
+    log_probs, old, advantages, mask, _ = batch
+    value, _ = CISPO(kl_coef=0.0, clip_high=0.28)(terms(log_probs, old, advantages, mask))
+    [gradient] = torch.autograd.grad(value, log_probs)
+    total, count, expected = 0.0, int(mask.sum()), torch.zeros(mask.shape)
+    for b, g, t in mask.nonzero().tolist():
+        now = float(log_probs[b, g, t].detach())
+        weight = min(math.exp(now - float(old[b, g, t])), 1.28) * float(advantages[b, g])
+        total -= weight * now / count
+        expected[b, g, t] = -weight / count
+    assert float(value.detach()) == pytest.approx(total, rel=1e-5)
+    torch.testing.assert_close(gradient, expected)
+    on_policy = terms(log_probs, log_probs.detach(), advantages, mask)
+    torch.testing.assert_close(
+        *(
+            torch.autograd.grad(loss(on_policy)[0], log_probs)[0]
+            for loss in (CISPO(kl_coef=0.0), TokenMean(kl_coef=0.0))
+        )
+    )
 
 
 def test_first_update_is_the_policy_gradient():

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from vr1.losses import GRPO, GSPO, DrGRPO, PolicyTerms, TokenMean
+from vr1.losses import CISPO, GRPO, GSPO, DrGRPO, PolicyTerms, TokenMean
 
 LOSSES = {
     "grpo": GRPO(kl_coef=0.1),
     "token_mean": TokenMean(kl_coef=0.1),
     "dr_grpo": DrGRPO(8, kl_coef=0.1),
     "gspo": GSPO(kl_coef=0.1),
+    "cispo": CISPO(kl_coef=0.1),
 }
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from vr1.errors import UserError
     from vr1.families import CustomFamily, Family
-    from vr1.losses import GRPO, GSPO, DrGRPO, TokenMean
+    from vr1.losses import CISPO, GRPO, GSPO, DrGRPO, TokenMean
     from vr1.matching import BoxMatcher
     from vr1.modules.base import DetectionModule
     from vr1.modules.grpo import GRPOModule
@@ -54,7 +54,7 @@ _MODULES = {
     ),
     "vr1.errors": ("UserError",),
     "vr1.families": ("CustomFamily", "Family"),
-    "vr1.losses": ("GRPO", "GSPO", "DrGRPO", "TokenMean"),
+    "vr1.losses": ("CISPO", "GRPO", "GSPO", "DrGRPO", "TokenMean"),
     "vr1.matching": ("BoxMatcher",),
     "vr1.modules.base": ("DetectionModule",),
     "vr1.modules.grpo": ("GRPOModule",),

@@ -99,7 +99,7 @@ class PolicyLoss(ABC):
         ratio = log_ratio.exp()
         advantages = terms.advantages if terms.advantages.dim() == 3 else terms.advantages[..., None]
         clipped = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
-        per_token = -torch.minimum(ratio * advantages, clipped * advantages)
+        per_token = -self.gain(ratio, clipped, advantages, terms)
         mask = terms.mask.to(per_token.dtype)
         count = mask.sum().clamp(min=1)
         metrics = {
@@ -115,6 +115,20 @@ class PolicyLoss(ABC):
     def log_ratio(self, terms: PolicyTerms) -> Tensor:
         """Logarithm ``[B, G, C]`` of new over old probability of each token."""
         return terms.log_probs - terms.old_log_probs
+
+    def gain(self, ratio: Tensor, clipped: Tensor, advantages: Tensor, terms: PolicyTerms) -> Tensor:
+        """What each token adds to the objective.
+
+        Args:
+            ratio: ``[B, G, C]``, with gradient.
+            clipped: ``[B, G, C]``, the ratio in the clip range.
+            advantages: ``[B, G, C]`` or ``[B, G, 1]``.
+            terms: the inputs of the loss.
+
+        Returns:
+            ``[B, G, C]``; ``min(ratio * A, clipped * A)``.
+        """
+        return torch.minimum(ratio * advantages, clipped * advantages)
 
     @abstractmethod
     def total(self, per_token: Tensor, mask: Tensor) -> Tensor:
@@ -161,6 +175,21 @@ class TokenMean(PolicyLoss):
     def weight(self, mask: Tensor) -> Tensor:
         """The number of tokens."""
         return mask.sum()
+
+
+class CISPO(TokenMean):
+    """The policy gradient of every token, with its ratio as a weight that is clipped from above.
+
+    ``sg(min(ratio, 1 + clip_high)) * A * log_prob``, where ``sg`` stops the gradient: unlike in GRPO, a token whose
+    ratio is out of range still has a gradient. ``clip_low`` counts for the logged ``clip_fraction`` alone. With one
+    update per rollout its gradient is that of `TokenMean`; its value is not near 0.
+
+    Source: MiniMax-M1, arXiv 2506.13585, Eq. 4 and 5 (the lower bound is not used there either).
+    """
+
+    def gain(self, ratio: Tensor, clipped: Tensor, advantages: Tensor, terms: PolicyTerms) -> Tensor:
+        """The weighted log-probability of each token."""
+        return ratio.detach().clamp(max=1 + self.clip_high) * advantages * terms.log_probs
 
 
 class DrGRPO(PolicyLoss):
