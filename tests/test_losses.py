@@ -138,6 +138,55 @@ def test_cispo_weighs_the_gradient_of_every_token(batch):
     )
 
 
+def of_two_tokens(correction, bound=2.0):
+    """Gradient, loss and figures for two tokens; the second completion has one token only."""
+    log_probs = torch.tensor([[[-1.0, -2.0], [-0.5, -9.0]]], requires_grad=True)
+    given = PolicyTerms(
+        log_probs=log_probs,
+        old_log_probs=log_probs.detach(),
+        reference_log_probs=None,
+        advantages=torch.tensor([[2.0, -1.0]]),
+        mask=torch.tensor([[[True, True], [True, False]]]),
+        # The sampler found the first token half as likely, the second four times as likely, the third 1.25 times.
+        sampler_log_probs=log_probs.detach() - torch.tensor([[[2.0, 0.25], [0.8, 7.0]]]).log(),
+    )
+    loss, figures = GRPO(kl_coef=0.0, correction=correction, correction_bound=bound)(given)
+    [gradient] = torch.autograd.grad(loss, log_probs)
+    return gradient, float(loss.detach()), figures
+
+
+@pytest.mark.parametrize(
+    ("correction", "bound", "weights"),
+    [
+        ("none", 2.0, [1.0, 1.0, 1.0]),
+        ("token", 4.0, [2.0, 0.25, 0.8]),
+        ("token", 1.5, [1.5, 0.25, 0.8]),
+        ("sequence", 2.0, [0.5, 0.5, 0.8]),
+        ("sequence", 0.6, [0.5, 0.5, 0.6]),
+    ],
+)
+def test_correction_weighs_the_policy_gradient(correction, bound, weights):
+    """By hand: on policy the gradient of a token is -A / (tokens of its completion) / completions, times its weight."""
+    gradient, loss, figures = of_two_tokens(correction, bound)
+    first, second, third = weights
+    expected = torch.tensor([[[-0.5 * first, -0.5 * second], [0.5 * third, 0.0]]])
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
+    assert loss == pytest.approx(-((2.0 * first + 2.0 * second) / 2 - third) / 2, rel=1e-6)
+    if correction == "none":
+        assert "effective_samples" not in figures
+    else:
+        size = sum(weights) ** 2 / sum(weight**2 for weight in weights) / 3
+        assert float(figures["effective_samples"]) == pytest.approx(size, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"correction": "each"}, "correction='each'"), ({"correction_bound": 0.0}, "bound=0.0")]
+)
+def test_corrections_that_do_not_exist_are_errors(settings, named):
+    with pytest.raises(ValueError, match=named):
+        GRPO(**settings)
+
+
 def test_first_update_is_the_policy_gradient():
     """With the ratio 1 the gradient of token t is -A / (tokens of its completion) / completions."""
     log_probs = torch.tensor([[[-1.0, -2.0], [-0.5, -3.0]]], requires_grad=True)

@@ -8,7 +8,7 @@ Shape letters: B prompts, G group size, C completion tokens.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class PolicyTerms:
         reference_log_probs: ``[B, G, C]`` float32 under the reference, or None without a reference.
         advantages: ``[B, G]`` float32 of the completions, or ``[B, G, C]`` of their tokens.
         mask: ``[B, G, C]`` bool, true on the tokens that count.
+        sampler_log_probs: ``[B, G, C]`` float32 as the sampler computed them; only a correction needs them.
     """
 
     log_probs: Tensor
@@ -33,6 +34,7 @@ class PolicyTerms:
     reference_log_probs: Tensor | None
     advantages: Tensor
     mask: Tensor
+    sampler_log_probs: Tensor | None = None
 
 
 def k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
@@ -65,13 +67,26 @@ class PolicyLoss(ABC):
         clip_low: the ratio is clipped below ``1 - clip_low``.
         clip_high: the ratio is clipped above ``1 + clip_high``; more than ``clip_low`` is DAPO's clip-higher.
         mask_truncated: leave out completions that were cut at the token limit.
+        correction: importance weights for a sampler whose probabilities are not quite those of the training pass (other
+            kernels, 16-bit numbers): ``none``; of each ``token``, ``p_training / p_sampler``; or of each ``sequence``,
+            their product. They weigh the policy gradient, not the KL term.
+        correction_bound: larger weights are set to this.
 
     Raises:
-        UserError: a negative coefficient, or ``clip_low`` of 1 or more.
+        UserError: a negative coefficient, ``clip_low`` of 1 or more, a ``correction_bound`` of 0 or less, or an unknown
+            ``correction``.
+
+    Source: truncated importance sampling, Yao et al., https://fengyao.notion.site/off-policy-rl.
     """
 
     def __init__(
-        self, kl_coef: float = 0.2, clip_low: float = 0.2, clip_high: float = 0.2, mask_truncated: bool = False
+        self,
+        kl_coef: float = 0.2,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        mask_truncated: bool = False,
+        correction: Literal["none", "token", "sequence"] = "none",
+        correction_bound: float = 2.0,
     ) -> None:
         if kl_coef < 0:
             raise UserError(f"loss: kl_coef={kl_coef} must not be negative; 0 trains without a reference")
@@ -80,7 +95,12 @@ class PolicyLoss(ABC):
                 f"loss: clip_low={clip_low} must lie in 0..1 and clip_high={clip_high} must not be negative"
             )
         self.kl_coef, self.clip_low, self.clip_high = kl_coef, clip_low, clip_high
+        if correction not in ("none", "token", "sequence"):
+            raise UserError(f"loss: correction={correction!r} must be 'none', 'token' or 'sequence'")
+        if not correction_bound > 0:
+            raise UserError(f"loss: correction_bound={correction_bound} must be above 0; 2 is usual")
         self.mask_truncated = mask_truncated
+        self.correction, self.correction_bound = correction, correction_bound
 
     def __call__(self, terms: PolicyTerms) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch: its `total` divided by its `weight`, 0 where no token counts.
@@ -92,8 +112,9 @@ class PolicyLoss(ABC):
             terms: the inputs, ``[B, G, C]``.
 
         Returns:
-            The loss, a scalar with gradient, and scalars to log without: ``clip_fraction``, ``ratio`` and, with a
-            reference, ``kl``.
+            The loss, a scalar with gradient, and scalars to log without: ``clip_fraction``, ``ratio``, with a reference
+            ``kl``, and with a correction ``effective_samples``, the effective sample size of the weights as a share of
+            the tokens.
         """
         log_ratio = self.log_ratio(terms)
         ratio = log_ratio.exp()
@@ -106,6 +127,11 @@ class PolicyLoss(ABC):
             "clip_fraction": ((ratio * advantages > clipped * advantages) * mask).sum() / count,
             "ratio": (ratio.detach() * mask).sum() / count,
         }
+        if self.correction != "none":
+            weights = self.importance_weights(terms) * mask
+            per_token = per_token * weights
+            squares = (count * weights.square().sum()).clamp(min=torch.finfo(weights.dtype).tiny)
+            metrics["effective_samples"] = weights.sum().square() / squares
         if terms.reference_log_probs is not None:
             kl = k3(terms.log_probs, terms.reference_log_probs)
             per_token = per_token + self.kl_coef * kl
@@ -115,6 +141,18 @@ class PolicyLoss(ABC):
     def log_ratio(self, terms: PolicyTerms) -> Tensor:
         """Logarithm ``[B, G, C]`` of new over old probability of each token."""
         return terms.log_probs - terms.old_log_probs
+
+    def importance_weights(self, terms: PolicyTerms) -> Tensor:
+        """Truncated weights of the tokens, ``min(p_training / p_sampler, correction_bound)``, without gradient.
+
+        Returns:
+            ``[B, G, C]``, or ``[B, G, 1]`` for weights of sequences.
+        """
+        assert terms.sampler_log_probs is not None, "a correction needs the sampler's log-probs"
+        gap = (terms.old_log_probs - terms.sampler_log_probs).masked_fill(~terms.mask.bool(), 0.0)
+        if self.correction == "sequence":
+            gap = gap.sum(-1, keepdim=True)
+        return gap.exp().clamp(max=self.correction_bound)
 
     def gain(self, ratio: Tensor, clipped: Tensor, advantages: Tensor, terms: PolicyTerms) -> Tensor:
         """What each token adds to the objective.

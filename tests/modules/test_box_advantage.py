@@ -30,11 +30,10 @@ def build(kind=GRPOModule, **settings):
     return kind(
         policy=PolicySource(),
         reward=Reward(criterion=Criterion(0.5, 0.0, 1.0)),
-        sampling=Sampling(group_size=4, max_new_tokens=80),
         advantage=BoxAdvantage(box_weight=1.5, answer_weight=0.5, end_weight=0.75),
         optimizer=partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0),
         seed=3,
-        **({"loss": GRPO(kl_coef=0.0)} | settings),
+        **({"loss": GRPO(kl_coef=0.0), "sampling": Sampling(group_size=4, max_new_tokens=80)} | settings),
     )
 
 
@@ -148,6 +147,15 @@ def test_sampler_and_training_pass_agree(tmp_path):
     assert 0 < float(seen.logged["grpo/sampler_gap"]) < float(seen.logged["grpo/sampler_gap_max"]) < 1e-3
     masked = seen.rollout.sampler_log_probs[seen.rollout.mask]
     torch.testing.assert_close(masked, seen.rollout.old_log_probs[seen.rollout.mask], atol=1e-3, rtol=0)
+
+
+def test_a_correction_uses_the_probabilities_of_the_sampler(tmp_path):
+    seen = Seen()
+    fit(build(loss=GRPO(kl_coef=0.0, correction="sequence")), tmp_path, 1, [seen])
+    # In float32 the two are nearly equal, so nearly all of the sample counts.
+    assert 0.999 < float(seen.logged["grpo/effective_samples"]) <= 1.0
+    with pytest.raises(ValueError, match=r"loss.correction=token with sampling.top_p=0.9"):
+        build(loss=GRPO(correction="token"), sampling=Sampling(group_size=2, top_p=0.9))
 
 
 @pytest.mark.parametrize("loss", [GRPO(kl_coef=0.0), GSPO(kl_coef=0.0)], ids=["grpo", "gspo"])

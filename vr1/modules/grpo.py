@@ -45,7 +45,8 @@ class GRPOModule(DetectionModule):
 
     Raises:
         UserError: a group of one completion (nothing to compare), a sampling temperature of 0, or a warm start with a
-            KL term: its reference would be the model before the warm start.
+            KL term: its reference would be the model before the warm start; or a loss with a correction and ``top_p``
+            below 1.
 
     Source: Vision-R1, arXiv 2503.18013.
     """
@@ -75,6 +76,11 @@ class GRPOModule(DetectionModule):
             raise UserError(f"resample_zero_variance={resample_zero_variance} must not be negative; 0 never resamples")
         self.sampling, self.loss, self.seed = sampling, loss or GRPO(), run_seed(seed)
         self.advantage, self.warm_start = advantage or GroupAdvantage(), warm_start
+        if self.loss.correction != "none" and sampling.top_p < 1:
+            raise UserError(
+                f"loss.correction={self.loss.correction} with sampling.top_p={sampling.top_p}: the sampler then samples"
+                " from a part of the vocabulary; set sampling.top_p to 1, or loss.correction to none"
+            )
         if warm_start is not None and self.loss.kl_coef > 0:
             raise UserError(
                 f"warm_start with loss.kl_coef={self.loss.kl_coef}: the reference of the KL term would be the model"
@@ -157,6 +163,7 @@ class GRPOModule(DetectionModule):
                 reference_log_probs=rollout.reference_log_probs,
                 advantages=rollout.advantages,
                 mask=rollout.mask,
+                sampler_log_probs=rollout.sampler_log_probs,
             )
         )
         seconds = {"policy_forward_seconds": time.perf_counter() - sampled, "sampling_seconds": sampled - started}
