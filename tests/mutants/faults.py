@@ -147,7 +147,7 @@ FAULTS = [
         ('metrics["kl"] = (kl.detach() * mask).sum() / count', 'metrics["kl"] = (kl * mask).sum() / count'),
         ("self.total(per_token * mask, mask)", "self.total(per_token, mask)"),
         ("/ self.weight(mask).clamp(min=1), metrics", "/ self.weight(mask), metrics"),
-        ("per_token = -torch.minimum(", "per_token = -torch.maximum("),
+        ("return torch.minimum(", "return torch.maximum("),
         ("ratio.clamp(1 - self.clip_low, 1 + self.clip_high)", "ratio.clamp(1 - self.clip_low, 1 + self.clip_low)"),
         ("ratio.clamp(1 - self.clip_low, 1 + self.clip_high)", "ratio.clamp(1 - self.clip_high, 1 + self.clip_high)"),
         ("per_token = per_token + self.kl_coef * kl", "per_token = per_token - self.kl_coef * kl"),
@@ -445,7 +445,13 @@ FAULTS = [
     *_faults(
         "vr1/losses.py",
         ("tests/test_losses.py", "tests/modules/test_box_advantage.py"),
-        ("terms.advantages if terms.advantages.dim() == 3 else", "terms.advantages.mean(-1)[..., None] if False else"),
+        ("if terms.advantages.dim() == 3 else", "if terms.advantages.dim() == 2 else"),
+        ("per_token = per_token * weights", "per_token = per_token / weights.clamp(min=1e-6)"),
+        ("terms.old_log_probs - terms.sampler_log_probs)", "terms.sampler_log_probs - terms.old_log_probs)"),
+        ("gap = gap.sum(-1, keepdim=True)", "gap = gap.mean(-1, keepdim=True)"),
+        ("gap.exp().clamp(max=self.correction_bound)", "gap.exp()"),
+        ("ratio.detach().clamp(max=1 + self.clip_high)", "ratio.detach()"),
+        ("ratio.detach().clamp(max=1 + self.clip_high)", "ratio.clamp(max=1 + self.clip_high)"),
     ),
     *_faults(
         "vr1/rollout/sampling.py",
