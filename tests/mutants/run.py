@@ -1,6 +1,9 @@
-"""Plants the faults of `tests.mutants.faults` one at a time and runs the tests that should notice.
+"""Plants the faults of `tests.mutants` one at a time and runs the tests that should notice.
 
-    python -m tests.mutants.run [--only WORD] [--seconds 300]
+    python -m tests.mutants.run [--set all] [--only WORD] [--seconds 300]
+
+There are two sets: `first` (`faults.py`), which the tests were written for, and `outside` (`outside_faults.py`), by
+somebody who had seen neither those faults nor the tests.
 
 The faults are planted in a copy of the repository, never in the checkout. A fault is noticed if a test fails; it must
 not be an error of collection. Heavy packages are imported once and each fault is tried in a fork, so that a hundred
@@ -19,9 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.mutants.faults import FAULTS, Fault
+from tests.mutants import faults, outside_faults
+from tests.mutants.faults import Fault
 
 ROOT = Path(__file__).parents[2]
+SETS = {"first": faults.FAULTS, "outside": outside_faults.FAULTS}
 # Imported before the forks; nothing of the repository, which each fork reads from the copy.
 HEAVY = (
     "torch",
@@ -110,14 +115,17 @@ MEANINGS = {0: "NOT NOTICED", 1: "noticed", 124: "noticed (hangs)"}
 def main() -> None:
     """Try all faults, or some, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--set", choices=("all", *SETS), default="all", help="which faults to try")
     parser.add_argument("--only", default="", help="try the faults whose file or source has this word")
     parser.add_argument("--seconds", type=float, default=300, help="the longest time for one fault")
     arguments = parser.parse_args()
     for name in HEAVY:
         importlib.import_module(name)
-    faults = [
-        (number, fault)
-        for number, fault in enumerate(FAULTS, start=1)
+    chosen = [
+        (f"{name} {number}", fault)
+        for name, listed in SETS.items()
+        if arguments.set in ("all", name)
+        for number, fault in enumerate(listed, start=1)
         if arguments.only in f"{fault.file} {fault.source} {fault.replacement}"
     ]
     counts: dict[str, int] = {}
@@ -126,11 +134,11 @@ def main() -> None:
         copied(root)
         if (ROOT / "shared").is_dir():
             (root / "shared").symlink_to((ROOT / "shared").resolve())
-        tests = tuple(dict.fromkeys(test for _, fault in faults for test in fault.tests))
+        tests = tuple(dict.fromkeys(test for _, fault in chosen for test in fault.tests))
         if status := run_tests(tests, root, 12 * arguments.seconds):
             sys.exit(f"without any fault pytest ends with {status}: make the tests pass first")
         print(f"without any fault {len(tests)} files or tests pass", flush=True)
-        for number, fault in faults:
+        for number, fault in chosen:
             started = time.monotonic()
             with fault_in(fault, root):
                 status = run_tests(fault.tests, root, arguments.seconds)
@@ -138,7 +146,7 @@ def main() -> None:
             counts[result] = counts.get(result, 0) + 1
             seconds = time.monotonic() - started
             change = " ".join(fault.replacement.split())[:70]
-            print(f"{number:3} {result:16} {seconds:5.0f} s  {fault.file}: {change}", flush=True)
+            print(f"{number:11} {result:16} {seconds:5.0f} s  {fault.file}: {change}", flush=True)
     print(", ".join(f"{name}: {count}" for name, count in sorted(counts.items())))
     if counts.keys() - {"noticed", "noticed (hangs)"}:
         sys.exit(1)

@@ -4,10 +4,12 @@ import ast
 
 import pytest
 
-from tests.mutants.faults import FAULTS
-from tests.mutants.run import ROOT, planted
+from tests.mutants.run import ROOT, SETS, planted
 
-NAMES = [f"{number}-{fault.file}" for number, fault in enumerate(FAULTS, start=1)]
+FAULTS = [fault for faults in SETS.values() for fault in faults]
+NAMES = [
+    f"{name}-{number}-{fault.file}" for name, faults in SETS.items() for number, fault in enumerate(faults, start=1)
+]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=NAMES)
