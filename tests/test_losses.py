@@ -187,6 +187,23 @@ def test_corrections_that_do_not_exist_are_errors(settings, named):
         GRPO(**settings)
 
 
+@pytest.mark.parametrize(
+    ("loss", "sequence", "average"),
+    [
+        (GRPO(), False, mean_of_means),
+        (TokenMean(), False, mean_of_tokens),
+        (DrGRPO(10), False, lambda completions: sum(map(sum, completions)) / (12 * 10)),
+        (GSPO(), True, mean_of_means),
+    ],
+    ids=["grpo", "token_mean", "dr_grpo", "gspo"],
+)
+def test_without_settings_they_clip_at_a_fifth_and_weigh_the_kl_by_a_fifth(batch, loss, sequence, average):
+    log_probs, old, advantages, mask, reference = batch
+    value, _ = loss(terms(log_probs, old, advantages, mask, reference))
+    assert float(value.detach()) == pytest.approx(in_python(batch, 0.2, 0.2, 0.2, sequence, average), rel=1e-5)
+    assert not loss.mask_truncated
+
+
 def test_first_update_is_the_policy_gradient():
     """With the ratio 1 the gradient of token t is -A / (tokens of its completion) / completions."""
     log_probs = torch.tensor([[[-1.0, -2.0], [-0.5, -3.0]]], requires_grad=True)

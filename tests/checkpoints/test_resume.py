@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils._pytree import tree_flatten
 
 from callbacks import RuleRefinement, Stage
@@ -24,6 +25,7 @@ from vr1.modules.sft import SFTModule
 from vr1.policy import Lora, PolicySource
 from vr1.rewards import Criterion, Reward, RewardTerm
 from vr1.rollout import Sampling
+from vr1.seeding import random_states
 
 pytestmark = [
     pytest.mark.filterwarnings("error:You're resuming from a checkpoint"),
@@ -174,6 +176,33 @@ def test_two_processes(source, tmp_path):
         # Means of means round differently; AdamW makes much of little where a gradient is next to nothing.
         for name, value in alone_end["state_dict"].items():
             assert (other["state_dict"][name] - value).abs().mean() < 1e-4, name
+
+
+class OneOfTwo(SingleDeviceStrategy):
+    """As if there was one more process."""
+
+    def __init__(self, rank):
+        super().__init__(device="cpu")
+        self.global_rank, self.world_size = rank, 2
+
+
+class NotesRandomState(SFTModule):
+    def on_train_epoch_start(self):
+        self.random_state = torch.get_rng_state()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_continues_its_own_random_numbers(source, tmp_path, rank):
+    """With one stream for all, dropout would be the same in the batches of all processes."""
+    _, checkpoint = fit(sft(source), tmp_path, steps=1)
+    states = []
+    for seed in (7, 8):
+        torch.manual_seed(seed)
+        states.append(random_states())
+    torch.save({**checkpoint, "vr1_random_states": states}, tmp_path / "two.ckpt")
+    module = NotesRandomState(policy=source)
+    fit(module, tmp_path, steps=2, ckpt_path=tmp_path / "two.ckpt", strategy=OneOfTwo(rank))
+    assert torch.equal(module.random_state, states[rank]["torch"])
 
 
 class TestAdapters:

@@ -127,6 +127,25 @@ def test_a_second_evaluation_starts_from_zero(source, tmp_path):
     assert first == second
 
 
+@pytest.mark.parametrize("way", ["validate", "test"])
+def test_nothing_of_an_evaluation_is_left_in_the_next(source, tmp_path, way):
+    """The next is of other images, whose figures are those of a module that has seen no others."""
+
+    def evaluate(module, scenes, objects):
+        style = SceneStyle(num_objects=objects, absent=0.0)
+        data = SceneDataModule(style, val_scenes=scenes, test_scenes=scenes, eval_batch_size=4, num_workers=0)
+        [figures] = getattr(trainer_of(tmp_path), way)(module, data, verbose=False)
+        return figures
+
+    module = GoodAnswers(policy=source)
+    before = evaluate(module, 7, (1, 1))
+    after, alone = (evaluate(one, 4, (3, 4)) for one in (module, GoodAnswers(policy=source)))
+    assert after == alone
+    stage = "val" if way == "validate" else "test"
+    for name in ("map", "reward", "reward_recall", "boxes_per_image", "overlap", "valid_rate"):
+        assert before[f"{stage}/{name}"] != pytest.approx(after[f"{stage}/{name}"], rel=1e-3), name
+
+
 def test_a_real_model_predicts_predictions(source, tmp_path):
     module = GRPOModule(policy=source, evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=5))
     data = SceneDataModule(SceneStyle(), test_scenes=5, eval_batch_size=4, num_workers=0)

@@ -1,5 +1,6 @@
 """What a training must hold to, whatever it is made of: seen from a Trainer, by rewards, logs and weights."""
 
+import statistics
 import zlib
 from dataclasses import replace
 from functools import partial
@@ -176,6 +177,29 @@ def test_steps_are_logged_by_the_number_that_is_finished_with_them(source, tmp_p
     fit(build(source), tmp_path, logged, steps=3, scenes=4, batch_size=1, accumulate_grad_batches=accumulate)
     steps = [row["step"] for row in logged.rows]
     assert steps == [number // accumulate + 1 for number in range(3 * accumulate)]
+
+
+def test_lengths_are_logged_per_completion_and_deviations_per_group(source, tmp_path):
+    module, logged = build(source), Logged()
+    fit(module, tmp_path, logged, steps=1)
+    [row] = logged.rows
+    mask, scored = module.training_state.rollout_batches[0].mask, module.training_state.scored_groups
+    assert mask.shape[:2] == (2, 3)
+    lengths = [int(completion.sum()) for group in mask for completion in group]
+    assert row["grpo/completion_tokens"] == pytest.approx(sum(lengths) / 6)
+    deviations = [statistics.stdev(group) for group in scored.rewards.tolist()]
+    assert deviations[0] != pytest.approx(deviations[1])
+    assert row["grpo/reward_std"] == pytest.approx(sum(deviations) / 2)
+
+
+def test_two_modules_of_one_process_have_states_of_their_own(source, tmp_path):
+    first, second = build(source), build(source)
+    fit(first, tmp_path, steps=1)
+    assert first.training_state.timer.tokens > 0
+    assert first.training_state.timer.seconds["rollout"] > 0
+    untouched = second.training_state
+    assert (untouched.timer.tokens, dict(untouched.timer.seconds)) == (0, {})
+    assert (untouched.rollout_batches, untouched.scored_groups) == ({}, None)
 
 
 class Modes(Callback):

@@ -1,13 +1,13 @@
 """Plants the faults of `tests.mutants` one at a time and runs the tests that should notice.
 
-    python -m tests.mutants.run [--set all] [--only WORD] [--seconds 300]
+    python -m tests.mutants.run [--set all] [--only WORD] [--seconds 300] [--skip-check]
 
 There are two sets: `first` (`faults.py`), which the tests were written for, and `outside` (`outside_faults.py`), by
 somebody who had seen neither those faults nor the tests.
 
-The faults are planted in a copy of the repository, never in the checkout. A fault is noticed if a test fails; it must
-not be an error of collection. Heavy packages are imported once and each fault is tried in a fork, so that a hundred
-faults take minutes and not hours. Exit status 1 if a fault goes unnoticed.
+The faults are planted in a copy of the repository, never in the checkout. A fault is noticed if a test fails, the first
+of which is named; it must not be an error of collection. Heavy packages are imported once and each fault is tried in a
+fork, so that a hundred faults take minutes and not hours. Exit status 1 if a fault goes unnoticed.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tests.mutants import faults, outside_faults
 from tests.mutants.faults import Fault
@@ -77,8 +78,21 @@ def fault_in(fault: Fault, root: Path) -> Iterator[None]:
         file.write_text(before, encoding="utf-8")
 
 
-def run_tests(tests: tuple[str, ...], root: Path, seconds: float) -> int:
-    """Exit status of pytest in a fork of this process; 124 after too long a time."""
+class FirstFailure:
+    """A plugin of pytest that writes the name of the first test that fails to a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.file.exists():
+            self.file.write_text(report.nodeid, encoding="utf-8")
+
+
+def run_tests(tests: tuple[str, ...], root: Path, seconds: float) -> tuple[int, str]:
+    """Exit status of pytest in a fork of this process, 124 after too long a time, and the first test that failed."""
+    failure = root.with_name(f"{root.name}.failure")
+    failure.unlink(missing_ok=True)
     child = os.fork()
     if not child:
         status = 99
@@ -94,19 +108,19 @@ def run_tests(tests: tuple[str, ...], root: Path, seconds: float) -> int:
             sys.path[:] = [str(root), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
             sys.dont_write_bytecode = True
             arguments = ["-q", "-x", "-p", "no:cacheprovider", "--no-header", *tests]
-            status = int(importlib.import_module("pytest").main(arguments))
+            status = int(importlib.import_module("pytest").main(arguments, [FirstFailure(failure)]))
         os._exit(status)
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            return os.waitstatus_to_exitcode(status), failure.read_text(encoding="utf-8") if failure.exists() else ""
         time.sleep(0.1)
     with suppress(ProcessLookupError):
         # The tests' own processes too: they are of the fork's session.
         os.killpg(child, 9)
     os.waitpid(child, 0)
-    return 124
+    return 124, ""
 
 
 MEANINGS = {0: "NOT NOTICED", 1: "noticed", 124: "noticed (hangs)"}
@@ -118,6 +132,7 @@ def main() -> None:
     parser.add_argument("--set", choices=("all", *SETS), default="all", help="which faults to try")
     parser.add_argument("--only", default="", help="try the faults whose file or source has this word")
     parser.add_argument("--seconds", type=float, default=300, help="the longest time for one fault")
+    parser.add_argument("--skip-check", action="store_true", help="do not first run all tests without any fault")
     arguments = parser.parse_args()
     for name in HEAVY:
         importlib.import_module(name)
@@ -130,23 +145,27 @@ def main() -> None:
     ]
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+        root = Path(folder) / "copy"
         copied(root)
         if (ROOT / "shared").is_dir():
             (root / "shared").symlink_to((ROOT / "shared").resolve())
         tests = tuple(dict.fromkeys(test for _, fault in chosen for test in fault.tests))
-        if status := run_tests(tests, root, 12 * arguments.seconds):
-            sys.exit(f"without any fault pytest ends with {status}: make the tests pass first")
-        print(f"without any fault {len(tests)} files or tests pass", flush=True)
+        if not arguments.skip_check:
+            status, failed = run_tests(tests, root, 12 * arguments.seconds)
+            if status:
+                sys.exit(f"without any fault pytest ends with {status} ({failed}): make the tests pass first")
+            print(f"without any fault {len(tests)} files or tests pass", flush=True)
         for number, fault in chosen:
             started = time.monotonic()
             with fault_in(fault, root):
-                status = run_tests(fault.tests, root, arguments.seconds)
+                status, failed = run_tests(fault.tests, root, arguments.seconds)
             result = MEANINGS.get(status, f"BROKEN (pytest ends with {status})")
             counts[result] = counts.get(result, 0) + 1
             seconds = time.monotonic() - started
             change = " ".join(fault.replacement.split())[:70]
             print(f"{number:11} {result:16} {seconds:5.0f} s  {fault.file}: {change}", flush=True)
+            if failed:
+                print(f"{'':37}by {failed}", flush=True)
     print(", ".join(f"{name}: {count}" for name, count in sorted(counts.items())))
     if counts.keys() - {"noticed", "noticed (hangs)"}:
         sys.exit(1)
