@@ -190,6 +190,12 @@ def test_processes_are_those_that_a_trainer_would_start(devices, count):
     assert needs_of(["--config", str(CONFIGS / "demo.yaml"), "--trainer.devices", devices]).processes == count
 
 
+@pytest.mark.parametrize(("nodes", "devices", "count"), [(1, 4, 4), (2, 4, 8), (3, "auto", 3)])
+def test_every_machine_starts_as_many_processes(nodes, devices, count):
+    arguments = ["--config", str(CONFIGS / "demo.yaml"), "--trainer.num_nodes", str(nodes)]
+    assert needs_of([*arguments, "--trainer.devices", str(devices)]).processes == count
+
+
 def test_the_command_on_the_7b(seven_b, capsys):
     """Its 8.29 billion parameters are those of the released model; it fits where the configuration says it does."""
     arguments = ["plan", "--config", str(CONFIGS / "qlora_a100_40gb.yaml"), "--model.policy.path", str(seven_b)]

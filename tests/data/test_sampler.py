@@ -138,6 +138,13 @@ def test_other_records_in_the_middle_of_an_epoch_are_refused(changed, message):
         loader(**changed).load_state_dict(first.state_dict())
 
 
+@pytest.mark.parametrize("changed", [{"batch_size": 3}, {"length": 14}, {"seed": 2}, {"repeats": 2}])
+def test_before_the_first_batch_any_data_will_do(changed):
+    resumed = loader(**changed)
+    resumed.load_state_dict(loader().state_dict())
+    assert list(resumed) == list(loader(**changed))
+
+
 def test_half_an_optimizer_step_is_refused():
     first = loader(window=2)
     next(iter(first))

@@ -1,7 +1,7 @@
 import pytest
 
-from vr1.families import lenient_json
-from vr1.families.lenient_json import DEPTH, Fields, Scalar, Scalars
+from vr1.families import Griffon, Qwen25VL, lenient_json
+from vr1.families.lenient_json import DEPTH, Fields, Scalar, Scalars, answer_region
 
 
 def plain(found):
@@ -37,6 +37,35 @@ def test_words_and_null():
 
 def test_a_lost_quote_costs_one_line():
     assert list(scan('[{"a": "x\n}, {"b": "y"}]')) == [{"a": "x"}, {"b": "y"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "region"),
+    [
+        ("<answer>[1]</answer>", "[1]"),
+        ("<think>I write <answer>[9]</answer>.</think><answer>[1]</answer>", "[1]"),
+        ("<answer>[9]</answer> or rather <answer> [1] </answer> it is", "[1]"),
+        ("<answer>[9]</answer><answer>[1]", "[1]"),
+        ("<think>not [9]</think> I think</think> [1] ", "[1]"),
+        ("[1]<answer>none</answer>", "[1]<answer>none</answer>"),
+    ],
+)
+def test_the_last_answer_counts(text, region):
+    start, end = answer_region(text, lambda part: "[" in part)
+    assert text[start:end] == region
+
+
+@pytest.mark.parametrize(
+    ("family", "first", "last"),
+    [
+        (Qwen25VL(), '[{"bbox_2d": [9, 9, 10, 10], "label": "dog"}]', '[{"bbox_2d": [1, 2, 3, 4], "label": "cat"}]'),
+        (Griffon(), "dog-[9,9,10,10]", "cat-[1,2,3,4]"),
+    ],
+    ids=["json", "items"],
+)
+def test_an_answer_that_is_taken_back_is_none(family, first, last):
+    read = family.read(f"<think>Is it <answer>{first}</answer>? No.</think><answer>{last}</answer>")
+    assert (read.labels, read.boxes.tolist()) == (("cat",), [[1, 2, 3, 4]])
 
 
 @pytest.mark.parametrize("depth", [DEPTH - 1, DEPTH + 1, 100_000])

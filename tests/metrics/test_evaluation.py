@@ -14,7 +14,7 @@ from vr1.data.annotated import AnnotatedSource
 from vr1.data.coco import coco_splits
 from vr1.data.questions import Questions
 from vr1.metrics.answer_schema import RecordedAnswer
-from vr1.metrics.coco_eval import CocoInput, evaluate, evaluate_classes
+from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate, evaluate_classes
 from vr1.metrics.evaluation import table_text, write_evaluation
 from vr1.types import Detections
 
@@ -237,3 +237,10 @@ def test_thousands_of_expressions_are_one_category():
         name: float(value) for name, value in evaluate(merged).items()
     }
     assert list(evaluate_classes(given)[1]) == ["any expression"]
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"), [([-1.0, 0.5], 0.5), ([0.0, 0.5], 0.25), ([0.25, -1.0, 0.75], 0.5), ([-1.0, -1.0], -1.0)]
+)
+def test_a_set_without_ground_truth_for_a_figure_does_not_count_in_its_average(values, mean):
+    assert average_figures([{"map_large": value} for value in values]) == {"map_large": mean}

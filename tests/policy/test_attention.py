@@ -1,5 +1,7 @@
 """Attention of prompts, and of completions laid end to end, against one masked attention over whole rows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -95,3 +97,19 @@ def test_prefixes_of_several_forwards_join_in_the_order_of_their_prompts():
         torch.testing.assert_close(ours[1], one[0])
         torch.testing.assert_close(ours[[0, 2], :, 2:], two)
     assert join_prefixes([first], [torch.tensor([0])]) is first
+
+
+@pytest.mark.parametrize("rows", [[[2], [0], [1]], [[1], [2], [0]], [[3, 1], [0], [2]], [[2, 3], [0, 1]]], ids=str)
+def test_prefixes_join_in_any_order(rows):
+    """Each prompt's values name it."""
+
+    def named(numbers):
+        values = torch.tensor(numbers, dtype=torch.float32)
+        part = values[:, None, None, None].expand(-1, SHARED, 3, WIDTH)
+        prefix = prefix_of(part, part, torch.ones(len(numbers), 3, dtype=torch.bool))
+        return replace(prefix, state=values[:, None], next_position=values.long())
+
+    joined = join_prefixes([named(numbers) for numbers in rows], [torch.tensor(numbers) for numbers in rows])
+    expected = list(range(len(joined.mask)))
+    assert joined.state[:, 0].tolist() == joined.next_position.tolist() == expected
+    assert joined.keys[0][:, 0, 0, 0].tolist() == joined.values[0][:, 0, 0, 0].tolist() == expected

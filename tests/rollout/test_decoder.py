@@ -68,9 +68,15 @@ def test_layers_of_another_build_are_left_to_transformers(source, encoder, recor
         assert type(make_decoder(policy, GroupCache(prefix, GROUP), 9)) is ModelDecoder
 
 
-def test_the_norm_is_that_of_transformers(source):
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 4e-3)], ids=str
+)
+def test_the_norm_is_that_of_transformers(source, dtype, tolerance):
     norm = source.load().base.model.language_model.norm
     with torch.no_grad():
         norm.weight.uniform_(0.5, 2)
-        states = torch.randn(5, 3, len(norm.weight)) * torch.tensor([1e-4, 1.0, 100.0])[:, None]
-        torch.testing.assert_close(fast_rms_norm(norm)(states), norm(states), atol=1e-6, rtol=1e-5)
+        norm.to(dtype)
+        # In the smallest rows the epsilon decides.
+        states = torch.randn(5, 4, len(norm.weight)) * torch.tensor([1e-4, 1e-2, 1.0, 100.0])[:, None]
+        states = states.to(dtype)
+        torch.testing.assert_close(fast_rms_norm(norm)(states), norm(states), atol=0.1 * tolerance, rtol=tolerance)

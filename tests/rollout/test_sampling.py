@@ -45,6 +45,15 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
     assert counts[1.0] == pytest.approx([150, 501, 50, 300], abs=2)
 
 
+@pytest.mark.parametrize("size", [4, 10, 100])
+@pytest.mark.parametrize("kept", [1, 2, 3, 4])
+def test_a_sum_that_equals_top_p_is_enough(size, kept):
+    """Of equally likely tokens, exactly as many are kept as reach top-p: the first of them."""
+    uniform = torch.linspace(0, 1 - 1e-9, 1000, dtype=torch.float64)
+    found, _ = sample_token(torch.zeros(1000, size), Sampling(top_p=kept / size), uniform)
+    assert found.unique().tolist() == list(range(kept))
+
+
 def test_valid_where_deterministic_algorithms_are_required():
     torch.use_deterministic_algorithms(True)
     try:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.fsdp import FSDPModule
 
+from tests.save_at import SaveAt
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
@@ -72,3 +73,40 @@ def test_policy_and_reference_are_set_up_alike(source, encoder, records, tmp_pat
     assert {policy.param_dtype for policy in given} == {torch.bfloat16 if mixed else None}
     assert {policy.reduce_dtype for policy in given} == {torch.float32 if mixed else None}
     assert not any(policy.cast_forward_inputs for policy in given)
+
+
+def train_in_shards(source, folder, save=None, ckpt_path=None):
+    """The weights after two steps, by their names in a checkpoint."""
+    module = GRPOModule(
+        policy=source,
+        sampling=Sampling(group_size=2, max_new_tokens=3),
+        loss=GRPO(kl_coef=0.0),
+        seed=2,
+        optimizer=partial(torch.optim.AdamW, lr=1e-3, eps=1e-4),
+    )
+    data = SceneDataModule(SceneStyle(), train_scenes=8, val_scenes=1, batch_size=2, num_workers=0, seed=3)
+    run = trainer(
+        folder,
+        [SaveAt(1, save)] if save else [],
+        max_steps=2,
+        strategy=FullySharded(sharded_checkpoints=True),
+        enable_checkpointing=bool(save),
+    )
+    try:
+        run.fit(module, data, ckpt_path=ckpt_path)
+        return {name: value.full_tensor().clone() for name, value in module.state_dict().items()}
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def test_a_model_with_tied_weights_resumes_from_its_shards(source, tmp_path):
+    """A checkpoint has tied weights under each of their names."""
+    whole = train_in_shards(source, tmp_path, save=tmp_path / "one.shards")
+    tied = [name for name in whole if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    assert len(tied) == 2
+    resumed = train_in_shards(source, tmp_path, ckpt_path=tmp_path / "one.shards")
+    assert resumed.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-6, msg=name)
+    assert torch.equal(*(resumed[name] for name in tied))
