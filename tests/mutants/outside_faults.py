@@ -58,8 +58,8 @@ FAULTS = (
     ),
     Fault(
         "vr1/modules/evaluation.py",
-        "for metric in (self.coco, self.answers, *self._rewards().values()):",
-        "for metric in (self.coco, self.answers):",
+        "for metric in (self.coco, self.ranked, self.answers, *self._rewards().values()):",
+        "for metric in (self.coco, self.ranked, self.answers):",
         (*_BASE, "tests/commands/test_evaluate.py"),
     ),
     Fault(
@@ -76,9 +76,9 @@ FAULTS = (
     ),
     Fault(
         "vr1/advantage.py",
-        "epsilon: float = 1e-4",
-        "epsilon: float = 1e-6",
-        ("tests/test_advantage.py", "tests/test_paper.py"),
+        "epsilon: float = 1e-4,\n    ) -> None:\n        if epsilon < 0:",
+        "epsilon: float = 1e-6,\n    ) -> None:\n        if epsilon < 0:",
+        ("tests/test_advantage.py",),
     ),
     # vr1/matching.py, vr1/detections.py, vr1/rewards
     Fault(
@@ -138,7 +138,7 @@ FAULTS = (
         ("tests/test_prompts.py", "tests/modules/test_sft.py"),
     ),
     # vr1/rollout
-    Fault("vr1/rollout/sampling.py", "sampling.top_p - 1e-9", "sampling.top_p", ("tests/rollout/test_sampling.py",)),
+    Fault("vr1/rollout/sampling.py", "top_p - 1e-9", "top_p", ("tests/rollout/test_sampling.py",)),
     Fault(
         "vr1/rollout/shared.py",
         "ended = (sampled[:, None] == ends).any(1) & running",
