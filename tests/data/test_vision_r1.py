@@ -110,7 +110,7 @@ def test_nothing_to_find_is_a_record_too():
         ({"solution": "[["}, "record whose solution is not JSON"),
         ({"solution": '{"dog": 1}'}, "record whose solution is no list"),
         ({"solution": '[["dog", [1, 2, 3]]]'}, "record with an item that is not"),
-        ({"solution": '[["dog", [1, 2, 3, "4"]]]'}, "record with an item that is not"),
+        ({"solution": '[["dog", [1, 2, 3, "four"]]]'}, "record with an item that is not"),
         ({"solution": '[["dog", [9, 2, 3, 4]]]'}, "box of negative size"),
         ({"solution": '[["dog", [1, 2, NaN, 4]]]'}, "box with NaN"),
         ({"solution": '[["cow", [1, 2, 3, 4]]]'}, "record with a label that its question does not name"),

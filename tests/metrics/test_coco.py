@@ -161,7 +161,12 @@ def test_records_of_a_source_score_as_their_json(file):
     path = SHARED / file
     images = path.parent / "images"
     source = AnnotatedSource(path, images if images.is_dir() else path.parent, bad_records="skip")
-    document = sound(json.loads(path.read_text()))
+    document = json.loads(path.read_text())
+    # An image that has lost an object is left out whole.
+    faulty = {a["image_id"] for a in document["annotations"] if 0 in a["bbox"][2:]}
+    for key, name in (("images", "id"), ("annotations", "image_id")):
+        document[key] = [item for item in document[key] if item[name] not in faulty]
+    document = sound(document)
     records = list(source)
     for results in (perfect(document), jittered(document, constant_score=True, seed=2)):
         detections = answers(document, results, [record.image_id for record in records])

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from vr1.data.annotations import AnnotationTable
 from vr1.data.coco_reader import read_coco
 from vr1.data.datamodule import RecordDataModule
 from vr1.data.image_checks import WRONG_SIZE, check_images, size_fault
+from vr1.data.image_files import ImageFolder
 from vr1.data.images import ImageError, open_image, read_header, rotate_boxes
 from vr1.data.questions import Questions
 from vr1.data.source import DataReport, RecordSource, decode_or_next
@@ -43,7 +45,7 @@ class AnnotatedSource(RecordSource):
         bad_records: raise one error that lists all faulty records, or leave them out and report them once.
         seed: draws the negatives.
         header_checks: number of image headers to read before training, spread over the file.
-        read: reads the annotations.
+        read: reads the annotations; None reads COCO's json.
 
     Attributes:
         categories: the categories that questions name.
@@ -79,17 +81,18 @@ class AnnotatedSource(RecordSource):
         bad_records: BadRecords = "error",
         seed: int = 0,
         header_checks: int = 1000,
-        read: Reader = read_coco,
+        read: Reader | None = None,
     ) -> None:
         check_bad_records(bad_records)
         if header_checks < 0:
             raise UserError(f"header_checks={header_checks}: give a number of images, 0 for none")
         self._annotations, self._images, self._skip = Path(annotations), Path(images), bad_records == "skip"
-        table, problems, notes = read(self._annotations)
-        is_valid = check_images(table, self._images, header_checks, problems)
+        folder = ImageFolder(self._images)
+        table, problems, notes = (read or partial(read_coco, images=folder))(self._annotations)
+        table = check_images(table, folder, header_checks, problems, notes)
         if len(problems) and not self._skip:
             raise FaultyRecordsError(problems)
-        table = questions.choose_categories(table.keep_images(is_valid), self._annotations, notes)
+        table = questions.choose_categories(table, self._annotations, notes)
         if portion is not None:
             table, problems = take_portion(table, problems, portion, self._annotations)
         self.table = table = questions.choose_images(table, notes)
@@ -215,7 +218,7 @@ class AnnotatedDataModule(RecordDataModule):
         annotations: Path,
         images: Path,
         portion: Portion | None = None,
-        read: Reader = read_coco,
+        read: Reader | None = None,
         questions: Questions | None = None,
     ) -> AnnotatedSource:
         """One annotation file, with the settings of this data module.
@@ -224,7 +227,7 @@ class AnnotatedDataModule(RecordDataModule):
             annotations: the file.
             images: the folder to which its file names are relative.
             portion: the part of the images to take; all of them where None.
-            read: reads the annotations.
+            read: reads the annotations; None reads COCO's json.
             questions: which questions to ask; None takes the settings.
 
         Raises:

@@ -1,6 +1,7 @@
 """Annotations as compact arrays: checked boxes, and the table that every annotated data set is read into."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,8 +21,19 @@ BOX_FAULTS = (
     "box of negative size",
     "box of zero size",
     "box entirely outside its image",
+    "box within 0..1, where shares of the image lie and not pixels: multiply it by width and height",
 )
 """What `box_fault` may find."""
+
+
+def plain_label(name: str) -> str:
+    """A label in one spelling: Unicode NFC, and no spaces around it or in a row.
+
+    Example:
+        >>> plain_label(" Ka\u0308fer  rot ")
+        'Käfer rot'
+    """
+    return unicodedata.normalize("NFC", " ".join(name.split()))
 
 
 def box_fault(box: Sequence[float], size: tuple[float, float]) -> str | None:
@@ -34,7 +46,7 @@ def box_fault(box: Sequence[float], size: tuple[float, float]) -> str | None:
         >>> box_fault((5, 5, 5, 9), (10, 10)), box_fault((1, 1, 2, 2), (10, 10))
         ('box of zero size', None)
     """
-    not_finite, negative, zero, outside = BOX_FAULTS
+    not_finite, negative, zero, outside, shares = BOX_FAULTS
     if not all(map(math.isfinite, box)):
         return not_finite
     x1, y1, x2, y2 = box
@@ -44,7 +56,7 @@ def box_fault(box: Sequence[float], size: tuple[float, float]) -> str | None:
         return zero
     if x1 >= size[0] or y1 >= size[1] or x2 <= 0 or y2 <= 0:
         return outside
-    return None
+    return shares if min(x1, y1) >= 0 and max(x2, y2) <= 1 and min(size) > 2 else None
 
 
 class BoxClipper:
@@ -146,6 +158,35 @@ class AnnotationTable:
         new_rows = np.cumsum(keep) - 1
         return table._keep_objects(keep[self.image_rows], image_rows=new_rows[self.image_rows])
 
+    def merge_images(self, into: NDArray[np.int64]) -> "AnnotationTable":
+        """The table of images of which some are the same.
+
+        Args:
+            into: ``[I]`` row of the image that each belongs to: its own, or that of an earlier one.
+
+        Returns:
+            The table of the images that belong to themselves, with the objects of all that belong to them; of objects
+            that several of these have alike, one.
+        """
+        images = into[self.image_rows]
+        order = np.argsort(images, kind="stable")
+        first: dict[tuple[object, ...], int] = {}
+        rows = []
+        for row in order.tolist():
+            same = int(images[row]), int(self.category_rows[row]), *self.boxes_xyxy[row].tolist()
+            if first.setdefault(same, int(self.image_rows[row])) == self.image_rows[row]:
+                rows.append(row)
+        merged = replace(
+            self,
+            image_rows=images[rows],
+            category_rows=self.category_rows[rows],
+            boxes_xyxy=self.boxes_xyxy[rows],
+            areas=self.areas[rows],
+            crowd=self.crowd[rows],
+            rounded=self.rounded[rows],
+        )
+        return merged.keep_images(into == np.arange(len(self)))
+
     def keep_categories(self, category_rows: list[int]) -> "AnnotationTable":
         """The table of these categories, in the order given, without the objects of others."""
         new_rows = np.full(len(self.categories), -1)
@@ -204,7 +245,7 @@ class TableBuilder:
 
     def add_category(self, name: str) -> int:
         """The row of a category; names that differ only in case and spaces are one, under the first spelling."""
-        name = " ".join(name.split())
+        name = plain_label(name)
         row = self._categories.setdefault(name.casefold(), len(self._categories))
         if row == len(self._spellings):
             self._spellings.append(name)

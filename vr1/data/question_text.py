@@ -4,6 +4,8 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from vr1.data.annotations import plain_label
+
 _LIST = re.compile(r"the category set includes (?P<names>.+?)\.?(?: The output format .*)?", re.IGNORECASE | re.DOTALL)
 _CATEGORY = [
     re.compile(pattern, re.IGNORECASE | re.DOTALL)
@@ -55,7 +57,7 @@ def parse_question(question: str, known: Collection[str] = ()) -> ParsedQuestion
         >>> parse_question("What is this?") is None
         True
     """
-    text = " ".join(question.replace("<image>", " ").split())
+    text = plain_label(question.replace("<image>", " "))
     start = text.lower().find("the category set includes ")
     if start >= 0 and (match := _LIST.fullmatch(text[start:])):
         return ParsedQuestion(_split(match["names"], known))

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vr1.data.annotations import AnnotationTable
+from vr1.data.annotations import AnnotationTable, plain_label
 from vr1.data.validation import SHOWN
 from vr1.errors import UserError
 
@@ -63,7 +63,7 @@ class Questions:
         if self.categories is None:
             return _used_categories(table, annotations, notes)
         rows = {name.casefold(): row for row, name in enumerate(table.categories)}
-        folded = [" ".join(name.split()).casefold() for name in self.categories]
+        folded = [plain_label(name).casefold() for name in self.categories]
         unknown = [name for name, key in zip(self.categories, folded, strict=True) if key not in rows]
         if unknown or len(set(folded)) < len(folded) or not folded:
             state = f"{', '.join(unknown)} not in the file" if unknown else "empty, or a name twice"

@@ -1,6 +1,7 @@
 """Collects what is wrong with a data set, so that a user sees all of it at once; checks of the fields of JSON."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -105,9 +106,9 @@ def field_fault(item: Any, what: str, fields: Mapping[str, Callable[[Any], bool]
         fields: the check of each field that it needs.
 
     Example:
-        >>> field_fault({"id": 1}, "image", {"id": is_int, "file_name": is_text})
+        >>> field_fault({"id": 1}, "image", {"id": is_id, "file_name": is_text})
         "image without 'file_name'"
-        >>> field_fault({"id": "one"}, "image", {"id": is_int})
+        >>> field_fault({"id": None}, "image", {"id": is_id})
         "image whose 'id' is unusable"
     """
     if not isinstance(item, dict):
@@ -120,24 +121,72 @@ def field_fault(item: Any, what: str, fields: Mapping[str, Callable[[Any], bool]
     return None
 
 
-def has_id(item: Any) -> bool:
-    """An object with a whole-number ``id``."""
-    return isinstance(item, dict) and is_int(item.get("id"))
-
-
-def is_int(value: Any) -> bool:
-    """A whole number; JSON's true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def is_number(value: Any) -> bool:
-    """Any number, NaN and infinity included."""
+    """Any number, NaN and infinity included; JSON's true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def number(value: Any) -> float | None:
+    """A number, also one written as text; None for anything else.
+
+    Example:
+        >>> number(" 12.5"), number(3), number("3 px"), number(True)
+        (12.5, 3, None, None)
+    """
+    if is_number(value):
+        return value
+    try:
+        # Digit groups and the like are no numbers of a data set.
+        return float(value) if isinstance(value, str) and "_" not in value else None
+    except ValueError:
+        return None
+
+
+def numbers(value: Any, count: int) -> list[float] | None:
+    """A list of ``count`` numbers, some of them perhaps written as text; None for anything else."""
+    if not isinstance(value, list) or len(value) != count:
+        return None
+    found = [number(item) for item in value]
+    return None if None in found else found  # type: ignore[return-value]
+
+
+def identifier(value: Any) -> int | str | None:
+    """An id: a whole number, also one written as text, or another text; None for anything else.
+
+    Example:
+        >>> identifier("0012"), identifier(12.0), identifier("img-12"), identifier(None), identifier(1.5)
+        (12, 12, 'img-12', None, None)
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        return int(text) if re.fullmatch(r"-?[0-9]+", text) else text or None
+    if not is_number(value) or not math.isfinite(value) or value != int(value):
+        return None
+    return int(value)
+
+
+def side(value: Any) -> int | None:
+    """The width or height of an image: a whole number of pixels from 1, written ``640``, ``640.0`` or as text.
+
+    Example:
+        >>> side(640.0), side("640"), side(0), side(12.5)
+        (640, 640, None, None)
+    """
+    found = number(value)
+    if found is None or not math.isfinite(found) or found < 1 or found != int(found):
+        return None
+    return int(found)
+
+
 def is_area(value: Any) -> bool:
-    """A finite number from 0, or null for unknown."""
-    return value is None or (is_number(value) and math.isfinite(value) and value >= 0)
+    """A finite number from 0, perhaps written as text, or null for unknown."""
+    found = number(value)
+    return value is None or (found is not None and math.isfinite(found) and found >= 0)
+
+
+def is_id(value: Any) -> bool:
+    """An id; see `identifier`."""
+    return identifier(value) is not None
 
 
 def is_text(value: Any) -> bool:
@@ -146,10 +195,5 @@ def is_text(value: Any) -> bool:
 
 
 def is_side(value: Any) -> bool:
-    """The width or height of an image: a whole number of pixels from 1, written ``640`` or ``640.0``."""
-    return is_number(value) and math.isfinite(value) and value >= 1 and value == int(value)
-
-
-def is_box(value: Any) -> bool:
-    """A list of four numbers."""
-    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+    """The width or height of an image; see `side`."""
+    return side(value) is not None

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from vr1.data.annotations import TableBuilder, box_fault
+from vr1.data.annotations import TableBuilder, box_fault, plain_label
 from vr1.data.images import ImageError, open_image
 from vr1.data.question_text import ParsedQuestion, parse_question
-from vr1.data.validation import is_box, is_side, is_text
+from vr1.data.validation import is_side, is_text, numbers, side
 from vr1.errors import UserError
 from vr1.types import DetectionRecord
 
@@ -130,7 +130,7 @@ def parse_row(row: dict[str, Any]) -> ParsedRow:
     """
     if not (is_side(row["width"]) and is_side(row["height"])):
         raise RowError("record without a width and height above 0", f"{row['width']} x {row['height']}")
-    size = int(row["width"]), int(row["height"])
+    size = side(row["width"]) or 0, side(row["height"]) or 0
     objects = _objects(row["solution"], size)
     labels = list(dict.fromkeys(label for label, _ in objects))
     question = parse_question(row["problem"], labels) if is_text(row["problem"]) else None
@@ -154,11 +154,12 @@ def _objects(solution: Any, size: tuple[int, int]) -> list[tuple[str, list[float
         raise RowError("record whose solution is no list", repr(items))
     objects = []
     for item in items:
-        if not (isinstance(item, list) and len(item) == 2 and is_text(item[0]) and is_box(item[1])):
+        box = numbers(item[1], 4) if isinstance(item, list) and len(item) == 2 else None
+        if box is None or not is_text(item[0]):
             raise RowError("record with an item that is not [label, [x1, y1, x2, y2]]", repr(item))
-        if fault := box_fault(item[1], size):
+        if fault := box_fault(box, size):
             raise RowError(fault, f"{item!r:.80} on {size[0]} x {size[1]}")
-        objects.append((" ".join(item[0].split()), [float(value) for value in item[1]]))
+        objects.append((plain_label(item[0]), [float(value) for value in box]))
     return objects
 
 
