@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
@@ -44,6 +45,8 @@ def input_sizes(
     return [(columns * width, rows * height) for columns, rows in canvases]
 
 
+# Sizes that a processor may refuse: Qwen's takes a side up to 200 times the other.
+_UNUSUAL_SHAPE, _UNUSUAL_SIDE = 20, 32
 _TYPES = ("mm_token_type_ids", "token_type_ids")
 # All other tensors of a processor's output belong to the images.
 _TEXT = {"input_ids", "attention_mask", "labels", "num_patches", *_TYPES}
@@ -121,6 +124,7 @@ class PromptEncoder:
     def __init__(self, processor: Any, family: Family, max_prompt_tokens: int) -> None:
         self.processor, self.family, self.max_prompt_tokens = processor, family, max_prompt_tokens
         added = processor.tokenizer.get_added_vocab()
+        self._refusals: dict[tuple[int, int], str | None] = {}
         self._markers = frozenset(added[marker] for marker in family.markers if marker in added)
 
     def __call__(self, records: Sequence[DetectionRecord]) -> PromptBatch:
@@ -150,6 +154,24 @@ class PromptEncoder:
             image_tokens=(tokens == self.processor.image_token_id).sum(1).tolist(),
             markers=self._markers,
         )
+
+    def refusal(self, image_size: tuple[int, int]) -> str | None:
+        """Why the model's processor refuses images of a size, as some refuse long and narrow ones; None if it does not.
+
+        Only images of an unusual shape are tried, each as a blank one.
+
+        Args:
+            image_size: width and height in pixels.
+        """
+        if max(image_size) < _UNUSUAL_SHAPE * min(image_size) and min(image_size) >= _UNUSUAL_SIDE:
+            return None
+        if image_size not in self._refusals:
+            try:
+                self.processor.image_processor(images=[Image.new("RGB", image_size)], return_tensors="pt")
+                self._refusals[image_size] = None
+            except ValueError as error:
+                self._refusals[image_size] = " ".join(str(error).split())
+        return self._refusals[image_size]
 
     def chat(self, instruction: str) -> str:
         """The prompt text: one user message of an image and the instruction, and the start of the model's answer.

@@ -194,3 +194,13 @@ def test_real_images_are_rgb():
     assert len(thermal) == 97
     assert sum(" " in path.name for path in thermal) > 10
     assert image_size(thermal[0]) == (416, 416)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".avif", ".webp", ".pgm"])
+def test_images_of_every_suffix_that_pillow_reads(tmp_path, suffix):
+    kind = {".jfif": "JPEG", ".JPE": "JPEG", ".avif": "AVIF", ".webp": "WEBP", ".pgm": "PPM"}[suffix]
+    if kind not in Image.SAVE:
+        pytest.skip(f"this build of Pillow does not write {kind}")
+    Image.new("L" if suffix == ".pgm" else "RGB", (30, 20), 90).save(tmp_path / f"a{suffix}", format=kind)
+    [path] = list_images(tmp_path)
+    assert open_image(path).size == (30, 20)

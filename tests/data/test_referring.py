@@ -96,7 +96,7 @@ def test_boxes_without_a_format_are_not_guessed(make):
         ({"expression": "cup", "solution": [1, 2, 3, 4]}, "line without an 'image'"),
         ({"image": "b.jpg", "solution": [1, 2, 3, 4]}, "line without an expression"),
         ({"image": "b.jpg", "expression": "cup"}, "line without four numbers"),
-        ({"image": "b.jpg", "expression": "cup", "solution": [1, 2, "3", 4]}, "line without four numbers"),
+        ({"image": "b.jpg", "expression": "cup", "solution": [1, 2, "three", 4]}, "line without four numbers"),
         ({"image": "b.jpg", "expression": "cup", "solution": [5, 5, 1, 9]}, "box of negative size"),
         ({"image": "b.jpg", "expression": "cup", "solution": [5, 5, 5, 9]}, "box of zero size"),
         ({"image": "b.jpg", "expression": "cup", "solution": [90, 5, 95, 9]}, "box entirely outside its image"),
@@ -150,3 +150,162 @@ def test_many_expressions_need_no_table_of_all_pairs(tmp_path, picture):
         read=lambda path: read_referring(path, tmp_path),
     )
     assert (len(source), source[29_999].labels) == (30_000, ("cup number 29999",))
+
+
+BOX = [[10, 20, 30, 40]]
+
+
+def answers(text, **more):
+    """A line whose answer is in a conversation."""
+    turns = [{"from": "system", "value": "x"}, {"from": "human", "value": "<image>\nplayer 23"}]
+    return {"image": "b.jpg", "conversations": [*turns, {"from": "gpt", "value": text}], **more}
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        answers('```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "player 23"}]\n```'),
+        answers('{"label": "player 23 of 2 teams", "bbox": [10, 20, 30, 40]}'),
+        answers("Player 23 is at [10, 20, 30, 40]."),
+        answers("The player (number 23) is at (10,20),(30,40)"),
+        answers("[[10, 20], [30, 40]]"),
+        answers("<think>player 23 of [1, 2]</think><answer>[10, 20, 30, 40]</answer>"),
+        answers("10 20 30 40"),
+        {"image": "b.jpg", "problem": "player 23", "solution": "[10, 20, 30, 40]"},
+        {"image": "b.jpg", "problem": "player 23", "solution": ["10", "20", "30.0", 40]},
+        {"image": "b.jpg", "problem": "<ref>player 23</ref>", "solution": [{"bbox_2d": [10, 20, 30, 40]}]},
+        {"images": ["b.jpg"], "problem": "Where is <|object_ref_start|>player 23<|object_ref_end|>?", "solution": BOX},
+        {
+            "images": [{"path": "b.jpg"}],
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "player 23"}]},
+                {"role": "assistant", "content": "[10, 20, 30, 40]"},
+            ],
+        },
+        {
+            "image": "b.jpg",
+            "conversations": [
+                {
+                    "from": "human",
+                    "value": "<image>\nPlease provide the bounding box coordinate of the region this sentence"
+                    " describes: <ref>player 23</ref>",
+                },
+                {"from": "gpt", "value": "[10, 20, 30, 40]"},
+            ],
+        },
+    ],
+)
+def test_the_box_and_no_other_number_is_read(make, item):
+    table, problems, _ = make(item)
+    assert not len(problems), problems
+    assert (table.categories, table.boxes_xyxy.tolist()) == (("player 23",), BOX)
+
+
+def test_every_question_of_a_conversation_counts(make):
+    item = answers("[10, 20, 30, 40]")
+    item["conversations"] += [{"from": "human", "value": "the cup"}, {"from": "gpt", "value": "[1, 2, 3, 4]"}]
+    table, problems, _ = make(item)
+    assert [table.categories[row] for row in table.category_rows] == ["player 23", "the cup"]
+    assert table.boxes_xyxy.tolist() == [[10, 20, 30, 40], [1, 2, 3, 4]]
+    item["conversations"][-1]["value"] = "there is none"
+    table, problems, _ = make(item)
+    # Half of a line is not read either.
+    assert (len(table), list(problems.by_kind)) == (0, [next(iter(problems.by_kind))])
+    assert next(iter(problems.by_kind)).startswith("line without four numbers")
+
+
+@pytest.mark.parametrize(
+    ("item", "kind"),
+    [
+        (answers("[1, 2, 3, 4] and [5, 6, 7, 8]"), "line with several boxes"),
+        (answers('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6, 7, 8]}]'), "line with several boxes"),
+        (answers("[1, 2, 3]"), "line without four numbers"),
+        (answers("<loc0010><loc0020><loc0100><loc0200>"), "line without four numbers"),
+        (answers("[1, 2, 3, 4]", image=["a.jpg", "b.jpg"]), "line with several images"),
+        (answers("[1, 2, 99, 30]"), "box that reaches outside its image: set frame"),
+    ],
+)
+def test_lines_that_are_not_one_box(make, item, kind):
+    good = {"image": "b.jpg", "expression": "cup", "solution": [1, 2, 3, 4]}
+    table, problems, _ = make(good, item)
+    [(reported, [where])] = problems.by_kind.items()
+    assert reported.startswith(kind)
+    assert where.startswith("line 2")
+    assert len(table) == 1
+
+
+# One box of b.jpg, which is 50 x 40, in several units.
+FRAMES = {
+    "pixels": ([10, 20, 30, 40], "pixels"),
+    "per mille": ([200, 500, 600, 1000], 1000),
+    "shares": ([0.2, 0.5, 0.6, 1.0], 1),
+    "percent": ([20, 50, 60, 100], 100),
+    "input": ([112, 280, 336, 560], "input"),
+}
+
+
+@pytest.mark.parametrize(("box", "frame"), FRAMES.values(), ids=FRAMES)
+def test_frames(make, tmp_path, box, frame):
+    item = {"image": "b.jpg", "expression": "cup", "bbox_xyxy": box, "input_width": 560, "input_height": 560}
+    make(item, frame=frame)
+    data = ReferringDataModule(tmp_path, train={"all": tmp_path / "rec.jsonl"}, frame=frame)
+    assert data.build("train")[0].boxes_xyxy.round(9).tolist() == BOX
+    x1, y1, x2, y2 = box
+    table, *_ = make({**item, "bbox": [x1, y1, x2 - x1, y2 - y1], "bbox_xyxy": None}, frame=frame, box_format="xywh")
+    assert table.boxes_xyxy.round(9).tolist() == BOX
+
+
+def test_a_frame_that_needs_the_size_of_the_input(make):
+    item = {"image": "b.jpg", "expression": "cup", "bbox_xyxy": [112, 280, 336, 560]}
+    table, problems, _ = make(item, frame="input")
+    assert len(table) == 0
+    assert list(problems.by_kind) == [
+        "line without input_width and input_height or resized_width and resized_height, which frame: input needs"
+    ]
+    table, *_ = make({**item, "resized_width": "560", "resized_height": 560}, frame="input")
+    assert table.boxes_xyxy.round(9).tolist() == BOX
+
+
+@pytest.mark.parametrize("frame", [None, "pixels", 1000])
+def test_shares_are_never_taken_for_another_unit(make, frame):
+    items = [{"image": "b.jpg", "expression": "cup", "solution": [0.2, 0.5, 0.6, share]} for share in (0.9, 1)]
+    with pytest.raises(ValueError, match=r"rec\.jsonl: all boxes lie in 0\.\.1.*set frame to 1 \(now"):
+        make(*items, frame=frame)
+
+
+@pytest.mark.parametrize(
+    ("text", "boxes"),
+    [
+        ("<ref>player 23</ref><box>[[200, 500, 600, 1000]]</box>", BOX),
+        ("<|box_start|>(200,500),(600,1000)<|box_end|>", BOX),
+        ('[{"box_2d": [500, 200, 1000, 600], "label": "player 23"}]', BOX),
+    ],
+)
+def test_boxes_of_models_that_count_in_0_to_1000(make, text, boxes):
+    with pytest.raises(ValueError, match=r"line 1 writes its box as .* in 0\.\.1000; set frame to 1000"):
+        make(answers(text))
+    assert make(answers(text), frame=1000)[0].boxes_xyxy.tolist() == boxes
+
+
+def test_boxes_in_0_to_1000_that_nothing_marks(make, picture):
+    picture("large.jpg", (1920, 1300))
+    large = [{"image": "large.jpg", "expression": f"cup {n}", "solution": [n, 2, 900 + n, 1000 - n]} for n in range(10)]
+    small = [{**item, "image": "b.jpg"} for item in large]
+    for items in (large, small):
+        with pytest.raises(ValueError, match=r"all boxes lie in 0\.\.1000, whatever the size of the image"):
+            make(*items)
+        assert len(make(*items, frame=1000)[0]) == 10
+    assert make(*large, frame="pixels")[0].boxes_xyxy[1].tolist() == [1, 2, 901, 999]
+    # One box beyond shows that they are pixels.
+    assert len(make(*large, {**large[0], "solution": [9, 9, 1100, 1200]})[0]) == 11
+
+
+@pytest.mark.parametrize("frame", ["image", 0, -1, True])
+def test_a_frame_that_is_none(tmp_path, frame):
+    with pytest.raises(ValueError, match=f"data.frame={frame!r} must be pixels, input, or the number"):
+        ReferringDataModule(tmp_path, frame=frame)
+
+
+def test_names_of_another_machine(make):
+    table, problems, _ = make({"image": "coco\\A.JPG", "expression": "cup", "solution": [1, 2, 3, 4]})
+    assert (len(problems), table.sizes.tolist()) == (0, [[100, 80]])

@@ -89,9 +89,19 @@ def test_negatives_and_crowds_are_counted(tmp_path, picture):
         assert 0 in source.object_counts
 
 
+class CountingEncoder:
+    """A batch is the numbers of objects of its records."""
+
+    def __call__(self, records):
+        return [len(record.labels) for record in records]
+
+    def refusal(self, image_size):
+        return None
+
+
 def curriculum(rank=0, world=1, batch_size=4):
     """The training loader of a data module whose records are ordered by their number of objects."""
-    module = SimpleNamespace(updates_per_rollout=1, encoder=lambda records: [len(record.labels) for record in records])
+    module = SimpleNamespace(updates_per_rollout=1, encoder=CountingEncoder())
     data = CocoDataModule(
         SHARED / "thermal", batch_size=batch_size, num_workers=0, selection=Selection(curriculum=True)
     )

@@ -98,13 +98,23 @@ def test_lists_of_images_and_names_by_number(make, tmp_path, picture):
         ("1 1.5 0.5 0.2 0.1", "box entirely outside"),
         ("1 nan 0.5 0.2 0.1", "box with NaN"),
         ("1 1e999 0.5 0.2 0.1", "box with NaN or infinite"),
+        ("1 0.5 0.5 1.5 0.1", "line with a coordinate outside 0..1"),
+        ("1 0.1 0.1 0.3 0.1 0.3 1.5", "line with a coordinate outside 0..1"),
+        ("1 0.1 0.1 -0.3 0.1 0.3 0.5", "line with a coordinate outside 0..1"),
+        # Keypoints of a visibility of 2, in data that do not say that they are poses.
+        ("1 0.5 0.5 0.2 0.4 0.5 0.5 2 0.45 0.6 2", "line with a coordinate outside 0..1"),
     ],
 )
-def test_faulty_lines(make, line, kind):
+def test_faulty_lines(make, tmp_path, line, kind):
     with pytest.raises(ValueError, match=rf"1 problem\n  {kind}.*: 1 \(.*labels/a\.txt:2: ") as error:
         make(f"1 0.5 0.5 0.1 0.1\n{line}")
     assert "bad_records: skip" in str(error.value)
-    assert make(f"1 0.5 0.5 0.1 0.1\n{line}", {"bad_records": "skip"})[0].labels == ("cat",)
+    (tmp_path / "train/labels/b c.txt").write_text("0 0.5 0.5 0.5 0.5")
+    # The image that has lost an object is left out, and never asked about as if it had not.
+    [record] = source = make(f"1 0.5 0.5 0.1 0.1\n{line}", {"bad_records": "skip"})
+    assert record.labels == ("dog",)
+    note = "1 images with a faulty annotation are left out, with their 1 other objects (a.png)"
+    assert note in source.report.notes
 
 
 def test_files_of_windows_and_other_yaml_files(make, tmp_path):
@@ -153,3 +163,112 @@ def test_refuses(tmp_path, text, message):
         (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         YoloDataModule(tmp_path).build("train")
+
+
+POSES = {
+    "[2, 3]": "0.5 0.5 0.2 0.4 0.5 0.5 2 0 0 0",
+    "[1, 3]": "0.5 0.5 0.2 0.4 0.5 0.5 1",
+    "[2, 2]": "0.5 0.5 0.2 0.4 0.45 0.6 0.5 0.5",
+    "[17, 3]": "0.5 0.5 0.2 0.4 " + " ".join(["0.9 0.9 2"] * 17),
+}
+
+
+@pytest.mark.parametrize("shape", POSES)
+def test_poses_are_their_boxes(make, shape):
+    document = {"names": ["dog", "cat"], "train": "../train/images", "kpt_shape": yaml.safe_load(shape)}
+    source = make(f"1 {POSES[shape]}\n0 0.5 0.5 1 1", document=document)
+    assert source[0].labels == ("cat", "dog")
+    assert source[0].boxes_xyxy.round(9).tolist() == [[40, 24, 60, 56], [0, 0, 100, 80]]
+    with pytest.raises(ValueError, match=r"neither class x y w h nor that and the \d+ values of kpt_shape"):
+        make(f"1 {POSES[shape]} 0.5", document=document)
+
+
+@pytest.mark.parametrize("shape", ["17", "[17]", "[17, 4]", "[0, 3]", "[a, 3]"])
+def test_shapes_of_keypoints_that_are_none(make, shape):
+    with pytest.raises(ValueError, match=r"data\.yaml: kpt_shape=.*; give \[number of keypoints, 2 or 3\]"):
+        make(
+            "1 0.5 0.5 0.1 0.1", document={"names": ["a"], "train": "train/images", "kpt_shape": yaml.safe_load(shape)}
+        )
+
+
+@pytest.mark.parametrize("points", ["0.5 0.5 0.45 0.6", "0.5 0.5 1 0.45 0.6 0 0 0 0 0.55 0.4 1"])
+def test_poses_that_nothing_declares_are_refused(make, points):
+    with pytest.raises(ValueError, match=r"as of a pose: set kpt_shape in data\.yaml"):
+        make(f"1 0.5 0.5 0.2 0.4 {points}\n" * 4)
+    # One polygon that is none of them shows that all are polygons.
+    count = len(points.split()) // 2
+    other = " ".join(["0.1 0.1 0.3 0.1 0.3 0.5", *["0.2 0.6"] * (count - 1)])
+    assert len(make(f"1 0.5 0.5 0.2 0.4 {points}\n" * 4 + f"1 {other}")[0].labels) == 5
+
+
+def test_rotated_boxes_are_no_poses(make):
+    lines = [f"1 0.{n} 0.1 0.{n + 2} 0.1 0.{n + 2} 0.4 0.{n} 0.4" for n in range(1, 7)]
+    assert len(make("\n".join(lines))[0].labels) == 6
+
+
+def test_labels_whose_image_is_gone(make, tmp_path):
+    make("1 0.5 0.5 0.1 0.1")
+    (tmp_path / "train/labels/classes.txt").write_text("dog\ncat\n")
+    (tmp_path / "train/labels/gone.txt").write_text("1 0.5 0.5 0.1 0.1")
+    (tmp_path / "train/labels/empty.txt").write_text("")
+    with pytest.raises(ValueError, match=r"label file without an image: 1 \(.*labels/gone\.txt\)"):
+        YoloDataModule(tmp_path).build("train")
+    assert len(YoloDataModule(tmp_path, bad_records="skip").build("train")) == 2
+
+
+def test_one_label_file_for_two_images(make, tmp_path, picture):
+    make("1 0.5 0.5 0.1 0.1")
+    (tmp_path / "train/labels/b c.txt").write_text("0 0.5 0.5 0.1 0.1")
+    picture("train/images/a.jpg")
+    with pytest.raises(ValueError, match=r"label file of several images: 2 \(.*a\.txt: a\.jpg and another"):
+        YoloDataModule(tmp_path).build("train")
+    [record] = YoloDataModule(tmp_path, bad_records="skip").build("train")
+    assert record.labels == ("dog",)
+
+
+def test_an_image_that_a_list_names_twice_is_one(make, tmp_path):
+    (tmp_path / "train.txt").write_text("train/images/a.png\n./train/images/a.png\ntrain/images/b c.png\n")
+    source = make("1 0.5 0.5 0.1 0.1", document={"names": ["dog", "cat"], "train": "train.txt"})
+    assert [len(record.labels) for record in source] == [1, 0]
+    assert any("name an image again" in note for note in source.report.notes)
+
+
+def test_images_of_other_names_are_read_or_counted(make, tmp_path, picture):
+    picture("train/images/a.png").rename(tmp_path / "train/images/c.JFIF")
+    (tmp_path / "train/images/d.jxl").write_bytes(b"no image for Pillow")
+    (tmp_path / "train/images/notes.md").write_text("no image at all")
+    source = make("1 0.5 0.5 0.1 0.1")
+    assert [record.origin.split(": ")[-1] for record in source] == ["a.png", "b c.png", "c.JFIF"]
+    assert "1 files are left out, since they cannot be read as images here: 1 .jxl" in source.report.notes
+
+
+MACHINES = {
+    "drive": {"train": "C:\\Users\\ann\\set\\train\\images"},
+    "root": {"train": "/content/set/train/images"},
+    "path": {"path": "/content/set", "train": "train/images"},
+    "path and root": {"path": "D:/set", "train": "/content/set/train/images"},
+    "up": {"train": "../set/train/images"},
+    "backslashes": {"train": "train\\images"},
+}
+
+
+@pytest.mark.parametrize("paths", MACHINES.values(), ids=MACHINES)
+def test_paths_of_another_machine(make, paths):
+    source = make("1 0.5 0.5 0.1 0.1", document={"names": ["dog", "cat"], **paths})
+    assert [len(record.labels) for record in source] == [1, 0]
+    if "set" in paths["train"]:
+        assert any("does not exist" in note and "beside the file is read" in note for note in source.report.notes)
+
+
+def test_lists_of_another_machine(make, tmp_path):
+    (tmp_path / "train.txt").write_text("/content/set/train/images/a.png\nE:\\set\\train\\images\\b c.png\n")
+    source = make("1 0.5 0.5 0.1 0.1", document={"names": ["dog", "cat"], "train": "/content/set/train.txt"})
+    assert [len(record.labels) for record in source] == [1, 0]
+
+
+def test_two_splits_of_another_machine_never_share_a_folder(make):
+    document = {"names": ["dog"], "train": "/content/images", "val": "/content/val/train/images"}
+    assert make("0 0.5 0.5 0.1 0.1", document=document | {"train": "train/images", "val": "/x/val/images"})
+    document = {"names": ["dog"], "train": "/content/a/train/images", "val": "/content/b/train/images"}
+    with pytest.raises(ValueError, match=r"the paths of .* do not exist, and beside the file both lead to"):
+        make("0 0.5 0.5 0.1 0.1", document=document)

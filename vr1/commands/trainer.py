@@ -23,7 +23,7 @@ from vr1.commands.output import check_writable, output_folders, place_outputs, s
 from vr1.commands.renamed import renamed_hint
 from vr1.commands.resume import WANDB_KEY, continue_wandb_run, find_checkpoint, finished_message, wandb_run_id
 from vr1.data.datamodule import RecordDataModule
-from vr1.errors import innermost, is_out_of_memory, user_message
+from vr1.errors import UserError, innermost, is_out_of_memory, user_message
 from vr1.modules.base import DetectionModule
 from vr1.modules.state import RunInfo
 from vr1.runs.folder import flat_settings
@@ -37,6 +37,8 @@ _FIT_CALLBACKS = {
     "callbacks.LastCheckpoint": ("LastCheckpoint", "ModelCheckpoint"),
 }
 _INTERRUPTED = 130
+# Settings of the trainer that only fit some machines, or each other.
+_MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -176,7 +178,10 @@ class TrainerCommand(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+            raise UserError(_refused(self.config.trainer, error)) from error
         for folder in output_folders(trainer):
             check_writable(folder)
         return trainer
@@ -221,9 +226,26 @@ class _Parser(LightningArgumentParser):
             self.exit(_fail(hint))
         if ex is not None and (text := user_message(ex)) is not None:
             self.exit(_fail(text))
-        _fail(innermost(message))
+        _fail(_foreign_callbacks(innermost(message)))
         sys.stderr.write(f"`{self.prog} --help` lists the settings; with --model.help GRPOModule, those of a class\n")
         self.exit(2)
+
+
+def _refused(trainer: Any, error: Exception) -> str:
+    """What Lightning says of trainer settings that each are of the right type, and cannot work."""
+    values = ", ".join(f"trainer.{name}={trainer.get(name)}" for name in _MACHINE)
+    return f"Lightning refuses the trainer's settings: {' '.join(str(error).split())} Check {values}"
+
+
+def _foreign_callbacks(message: str) -> str:
+    """What to do where a class is looked for in vr1's package ``callbacks``, and a module of the user has that name."""
+    own = next((path for path in (Path("callbacks.py"), Path("callbacks")) if path.exists()), None)
+    if "'callbacks" not in message or own is None or own.resolve() == ROOT / "callbacks":
+        return message
+    return (
+        f"{message}; `callbacks` is the package of vr1, {ROOT / 'callbacks'}, and {own.resolve()} is not read: rename"
+        " it to use its classes"
+    )
 
 
 def _null(argument: str) -> str:

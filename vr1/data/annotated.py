@@ -1,7 +1,7 @@
 """An annotated folder of images as records, one for each question, and the base of its data modules."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,8 @@ class AnnotatedSource(RecordSource):
         seed: draws the negatives.
         header_checks: number of image headers to read before training, spread over the file.
         read: reads the annotations; None reads COCO's json.
+        training_categories: gives the categories that training asks for, which an evaluation asks for too; None takes
+            those of the file.
 
     Attributes:
         categories: the categories that questions name.
@@ -82,6 +84,7 @@ class AnnotatedSource(RecordSource):
         seed: int = 0,
         header_checks: int = 1000,
         read: Reader | None = None,
+        training_categories: Callable[[], Sequence[str]] | None = None,
     ) -> None:
         check_bad_records(bad_records)
         if header_checks < 0:
@@ -92,13 +95,14 @@ class AnnotatedSource(RecordSource):
         table = check_images(table, folder, header_checks, problems, notes)
         if len(problems) and not self._skip:
             raise FaultyRecordsError(problems)
-        table = questions.choose_categories(table, self._annotations, notes)
+        training = training_categories() if training_categories and questions.categories is None else None
+        table = questions.choose_categories(table, self._annotations, notes, training)
         if portion is not None:
             table, problems = take_portion(table, problems, portion, self._annotations)
         self.table = table = questions.choose_images(table, notes)
         self._questions = questions.of(table, seed, notes)
         self.categories = table.categories
-        self.pixel_counts = table.sizes[self._questions[:, 0]].prod(1)
+        self.image_sizes = table.sizes[self._questions[:, 0]]
         self.object_counts = _object_counts(table, self._questions)
         self.report = self._make_report(problems, notes)
 
@@ -124,6 +128,10 @@ class AnnotatedSource(RecordSource):
     def reports(self) -> list[DataReport]:
         """The report of this file."""
         return [self.report]
+
+    def origin(self, index: int) -> str:
+        """The annotation file, the number of the record, and its image."""
+        return f"{self._annotations}[{index}]: {self.table.file_names[int(self._questions[index, 0])]}"
 
     def __len__(self) -> int:
         return len(self._questions)
@@ -154,7 +162,7 @@ class AnnotatedSource(RecordSource):
             labels=tuple(self.categories[row] for row in table.category_rows[rows]),
             categories=categories,
             image_id=table.image_ids[image_row],
-            origin=f"{self._annotations}[{index}]: {table.file_names[image_row]}",
+            origin=self.origin(index),
             areas=table.areas[rows],
             crowd=table.crowd[rows],
             referring=table.referring,
@@ -170,6 +178,11 @@ class AnnotatedSource(RecordSource):
         if fault := size_fault(path, header, (width, height)):
             raise ImageError(f"{WRONG_SIZE}: {fault}; fix the annotations, or set bad_records: skip to leave it out")
         return image, rotate_boxes(boxes, header)
+
+
+def used_categories(table: AnnotationTable) -> tuple[str, ...]:
+    """The categories of which a table has an object, in its order."""
+    return tuple(table.categories[row] for row in np.unique(table.category_rows).tolist())
 
 
 def _object_counts(table: AnnotationTable, questions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -207,11 +220,47 @@ class AnnotatedDataModule(RecordDataModule):
         super().__init__(**settings)
         check_bad_records(bad_records)
         self.bad_records: BadRecords = bad_records
+        self._trained_on: dict[str, Sequence[str]] = {}
         self.questions = Questions(task=task, empty_images=empty_images, negatives=negatives, categories=categories)
+
+    @property
+    def skips_bad_records(self) -> bool:
+        """Whether ``bad_records`` is ``skip``."""
+        return self.bad_records == "skip"
 
     def report_bad_records(self) -> None:
         """Leave faulty records out and report them, as ``bad_records: skip`` does."""
         self.bad_records = "skip"
+
+    def train_on(self, source: AnnotatedSource, name: str = "") -> AnnotatedSource:
+        """Remember the categories that training asks for.
+
+        Args:
+            source: the training records.
+            name: the set that they belong to, of several.
+        """
+        self._trained_on[name] = source.categories
+        return source
+
+    def asked_in_training(self, annotations: Path, read: Reader, name: str = "") -> Callable[[], Sequence[str]]:
+        """The categories that training asks for, for an evaluation to ask for too.
+
+        Args:
+            annotations: the training file; it is read where it was not trained on.
+            read: reads it.
+            name: the set that it belongs to, of several.
+        """
+
+        def categories() -> Sequence[str]:
+            if name not in self._trained_on:
+                try:
+                    self._trained_on[name] = used_categories(read(annotations)[0])
+                except UserError as error:
+                    _log.warning("the categories are not those of the training, which cannot be read: %s", error)
+                    self._trained_on[name] = ()
+            return self._trained_on[name]
+
+        return categories
 
     def open(
         self,
@@ -220,6 +269,7 @@ class AnnotatedDataModule(RecordDataModule):
         portion: Portion | None = None,
         read: Reader | None = None,
         questions: Questions | None = None,
+        training_categories: Callable[[], Sequence[str]] | None = None,
     ) -> AnnotatedSource:
         """One annotation file, with the settings of this data module.
 
@@ -229,6 +279,7 @@ class AnnotatedDataModule(RecordDataModule):
             portion: the part of the images to take; all of them where None.
             read: reads the annotations; None reads COCO's json.
             questions: which questions to ask; None takes the settings.
+            training_categories: gives the categories that training asks for; see `AnnotatedSource`.
 
         Raises:
             UserError: the file or a record in it is faulty, or no record is left.
@@ -241,4 +292,5 @@ class AnnotatedDataModule(RecordDataModule):
             bad_records=self.bad_records,
             seed=self.seed,
             read=read,
+            training_categories=training_categories,
         )

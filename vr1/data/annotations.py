@@ -187,6 +187,11 @@ class AnnotationTable:
         )
         return merged.keep_images(into == np.arange(len(self)))
 
+    def with_categories(self, names: Sequence[str]) -> "AnnotationTable":
+        """The table with further categories, of which it has no object, after its own."""
+        known = {name.casefold() for name in self.categories}
+        return replace(self, categories=(*self.categories, *(name for name in names if name.casefold() not in known)))
+
     def keep_categories(self, category_rows: list[int]) -> "AnnotationTable":
         """The table of these categories, in the order given, without the objects of others."""
         new_rows = np.full(len(self.categories), -1)

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from vr1.data.annotated import AnnotatedDataModule
+from vr1.data.annotated import AnnotatedDataModule, Reader
 from vr1.data.coco_layout import CocoSplit, coco_splits
 from vr1.data.coco_objects import BoxFormat
 from vr1.data.coco_reader import read_coco
@@ -57,5 +57,14 @@ class CocoDataModule(AnnotatedDataModule):
                 f"{self.root}: there is no {name} split, only {', '.join(splits)}; add its annotations"
             )
         files = splits[name]
-        read = partial(read_coco, box_format=self.box_format, images=ImageFolder(files.images))
-        return self.open(*files, read=read)
+        if name == "train":
+            return self.train_on(self.open(*files, read=self._reader(files)))
+        training = splits.get("train")
+        # A single file that is divided by image has one list of categories already.
+        asked = None
+        if training is not None and training.annotations != files.annotations:
+            asked = self.asked_in_training(training.annotations, self._reader(training))
+        return self.open(*files, read=self._reader(files), training_categories=asked)
+
+    def _reader(self, files: CocoSplit) -> Reader:
+        return partial(read_coco, box_format=self.box_format, images=ImageFolder(files.images))

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from vr1.data.annotations import BoxClipper, Corners, box_fault
 from vr1.data.segmentation import segmentation_bounds
-from vr1.data.validation import SHOWN, Problems, field_fault, identifier, is_area, is_id, number, numbers
+from vr1.data.validation import LostObjects, Problems, field_fault, identifier, is_area, is_id, number, numbers
 from vr1.errors import UserError
 
 BoxFormat = Literal["xyxy", "xywh"]
@@ -105,13 +105,11 @@ class ObjectReader:
         notes = self._clip.notes()
         if self._on_faulty_images:
             notes.append(f"{self._on_faulty_images} annotations go with images that are left out")
-        if left_out := [key for key in self.with_faults if key in self._images]:
-            names = ", ".join(self._images[key].file_name for key in left_out[:SHOWN])
-            others = sum(len(self.objects.get(key, ())) for key in left_out)
-            notes.append(
-                f"{len(left_out)} images with a faulty annotation are left out, with their {others} other objects"
-                f" ({names}{', ...' if len(left_out) > SHOWN else ''})"
-            )
+        lost = LostObjects()
+        for key in self._images:
+            if key in self.with_faults:
+                lost.add(self._images[key].file_name, len(self.objects.get(key, ())))
+        notes += lost.notes()
         if self._from_segmentation:
             notes.append(
                 f"{self._from_segmentation} annotations have no bbox; the bounds of their segmentation are taken"

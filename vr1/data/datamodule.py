@@ -1,13 +1,13 @@
 """The base of every data module: its loading settings, its splits and its loaders."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vr1.data.refused import Refusal, leave_out_refused
 from vr1.data.sampler import RepeatedBatches, TrainingLoader
 from vr1.data.selection import Selection, select
 from vr1.data.source import CachedDataset, RecordSource
@@ -30,6 +30,16 @@ class MissingSplitError(UserError):
     """A data set has no such split, which is no fault of those that it has."""
 
 
+class Encoder(Protocol):
+    """Turns records into a batch of the model's inputs."""
+
+    def __call__(self, records: list[DetectionRecord]) -> Any:
+        """The batch of a list of records; runs in the worker processes."""
+
+    def refusal(self, image_size: tuple[int, int]) -> str | None:
+        """Why the model takes no images of a (width, height); None if it does."""
+
+
 class TrainedModule(Protocol):
     """What a data module needs of the module that is trained.
 
@@ -38,7 +48,7 @@ class TrainedModule(Protocol):
         updates_per_rollout: how often each training batch is repeated.
     """
 
-    encoder: Callable[[list[DetectionRecord]], Any]
+    encoder: Encoder
     updates_per_rollout: int
 
 
@@ -82,6 +92,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
         self.num_workers, self.seed, self.cache_records = num_workers, run_seed(seed), cache_records
         self.selection, self.shuffle = selection, shuffle and not selection.curriculum
         self.sources: dict[Split, Source] = {}
+        self.refusal: Refusal | None = None
 
     @abstractmethod
     def read(self, split: Split) -> Source:
@@ -99,7 +110,27 @@ class RecordDataModule(L.LightningDataModule, ABC):
             MissingSplitError: there is no such split.
             UserError: its data are faulty, or the selection leaves no record.
         """
-        return select(self.read(split), self.selection, split, self.seed)
+        return select(self._usable(self.read(split)), self.selection, split, self.seed)
+
+    def refuse_images(self, refusal: Refusal) -> None:
+        """Find images of which the model makes no prompt in the sources that are built from now on.
+
+        They are reported as faulty records, or left out where faulty records are (``bad_records: skip``).
+
+        Args:
+            refusal: why the model refuses images of a size; None if it does not.
+        """
+        self.refusal = refusal
+
+    @property
+    def skips_bad_records(self) -> bool:
+        """Whether records that cannot be used are left out, counted and reported, in place of an error."""
+        return False
+
+    def _usable(self, source: Any) -> Any:
+        if self.refusal is None or not isinstance(source, RecordSource) or source.image_sizes is None:
+            return source
+        return leave_out_refused(source, self.refusal, skip=self.skips_bad_records)
 
     @property
     def is_stream(self) -> bool:
@@ -115,6 +146,8 @@ class RecordDataModule(L.LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Open the sources that a stage needs, so that bad data are found before training."""
+        if self.trainer is not None:
+            self.refuse_images(self._module().encoder.refusal)
         for split in _SPLITS_OF[stage]:
             if split not in self.sources:
                 self.sources[split] = self.build(split)

@@ -7,6 +7,8 @@ maps boxes on the pixels as stored to the upright image.
 import io
 import struct
 import zlib
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,12 @@ from PIL import ExifTags, Image
 from vr1.errors import UserError
 from vr1.types import Boxes
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_KNOWN = (
+    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".pbm",
+    ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+SUFFIXES = tuple(suffix for suffix in _KNOWN if Image.registered_extensions().get(suffix) in Image.OPEN)
+"""How the names of images end that this build of Pillow, with its plugins, can read."""
 WHITE = (255, 255, 255)
 
 # What Pillow's decoders let through, depending on the format, when a file is damaged.
@@ -166,6 +173,16 @@ def rotate_boxes(boxes: Boxes, header: ImageHeader) -> Boxes:
     return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)
 
 
+def is_image_name(path: Path) -> bool:
+    """Whether a file is named as an image that can be read.
+
+    Example:
+        >>> is_image_name(Path("a.JFIF")), is_image_name(Path("a.txt"))
+        (True, False)
+    """
+    return path.suffix.lower() in SUFFIXES
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """The image files directly in a folder, sorted by name.
 
@@ -184,13 +201,35 @@ def list_images(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder of images; check the path")
     paths = [path for path in folder.iterdir() if path.is_file()]
-    images = sorted((path for path in paths if path.suffix.lower() in SUFFIXES), key=lambda path: path.name)
+    images = sorted(filter(is_image_name, paths), key=lambda path: path.name)
     if not images:
         raise ImageError(
             f"{folder}: no image among its {len(paths)} files; expected names ending in {', '.join(SUFFIXES)}, "
             "directly in this folder"
         )
     return images
+
+
+def count_unread(paths: Iterable[Path], *, every: bool = False) -> list[str]:
+    """A note on the images among files that cannot be read here, by the end of their names; empty without any.
+
+    Args:
+        paths: the files of a folder.
+        every: count all files that are not read, hidden ones aside, and not only those that are named as images.
+
+    Example:
+        >>> count_unread([Path("a.jpg"), Path("b.jxl"), Path("notes.txt")])
+        ['1 files are left out, since they cannot be read as images here: 1 .jxl']
+    """
+    left_out = Counter(
+        path.suffix.lower() or "without a suffix"
+        for path in paths
+        if not is_image_name(path) and not path.name.startswith(".") and (every or path.suffix.lower() in _KNOWN)
+    )
+    if not left_out:
+        return []
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(left_out.items()))
+    return [f"{left_out.total()} files are left out, since they cannot be read as images here: {kinds}"]
 
 
 def _open(path: Path) -> Image.Image:

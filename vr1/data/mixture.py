@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vr1.data.datamodule import RecordDataModule, Source, Split
+from vr1.data.refused import Refusal
 from vr1.data.selection import SelectedSource
 from vr1.data.source import DataReport, RecordSource
 from vr1.errors import UserError
@@ -31,9 +32,9 @@ class SetsSource(RecordSource):
         self.starts = np.cumsum([0, *map(len, self.sources)])
         known = [source for source in self.sources if isinstance(source, RecordSource)]
         object_counts = [source.object_counts for source in known if source.object_counts is not None]
-        pixel_counts = [source.pixel_counts for source in known if source.pixel_counts is not None]
+        image_sizes = [source.image_sizes for source in known if source.image_sizes is not None]
         self.object_counts = np.concatenate(object_counts) if len(object_counts) == len(self.sources) else None
-        self.pixel_counts = np.concatenate(pixel_counts) if len(pixel_counts) == len(self.sources) else None
+        self.image_sizes = np.concatenate(image_sizes) if len(image_sizes) == len(self.sources) else None
 
     def reports(self) -> list[DataReport]:
         """The reports of all sources."""
@@ -41,6 +42,12 @@ class SetsSource(RecordSource):
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def origin(self, index: int) -> str:
+        """What its source calls the record."""
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        source, row = self.sources[number], int(index - self.starts[number])
+        return source.origin(row) if isinstance(source, RecordSource) else f"record {row} of {self.names[number]}"
 
     def lengths(self) -> list[int]:
         """Number of records of each source."""
@@ -100,6 +107,11 @@ class MixtureDataModule(RecordDataModule):
         """The same for all parts."""
         for part in self.parts.values():
             part.report_bad_records()
+
+    def refuse_images(self, refusal: Refusal) -> None:
+        """The same for all parts, each of which has its own setting of faulty records."""
+        for part in self.parts.values():
+            part.refuse_images(refusal)
 
     def read(self, split: Split) -> Source:
         """The mixed training records, or the records of the parts to evaluate one after the other.

@@ -79,15 +79,19 @@ class OdinwDataModule(AnnotatedDataModule):
                 f"data.root={self.root}: {', '.join(absent)} not found, such as {self.sets[absent[0]].folder}; download"
                 " what is missing, or set missing: skip to go without"
             )
-        return SetsSource({name: self._source(files, split) for name, files in present.items()})
+        return SetsSource({name: self._source(name, files, split) for name, files in present.items()})
 
-    def _source(self, files: OdinwSet, split: Split) -> AnnotatedSource:
+    def _source(self, name: str, files: OdinwSet, split: Split) -> AnnotatedSource:
         folder = self.root / files.folder
         report = files.val if self.report == "val" else files.test
         annotations = folder / {"train": files.train, "val": files.val}.get(split, report)
-        return self.open(
+        read = partial(read_coco, empty_names="leave_out")
+        training = folder / files.train
+        source = self.open(
             annotations,
             annotations.parent if files.images is None else folder / files.images,
-            read=partial(read_coco, empty_names="leave_out"),
+            read=read,
             questions=replace(self.questions, categories=files.categories),
+            training_categories=self.asked_in_training(training, read, name) if training.is_file() else None,
         )
+        return self.train_on(source, name) if split == "train" else source

@@ -49,17 +49,23 @@ class Questions:
                 " images without objects are the negatives (empty_images: keep)"
             )
 
-    def choose_categories(self, table: AnnotationTable, annotations: Path, notes: list[str]) -> AnnotationTable:
+    def choose_categories(
+        self, table: AnnotationTable, annotations: Path, notes: list[str], training: Sequence[str] | None = None
+    ) -> AnnotationTable:
         """The table of the categories that questions name.
 
         Args:
             table: everything in the file.
             annotations: the file, for messages.
             notes: where it is added what is left out.
+            training: the categories that training asks for, of which the file may have a part only; None where the file
+                is that of the training, or there is none.
 
         Raises:
             UserError: a category of the settings is not in the file or named twice, or the file has no object.
         """
+        if self.categories is None and training:
+            return _asked_in_training(table, training, notes)
         if self.categories is None:
             return _used_categories(table, annotations, notes)
         rows = {name.casefold(): row for row, name in enumerate(table.categories)}
@@ -138,6 +144,18 @@ class Questions:
                 f"only {len(candidates)} negative questions are possible; negatives={self.negatives} sets {number}"
             )
         return rng.choice(candidates, min(number, len(candidates)), replace=False)
+
+
+def _asked_in_training(table: AnnotationTable, training: Sequence[str], notes: list[str]) -> AnnotationTable:
+    """The table of the categories of the training, in their order, and of others that have an object, after them."""
+    table = table.with_categories(training)
+    rows = {name.casefold(): row for row, name in enumerate(table.categories)}
+    chosen = [rows[name.casefold()] for name in training]
+    used = set(np.unique(table.category_rows).tolist())
+    if new := sorted(used - set(chosen)):
+        names = ", ".join(table.categories[row] for row in new[:SHOWN]) + (", ..." if len(new) > SHOWN else "")
+        notes.append(f"categories that training does not ask for, asked for here: {names}")
+    return table.keep_categories([*chosen, *new])
 
 
 def _used_categories(table: AnnotationTable, annotations: Path, notes: list[str]) -> AnnotationTable:

@@ -1,56 +1,84 @@
 """Referring expressions, each an image, a text and its box: reader and data module.
 
-The reader understands the fields of RefCOCO slices, of VLM-R1's processed json and of its jsonl with conversations.
+The reader understands the fields of RefCOCO slices, of VLM-R1's processed json and of jsonl with conversations.
 """
 
 import json
-import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from vr1.boxes import rescale
 from vr1.data.annotated import AnnotatedDataModule
 from vr1.data.annotations import AnnotationTable, TableBuilder, box_fault
+from vr1.data.coco_objects import BoxFormat
 from vr1.data.datamodule import MissingSplitError, Source, Split
-from vr1.data.images import ImageError, image_size
+from vr1.data.image_files import ImageFolder
+from vr1.data.images import ImageError
 from vr1.data.mixture import SetsSource
-from vr1.data.question_text import parse_question
-from vr1.data.validation import Problems, is_number, is_side, is_text
+from vr1.data.referring_line import LineError, Referred, image_of, referred
+from vr1.data.validation import Problems, is_side, side
 from vr1.errors import UserError
+from vr1.types import as_boxes
 
-BoxFormat = Literal["xyxy", "xywh"]
+BoxFrame = Literal["pixels", "input"] | float
+"""Unit of written boxes: pixels of the image, pixels of the input that the line gives the size of, or the number that
+both axes end at, such as 1000 or 1."""
 
-_EXPRESSIONS = ("expression", "normal_caption", "caption", "problem", "prompt", "question")
-_BOXES = ("bbox_xyxy", "solution", "bbox")
+_INPUT_SIZES = (("input_width", "input_height"), ("resized_width", "resized_height"))
+# Boxes from which a frame can be told: of fewer, some lie in a corner by chance.
+_FEWEST = 8
+_PER_MILLE = 1000.0
+
+
+class _Line(NamedTuple):
+    """One expression of a file, its box as written."""
+
+    where: str
+    image: str
+    size: tuple[int, int]
+    input_size: tuple[int, int] | None
+    item: Referred
 
 
 def read_referring(
-    path: Path, images: Path, box_format: BoxFormat | None = None
+    path: Path, images: Path, box_format: BoxFormat | None = None, frame: BoxFrame | None = None
 ) -> tuple[AnnotationTable, Problems, list[str]]:
-    """Read a file of referring expressions. Every line is an image of the table, and its expression a category.
+    """Read a file of referring expressions. Every expression is an image of the table, and a category of its own.
 
     Args:
         path: a ``.jsonl`` file, or a ``.json`` file that holds one list.
         images: the folder to which ``image`` is relative; sizes that the file does not give are read from the images.
         box_format: what ``bbox`` holds; ``bbox_xyxy`` and ``solution`` always hold corners.
+        frame: unit of the boxes; None takes pixels, and refuses boxes that look like another unit.
 
     Returns:
         The table of the valid lines, the problems of the others, and notes on what was changed.
 
     Raises:
-        UserError: if the file is missing or not JSON, or holds no list.
+        UserError: if the file is missing or not JSON, holds no list, or a setting has to say what its boxes are.
     """
     problems, builder = Problems(str(path)), TableBuilder(referring=True)
-    sizes: dict[str, tuple[int, int]] = {}
-    for where, item in _items(path, problems):
-        if box_format is None and isinstance(item, dict) and _says_no_format(item):
-            raise UserError(
-                f"annotations={path}: {where} has a 'bbox', which may be two corners or a corner and a size; set "
-                "box_format to xyxy or xywh"
-            )
-        fault = _add(item, images, box_format, builder, sizes)
-        if fault is not None:
-            problems.add(fault, where)
+    folder = ImageFolder(images)
+    lines = [line for where, item in _items(path, problems) for line in _lines(where, item, folder, problems)]
+    _check_format(path, lines, box_format)
+    _check_frame(path, lines, box_format, frame)
+    for line in lines:
+        box = _in_pixels(line, box_format, frame)
+        fault = f"line without {_names_of_sizes()}, which frame: input needs" if box is None else None
+        if box is not None:
+            fault = box_fault(box, line.size)
+            if fault is None and frame is None and _outside(box, line.size):
+                fault = (
+                    "box that reaches outside its image: set frame to pixels if it is right, or to the unit of the"
+                    " boxes, such as 1000"
+                )
+        if fault is not None or box is None:
+            problems.add(fault or "", line.where, line.image)
+            continue
+        builder.add_image(line.image, line.size)
+        builder.add_object(line.item.text, box)
     return builder.table(), problems, builder.notes()
 
 
@@ -75,80 +103,90 @@ def _items(path: Path, problems: Problems) -> list[tuple[str, Any]]:
     return items
 
 
-def _add(
-    item: Any, images: Path, box_format: BoxFormat | None, builder: TableBuilder, sizes: dict[str, tuple[int, int]]
-) -> str | None:
-    """Add one line to the table, or return what is wrong with it."""
-    if not isinstance(item, dict):
-        return "line that is no JSON object"
-    name, text, box = _image(item), _expression(item), _box(item)
-    if not is_text(name):
-        return "line without an 'image'"
-    if not text:
-        return f"line without an expression ({', '.join(_EXPRESSIONS)} or conversations)"
-    if box is None:
-        return f"line without four numbers in {', '.join(_BOXES)} or the answer of its conversations"
-    if box_format == "xywh" and _says_no_format(item):
-        box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+def _lines(where: str, item: Any, folder: ImageFolder, problems: Problems) -> list[_Line]:
+    """The expressions of one line; none of them where one is faulty."""
+    name = ""
     try:
-        size = _size(item, images / name, sizes)
+        if not isinstance(item, dict):
+            raise LineError("line that is no JSON object")
+        name = image_of(item)
+        found = referred(item)
+        # As the line gives it, or as the image has it.
+        size = _sides(item, ("width", "height")) or folder.size(name)
+    except LineError as error:
+        problems.add(str(error), where, name)
+        return []
     except ImageError as error:
-        return f"image that cannot be opened: {error}"
-    fault = box_fault(box, size)
-    if fault is None:
-        builder.add_image(name, size)
-        builder.add_object(text, box)
-    return fault
+        problems.add(f"image that cannot be opened: {error}", where, name)
+        return []
+    input_size = next((found_size for names in _INPUT_SIZES if (found_size := _sides(item, names))), None)
+    places = [where] if len(found) == 1 else [f"{where}, question {number}" for number in range(1, len(found) + 1)]
+    return [_Line(place, name, size, input_size, one) for place, one in zip(places, found, strict=True)]
 
 
-def _says_no_format(item: dict[str, Any]) -> bool:
-    return "bbox" in item and "bbox_xyxy" not in item and "solution" not in item
-
-
-def _size(item: dict[str, Any], path: Path, sizes: dict[str, tuple[int, int]]) -> tuple[int, int]:
-    """Width and height as the line gives them, or as the image has them; several lines share an image."""
-    if is_side(item.get("width")) and is_side(item.get("height")):
-        return int(item["width"]), int(item["height"])
-    key = str(path)
-    if key not in sizes:
-        sizes[key] = image_size(path)
-    return sizes[key]
-
-
-def _image(item: dict[str, Any]) -> Any:
-    image = item.get("image", item.get("file_name"))
-    return image[0] if isinstance(image, list) and len(image) == 1 else image
-
-
-def _expression(item: dict[str, Any]) -> str:
-    text = next((item[key] for key in _EXPRESSIONS if is_text(item.get(key))), _turn(item, 0))
-    if not isinstance(text, str):
-        return ""
-    parsed = parse_question(text)
-    if parsed is not None and len(parsed.categories) == 1:
-        return parsed.categories[0]
-    return " ".join(text.replace("<image>", " ").split())
-
-
-def _box(item: dict[str, Any]) -> list[float] | None:
-    value = next((item[key] for key in _BOXES if key in item), None)
-    if value is None:
-        value = _turn(item, 1)
-    if isinstance(value, str):
-        numbers = re.findall(r"-?\d+(?:\.\d+)?", re.sub(r"bbox_2d", "", value))
-        value = [float(number) for number in numbers]
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
-        value = value[0]
-    if not (isinstance(value, list) and len(value) == 4 and all(map(is_number, value))):
+def _sides(item: dict[str, Any], names: Sequence[str]) -> tuple[int, int] | None:
+    if not all(is_side(item.get(name)) for name in names):
         return None
-    return [float(number) for number in value]
+    width, height = (side(item[name]) or 0 for name in names)
+    return width, height
 
 
-def _turn(item: dict[str, Any], number: int) -> Any:
-    """The text of one turn of the conversations; None where there is none."""
-    turns = item.get("conversations")
-    turn = turns[number] if isinstance(turns, list) and len(turns) > number else None
-    return turn.get("value") if isinstance(turn, dict) else None
+def _names_of_sizes() -> str:
+    return " or ".join(f"{width} and {height}" for width, height in _INPUT_SIZES)
+
+
+def _in_pixels(line: _Line, box_format: BoxFormat | None, frame: BoxFrame | None) -> list[float] | None:
+    """Corners in pixels of the image; None where the size of the input is needed and not given."""
+    box = line.item.box
+    if box_format == "xywh" and not line.item.says_format:
+        box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+    if frame is None or frame == "pixels":
+        return box
+    if frame == "input" and line.input_size is None:
+        return None
+    from_size = line.input_size if frame == "input" else (float(frame), float(frame))
+    assert from_size is not None
+    corners: list[float] = rescale(as_boxes(box), from_size, line.size)[0].tolist()
+    return corners
+
+
+def _outside(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a box reaches outside by more than exporters' rounding."""
+    return max(-box[0], -box[1], box[2] - size[0], box[3] - size[1]) > 1
+
+
+def _check_format(path: Path, lines: Sequence[_Line], box_format: BoxFormat | None) -> None:
+    for line in lines if box_format is None else ():
+        if not line.item.says_format:
+            raise UserError(
+                f"annotations={path}: {line.where} has a 'bbox', which may be two corners or a corner and a size; set "
+                "box_format to xyxy or xywh"
+            )
+
+
+def _check_frame(path: Path, lines: Sequence[_Line], box_format: BoxFormat | None, frame: BoxFrame | None) -> None:
+    """Refuse boxes of which the unit cannot be the one that is set, or taken without a setting."""
+    boxes = [(line, _in_pixels(line, box_format, None) or line.item.box) for line in lines]
+    if lines and frame != 1 and all(min(box) >= 0 and max(box) <= 1 for _, box in boxes):
+        raise UserError(
+            f"annotations={path}: all boxes lie in 0..1, so they are shares of the image; set frame to 1 (now"
+            f" {frame or 'pixels'})"
+        )
+    if frame is not None:
+        return
+    if marked := [line for line in lines if line.item.per_mille]:
+        raise UserError(
+            f"annotations={path}: {marked[0].where} writes its box as models do that count in 0..1000; set frame to"
+            " 1000, or to pixels"
+        )
+    over = [line for line, box in boxes if _outside(box, line.size)]
+    large = [line for line in lines if min(line.size) > 1.2 * _PER_MILLE]
+    within = all(min(box) >= 0 and max(box) <= _PER_MILLE for _, box in boxes)
+    if within and max(3 * len(over), len(large)) >= max(len(lines), _FEWEST):
+        raise UserError(
+            f"annotations={path}: all boxes lie in 0..1000, whatever the size of the image, such as {lines[0].image} of"
+            f" {lines[0].size[0]} x {lines[0].size[1]}; set frame to 1000, or to pixels if they are"
+        )
 
 
 class ReferringDataModule(AnnotatedDataModule):
@@ -160,6 +198,9 @@ class ReferringDataModule(AnnotatedDataModule):
         val: files to validate on.
         test: files to test and predict on; with the callback ``callbacks.Evaluation`` each is reported by its name.
         box_format: what a field named ``bbox`` holds, ``xyxy`` or ``xywh``; ``bbox_xyxy`` and ``solution`` are corners.
+        frame: unit of the boxes: ``pixels`` of the image, ``1000`` or ``1`` (what both axes end at), or ``input``,
+            pixels of the resized image, whose ``input_width`` and ``input_height`` each line gives. None takes pixels,
+            and refuses boxes that look like another unit.
         settings: faulty records, selection and loading; see `AnnotatedDataModule` and `RecordDataModule`.
     """
 
@@ -169,14 +210,17 @@ class ReferringDataModule(AnnotatedDataModule):
         train: dict[str, Path] | None = None,
         val: dict[str, Path] | None = None,
         test: dict[str, Path] | None = None,
-        box_format: BoxFormat | None = None,
+        box_format: Literal["xyxy", "xywh"] | None = None,
+        frame: Literal["pixels", "input"] | float | None = None,
         **settings: Any,
     ) -> None:
         # Each expression is a question of its own, and has one box.
         super().__init__(task="grounding", empty_images="keep", negatives=0.0, categories=None, **settings)
         if box_format not in (None, "xyxy", "xywh"):
             raise UserError(f"data.box_format={box_format!r} must be xyxy or xywh")
-        self.images, self.box_format = Path(images), box_format
+        if frame not in (None, "pixels", "input") and (isinstance(frame, bool | str) or frame <= 0):
+            raise UserError(f"data.frame={frame!r} must be pixels, input, or the number that both axes end at")
+        self.images, self.box_format, self.frame = Path(images), box_format, frame
         self.files: dict[Split, dict[str, Path]] = {
             "train": train or {},
             "val": val or {},
@@ -197,5 +241,5 @@ class ReferringDataModule(AnnotatedDataModule):
                 f"data.{name}: no file is named; name one, such as --data.{name} '{{refcoco_{name}: "
                 f"refcoco_{name}.jsonl}}'"
             )
-        read = partial(read_referring, images=self.images, box_format=self.box_format)
+        read = partial(read_referring, images=self.images, box_format=self.box_format, frame=self.frame)
         return SetsSource({name: self.open(path, self.images, read=read) for name, path in self.files[split].items()})

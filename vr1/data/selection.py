@@ -104,7 +104,12 @@ class SelectedSource(RecordSource):
         self.source, self.rows = source, rows
         if isinstance(source, RecordSource):
             self.object_counts = None if source.object_counts is None else source.object_counts[rows]
-            self.pixel_counts = None if source.pixel_counts is None else source.pixel_counts[rows]
+            self.image_sizes = None if source.image_sizes is None else source.image_sizes[rows]
+
+    def origin(self, index: int) -> str:
+        """What the source calls the record."""
+        row = int(self.rows[index])
+        return self.source.origin(row) if isinstance(self.source, RecordSource) else f"record {row}"
 
     def reports(self) -> list[DataReport]:
         """The reports of the source."""

@@ -53,11 +53,16 @@ class RecordSource(Dataset[DetectionRecord], ABC):
     Attributes:
         object_counts: ``[R]`` int64 boxes that answer each record's question, crowd regions left out; None where that
             is known only once a record is decoded.
-        pixel_counts: ``[R]`` int64 pixels of each record's image; None likewise.
+        image_sizes: ``[R, 2]`` int64 width and height of each record's image; None likewise.
     """
 
     object_counts: NDArray[np.int64] | None = None
-    pixel_counts: NDArray[np.int64] | None = None
+    image_sizes: NDArray[np.int64] | None = None
+
+    @property
+    def pixel_counts(self) -> NDArray[np.int64] | None:
+        """``[R]`` int64 pixels of each record's image; None where its size is not known in advance."""
+        return None if self.image_sizes is None else self.image_sizes.prod(1)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -71,10 +76,15 @@ class RecordSource(Dataset[DetectionRecord], ABC):
             ImageError: its image cannot be used.
         """
 
+    def origin(self, index: int) -> str:
+        """What to call a record in a message, without decoding its image."""
+        return f"record {index}"
+
     @property
     def largest(self) -> int:
         """Index of a record with the most pixels; 0 where these are not known in advance."""
-        return 0 if self.pixel_counts is None or not len(self.pixel_counts) else int(self.pixel_counts.argmax())
+        pixels = self.pixel_counts
+        return 0 if pixels is None or not len(pixels) else int(pixels.argmax())
 
     def reports(self) -> list[DataReport]:
         """The reports of this source, or of the sources that it combines."""

@@ -87,6 +87,36 @@ class FaultyRecordsError(UserError):
         self.problems = problems
 
 
+class LostObjects:
+    """Images that are left out since one of their objects is faulty: without it they would teach a half truth.
+
+    Example:
+        >>> lost = LostObjects()
+        >>> lost.add("a.jpg", 3)
+        >>> lost.notes()
+        ['1 images with a faulty annotation are left out, with their 3 other objects (a.jpg)']
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._objects = 0
+
+    def add(self, image: str, objects: int) -> None:
+        """An image that is left out, and the number of its objects without a fault."""
+        self._names.append(image)
+        self._objects += objects
+
+    def notes(self) -> list[str]:
+        """What a reader of the data should know."""
+        if not self._names:
+            return []
+        names = ", ".join(self._names[:SHOWN]) + (", ..." if len(self._names) > SHOWN else "")
+        return [
+            f"{len(self._names)} images with a faulty annotation are left out, with their {self._objects} other objects"
+            f" ({names})"
+        ]
+
+
 def check_bad_records(value: str) -> None:
     """Check the setting ``bad_records``.
 

@@ -51,7 +51,7 @@ class VisionR1Source(RecordSource):
         if len(problems) and not self._skip:
             raise FaultyRecordsError(problems)
         objects = self._objects
-        self.object_counts, self.pixel_counts = objects.objects_per_image(), objects.sizes.prod(1)
+        self.object_counts, self.image_sizes = objects.objects_per_image(), objects.sizes
         self.report = DataReport(
             records=len(self),
             images=len(self),
@@ -174,6 +174,11 @@ class VisionR1DataModule(RecordDataModule):
         """Whether ``streaming`` is set."""
         return self.streaming
 
+    @property
+    def skips_bad_records(self) -> bool:
+        """Whether ``bad_records`` is ``skip``."""
+        return self.bad_records == "skip"
+
     def report_bad_records(self) -> None:
         """Leave faulty records out and report them; a stream raises when it reads one, and then continues."""
         self.bad_records, self._source = "error" if self.streaming else "skip", None
@@ -209,7 +214,8 @@ class VisionR1DataModule(RecordDataModule):
     def _stream(self, split: Split) -> Source:
         table = load_table(self.path, self.split, streaming=True)
         if split != "train":
-            return VisionR1Stream(table.take(self.val_records), self.path, self.val_records, self.bad_records)
+            held_out = table.take(self.val_records)
+            return VisionR1Stream(held_out, self.path, self.val_records, self.bad_records, refusal=self.refusal)
         known = (table.info.splits or {}).get(self.split)
         records = self.records or (known.num_examples - self.val_records if known is not None else 0)
         if records < 1:
@@ -220,5 +226,12 @@ class VisionR1DataModule(RecordDataModule):
         table = table.skip(self.val_records)
         if self._shuffle_stream:
             table = table.shuffle(seed=self.seed, buffer_size=_SHUFFLE_BUFFER)
-        limits = {"min_objects": self.selection.min_objects, "max_objects": self.selection.max_objects}
-        return VisionR1Stream(table, self.path, records, self.bad_records, **limits)  # type: ignore[arg-type]
+        return VisionR1Stream(
+            table,
+            self.path,
+            records,
+            self.bad_records,
+            min_objects=self.selection.min_objects,
+            max_objects=self.selection.max_objects,
+            refusal=self.refusal,
+        )

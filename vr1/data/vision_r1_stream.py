@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vr1.data.refused import REFUSED, Refusal
 from vr1.data.source import RecordSource, decode_or_next
 from vr1.data.validation import BadRecords, check_bad_records
 from vr1.data.vision_r1_rows import COLUMNS, ParsedRow, RowError, check_columns, decode_row, parse_row
@@ -54,6 +55,7 @@ class VisionR1Stream(RecordSource):
         min_objects: skip records with fewer objects.
         max_objects: skip records with more objects; None for no limit.
         buffer_size: rows to hold, undecoded, for batches that are repeated.
+        refusal: why the model takes no images of a size; such a row is faulty.
 
     Raises:
         UserError: if a column is missing, or (while reading) at a faulty record, or when none is left.
@@ -68,13 +70,14 @@ class VisionR1Stream(RecordSource):
         min_objects: int = 0,
         max_objects: int | None = None,
         buffer_size: int = 512,
+        refusal: Refusal | None = None,
     ) -> None:
         check_bad_records(bad_records)
         if table.column_names is not None:
             check_columns(table.column_names, name)
         self._table, self._name, self._records, self._skip = table, name, records, bad_records == "skip"
         self._least, self._most = min_objects, np.inf if max_objects is None else max_objects
-        self._buffer_size = buffer_size
+        self._buffer_size, self._refusal = buffer_size, refusal
         self._restart()
 
     def __len__(self) -> int:
@@ -122,6 +125,8 @@ class VisionR1Stream(RecordSource):
             for number, row in enumerate(self._raw()):
                 try:
                     parsed = parse_row(row)
+                    if self._refusal is not None and (reason := self._refusal(parsed.size)) is not None:
+                        raise RowError(REFUSED, f"{parsed.size[0]} x {parsed.size[1]}: {reason}")
                 except RowError as fault:
                     where = f"{self._name}[{number}]: {fault.kind}{fault.detail}"
                     if self._skip:

@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from vr1.data.annotated import AnnotatedDataModule
+from vr1.data.annotated import AnnotatedDataModule, Reader
 from vr1.data.annotations import AnnotationTable, TableBuilder, box_fault
 from vr1.data.datamodule import MissingSplitError, Source, Split
+from vr1.data.image_files import choose_folder
 from vr1.data.splits import FOLDER_SPLITS, SHARES, SPLIT_NAMES, Portion
-from vr1.data.validation import Problems
+from vr1.data.validation import LostObjects, Problems
 from vr1.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -39,7 +40,8 @@ def read_voc(
 
     Source: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf, section 2.
     """
-    problems, builder = Problems(str(path)), TableBuilder()
+    problems, builder, lost = Problems(str(path)), TableBuilder(), LostObjects()
+    images: dict[str, list[tuple[Path, Element, tuple[int, int]]]] = {}
     for file in files:
         try:
             root = parse_xml(file)
@@ -47,27 +49,45 @@ def read_voc(
         except XmlError as error:
             problems.add("xml file that cannot be used", f"{file}: {error}")
             continue
-        objects, faults = [], []
-        for number, item in enumerate(root.iter("object")):
-            label = (item.findtext("name") or "").strip()
-            box = _box(item, first_pixel)
-            where = f"{file}: object {number} ({label or 'no name'})"
-            fault = "object without a name" if not label else "object without a box of four numbers"
-            if label and box is not None:
-                fault = box_fault(box, size) or ""
-            if fault or box is None:
-                faults.append((fault, where))
-            else:
-                is_hard = difficult == "ignore" and (item.findtext("difficult") or "").strip() == "1"
-                objects.append((label, box, is_hard))
+        images.setdefault(name, []).append((file, root, size))
+    for name, annotations in images.items():
+        if len(annotations) > 1:
+            # Copied files name the image that they were copied from, so whose objects they hold is not known.
+            problems.add(
+                "image that several xml files name", f"{name}: {', '.join(str(a[0]) for a in annotations)}", name
+            )
+            continue
+        [(file, root, size)] = annotations
+        objects, faults = _objects(root, file, size, first_pixel, difficult)
         for fault, where in faults:
-            problems.add(fault, where)
-        # Without its faulty objects an image would teach that there is nothing to find.
-        if objects or not faults:
-            builder.add_image(name, size)
-            for label, box, is_hard in objects:
-                builder.add_object(label, box, crowd=is_hard)
-    return builder.table(), problems, builder.notes()
+            problems.add(fault, where, name)
+        if faults:
+            lost.add(name, len(objects))
+            continue
+        builder.add_image(name, size)
+        for label, box, is_hard in objects:
+            builder.add_object(label, box, crowd=is_hard)
+    return builder.table(), problems, builder.notes() + lost.notes()
+
+
+def _objects(
+    root: Element, file: Path, size: tuple[int, int], first_pixel: int, difficult: str
+) -> tuple[list[tuple[str, tuple[float, ...], bool]], list[tuple[str, str]]]:
+    """Label, box and difficulty of the objects of a file, and the faults of the others with their place."""
+    objects, faults = [], []
+    for number, item in enumerate(root.iter("object")):
+        label = (item.findtext("name") or "").strip()
+        box = _box(item, first_pixel)
+        where = f"{file}: object {number} ({label or 'no name'})"
+        fault = "object without a name" if not label else "object without a box of four numbers"
+        if label and box is not None:
+            fault = box_fault(box, size) or ""
+        if fault or box is None:
+            faults.append((fault, where))
+        else:
+            is_hard = difficult == "ignore" and (item.findtext("difficult") or "").strip() == "1"
+            objects.append((label, box, is_hard))
+    return objects, faults
 
 
 def parse_xml(path: Path) -> Element:
@@ -124,6 +144,10 @@ _LOOKED_FOR = """\
   annotations/*.xml with the images in images/, or xml files and images in one folder (split by image)"""
 
 
+_TRIED = 20
+"""How many xml files decide which folder holds the images."""
+
+
 class VocSplit(NamedTuple):
     """The xml files of one split, and the folder of their images."""
 
@@ -153,16 +177,29 @@ def voc_splits(root: Path) -> dict[str, VocSplit]:
                 # A list of one category has a second column: 1 where the image shows it.
                 names = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
                 files = [root / "Annotations" / f"{name}.xml" for name in dict.fromkeys(names)]
-                splits[split] = VocSplit(files, root / "JPEGImages")
+                splits[split] = VocSplit(files, _images(root, files, root / "JPEGImages"))
         if splits:
             return splits
     folders = {split: root / name for name, split in SPLIT_NAMES.items() if any((root / name).glob("*.xml"))}
     if folders:
-        return {split: VocSplit(sorted(folder.glob("*.xml")), folder) for split, folder in folders.items()}
+        found = {split: sorted(folder.glob("*.xml")) for split, folder in folders.items()}
+        return {split: VocSplit(found[split], _images(root, found[split], folder)) for split, folder in folders.items()}
     for annotations, images in (("Annotations", "JPEGImages"), ("annotations", "images"), ("", "")):
         if files := sorted((root / annotations).glob("*.xml")):
-            return _divided(files, root / images)
+            return _divided(files, _images(root, files, root / images))
     raise UserError(f"{root}: no annotation file (*.xml) found. Looked for\n{_LOOKED_FOR}")
+
+
+def _images(root: Path, files: Sequence[Path], likely: Path) -> Path:
+    """The folder of the images of xml files."""
+    names = []
+    for file in files[:_TRIED]:
+        try:
+            names.append(_image(parse_xml(file), file)[0])
+        except XmlError:
+            continue
+    places = [likely, root / "JPEGImages", root / "images", root, *(file.parent for file in files[:1])]
+    return choose_folder(places, names, root)
 
 
 def _divided(files: list[Path], images: Path) -> dict[str, VocSplit]:
@@ -208,6 +245,11 @@ class VocDataModule(AnnotatedDataModule):
             raise MissingSplitError(
                 f"{self.root}: there is no {name} split with images, only {', '.join(splits)}; add one"
             )
-        files, images = splits[name]
-        read = partial(read_voc, files=files, first_pixel=self.first_pixel, difficult=self.difficult)
-        return self.open(self.root, images, read=read)
+        source = partial(self.open, self.root, splits[name].images, read=self._reader(splits[name]))
+        if name == "train":
+            return self.train_on(source())
+        asked = self.asked_in_training(self.root, self._reader(splits["train"])) if "train" in splits else None
+        return source(training_categories=asked)
+
+    def _reader(self, files: VocSplit) -> Reader:
+        return partial(read_voc, files=files.files, first_pixel=self.first_pixel, difficult=self.difficult)

@@ -3,14 +3,17 @@
 import csv
 import json
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from tests.commands.sweep.files import started, write_sweep
+from vr1.commands.sweep import expand, read_plan
 from vr1.commands.sweep.command import main
 
 
@@ -142,3 +145,72 @@ def test_another_seed_in_the_same_folder(there, capsys):
     assert main([str(path), "--count", "1"]) == 0
     assert main([str(path), "--count", "1", "--seed", "5"]) == 2
     assert "give the same --seed and --method" in capsys.readouterr().err
+
+
+def test_values_of_every_kind_reach_the_trial_and_can_be_pasted(there, capsys):
+    """As the command line of vr1 reads them: the words of a shell, each value as YAML."""
+    (there / "show.py").write_text(
+        "import json, sys\nfrom pathlib import Path\n"
+        "folder = Path(next(w for w in sys.argv if 'default_root_dir' in w).split('=', 1)[1])\n"
+        "(folder / 'seen.json').write_text(json.dumps(sys.argv[1:]))\n"
+        "(folder / 'metrics.csv').write_text('step,val/map\\n0,' + str('null' in sys.argv[1]) + '\\n')\n".replace(
+            "str('null' in sys.argv[1])", "('1' if 'null' in sys.argv[1] else '0')"
+        )
+    )
+    values = [None, 4, True, [1, 2], {"class_path": "a.B", "init_args": {"x": None}}, "two words"]
+    path = write_sweep(
+        there,
+        command=["${interpreter}", "show.py", "${args}"],
+        parameters={"m.size": {"values": values}},
+    )
+    assert main([str(path)]) == 0
+    for number, value in enumerate(values):
+        seen = json.loads((there / f"runs/sweeps/mine/trial_{number:03d}/seen.json").read_text())
+        assert seen[0].startswith("--m.size=")
+        assert yaml.safe_load(seen[0].partition("=")[2]) == value
+    [best] = re.findall(r"Best is trial 0: (.*)", capsys.readouterr().out)
+    assert shlex.split(best) == ["--m.size=null"]
+
+
+def test_the_best_trial_can_be_pasted(there, capsys):
+    path = write_sweep(there, parameters={"a.lr": {"value": 2}, "a.note": {"value": 'it\'s a "note" & more'}})
+    assert main([str(path)]) == 0
+    [best] = re.findall(r"Best is trial 0: (.*)", capsys.readouterr().out)
+    assert shlex.split(best) == ["--a.lr=2", '--a.note=it\'s a "note" & more']
+
+
+def test_arguments_without_an_equals_sign(tmp_path):
+    plan = read_plan(write_sweep(tmp_path, command=["${interpreter}", "x.py", "${args_no_equals}"]))
+    assert expand(plan, {"a": None, "b": "x=y", "c": 1e-5})[2:] == ["--a", "null", "--b", "x=y", "--c", "1e-05"]
+
+
+def test_a_sweep_without_a_metric(there, capsys):
+    path = write_sweep(there, metric=None)
+    assert main([str(path), "--count", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "the file names no metric: trials are compared by val/map, the highest first" in out
+    assert "Best is trial 2:" in out
+    (there / "script.py").write_text((there / "script.py").read_text().replace("val/map", "other"))
+    assert main([str(path), "--count", "2", "--out", "elsewhere"]) == 0
+    assert "no trial logged val/map: the trials are not compared" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("printed", "problem"),
+    [
+        (
+            ["vr1: error: lr: expected float, got 'x'", "`vr1 fit --help` lists the settings"],
+            "lr: expected float, got 'x'",
+        ),
+        (["Traceback", "ValueError: no batch", "warning: a worker was still running"], "ValueError: no batch"),
+        (["torch.OutOfMemoryError: too large", "", "bye"], "torch.OutOfMemoryError: too large"),
+        (["it broke"], "it broke"),
+        ([], "no output"),
+    ],
+)
+def test_the_error_of_a_trial_is_shown_and_not_what_follows_it(there, capsys, printed, problem):
+    (there / "fails.py").write_text(f"import sys\nprint({chr(10).join(printed)!r})\nsys.exit(2)\n")
+    path = write_sweep(there, command=["${interpreter}", "fails.py", "${args}"])
+    assert main([str(path), "--count", "1"]) == 1
+    assert re.search(rf"trial 0 crashed: status 2: .*{re.escape(problem)}\n", capsys.readouterr().out)
+    assert problem in (there / "runs/sweeps/mine/results.md").read_text()

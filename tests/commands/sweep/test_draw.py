@@ -44,7 +44,10 @@ def test_distributions(tmp_path):
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ({"distribution": "beta"}, "distribution=beta is not known here"),
+        ({"distribution": "betta"}, "distribution=betta is not known here"),
+        ({"distribution": "uniform", "min": "low", "max": 1}, "cannot be sampled \\("),
+        ({"distribution": "uniform", "min": True, "max": 2.0}, "min=True is no number"),
+        ({"distribution": "int_uniform", "min": 1.5, "max": 3}, "no whole numbers"),
         ({"min": 1}, "give value, values, or min and max"),
         ({"distribution": "log_uniform_values", "min": 0.1}, "log_uniform_values needs max; add it"),
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "cannot be sampled \\("),
@@ -64,3 +67,40 @@ def test_counts(tmp_path):
         drawn(tmp_path, {"value": 1}, None)
     with pytest.raises(ValueError, match="a grid needs values"):
         drawn(tmp_path, {"min": 0, "max": 1}, method="grid")
+
+
+def quantiles(values):
+    ordered = sorted(values)
+    return ordered[len(ordered) // 4], ordered[len(ordered) // 2], ordered[3 * len(ordered) // 4]
+
+
+@pytest.mark.parametrize(
+    ("description", "expected"),
+    [
+        # Uniform between the logarithms -6 and -2, so the quartiles are e^-5, e^-4 and e^-3.
+        ({"distribution": "log_uniform", "min": -6, "max": -2}, [math.exp(-5), math.exp(-4), math.exp(-3)]),
+        ({"distribution": "log_uniform_values", "min": "1e-4", "max": 1}, [1e-3, 1e-2, 1e-1]),
+        # 1 / x between e^-6 and e^-2.
+        ({"distribution": "inv_log_uniform", "min": -6, "max": -2}, [math.exp(3), math.exp(4), math.exp(5)]),
+        ({"distribution": "inv_log_uniform_values", "min": 1e-4, "max": 1}, [1e-3, 1e-2, 1e-1]),
+        ({"distribution": "log_normal", "mu": 2, "sigma": 1}, [math.exp(2 - 0.6745), math.exp(2), math.exp(2.6745)]),
+        ({"distribution": "beta", "a": 1, "b": 1}, [0.25, 0.5, 0.75]),
+    ],
+)
+def test_distributions_of_weights_and_biases(tmp_path, description, expected):
+    assert quantiles(drawn(tmp_path, description, 4000)) == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("description", "within"),
+    [
+        ({"distribution": "q_normal", "mu": 10, "sigma": 3, "q": 2}, (-10, 30)),
+        ({"distribution": "q_log_uniform", "min": 0, "max": 3, "q": 2}, (0, 22)),
+        ({"distribution": "q_log_uniform_values", "min": 1, "max": 20, "q": 2}, (0, 22)),
+        ({"distribution": "q_log_normal", "mu": 1, "sigma": 0.5, "q": 2}, (0, 30)),
+    ],
+)
+def test_steps(tmp_path, description, within):
+    values = drawn(tmp_path, description)
+    assert all(value % 2 == 0 for value in values)
+    assert within[0] <= min(values) < max(values) <= within[1]

@@ -21,7 +21,8 @@ def test_another_method_may_be_asked_for(tmp_path):
     [
         ({"method": "bayes"}, "method=bayes needs the server of Weights & Biases; here give --method random"),
         ({"method": "gird"}, "method='gird'; give grid or random"),
-        ({"metric": None}, "metric=None names nothing"),
+        ({"metric": {"goal": "maximize"}}, "metric=.* names nothing"),
+        ({"metric": "val/map"}, "metric='val/map' names nothing"),
         ({"metric": {"name": "val/map", "goal": "high"}}, "metric.goal='high'; give maximize or minimize"),
         ({"command": None}, r"the command has no \$\{args\}"),
         (
@@ -36,7 +37,12 @@ def test_another_method_may_be_asked_for(tmp_path):
         ({"parameters": {"a.lr": {"values": 0.1}}}, r"parameters.a.lr.values=0.1; list one or more"),
         ({"parameters": {"a.lr": {"values": []}}}, r"parameters.a.lr.values=\[\]; list one or more"),
         ({"parameters": {"a.lr": 0.1}}, r"parameters.a.lr=0.1; write \{value: 0.1\}"),
-        ({"parameters": {"a": {"parameters": {}}}}, "parameters.a is nested; write its path in one"),
+        ({"parameters": {"a": {"parameters": {}}}}, r"parameters\.a\.parameters=\{\}; name at least one"),
+        ({"parameters": {"a": {"parameters": {"b": 3}}}}, r"parameters\.a\.b=3; write \{value: 3\}"),
+        (
+            {"parameters": {"a.b": {"value": 1}, "a": {"parameters": {"b": {"value": 2}}}}},
+            r"parameters\.a\.b is written twice",
+        ),
         ({"parametres": {}}, "parametres is no key of a sweep"),
     ],
 )
@@ -61,3 +67,26 @@ def test_files_that_are_none(text, message, tmp_path):
         read_plan(path)
     with pytest.raises(ValueError, match="no such file"):
         read_plan(tmp_path / "other.yaml")
+
+
+def test_nested_parameters_are_named_by_their_path(tmp_path):
+    nested = {"model": {"parameters": {"optimizer": {"parameters": {"lr": {"values": [1]}}}, "kl": {"value": 2}}}}
+    plan = read_plan(write_sweep(tmp_path, parameters=nested))
+    assert plan.parameters == {"model.optimizer.lr": {"values": [1]}, "model.kl": {"value": 2}}
+
+
+def test_without_a_metric(tmp_path):
+    plan = read_plan(write_sweep(tmp_path, metric=None))
+    assert (plan.metric, plan.goal, plan.names_metric) == ("val/map", "maximize", False)
+
+
+def test_numbers_that_yaml_takes_for_texts(tmp_path):
+    path = write_sweep(tmp_path)
+    head = path.read_text().partition("parameters:")[0]
+    path.write_text(f"{head}parameters:\n  lr: {{min: 1e-6, max: 1E2, q: 2.e3, values: [5e-05, '1e-6', e5, 1e]}}\n")
+    assert read_plan(path).parameters["lr"] == {
+        "min": 1e-6,
+        "max": 100.0,
+        "q": 2000.0,
+        "values": [5e-5, "1e-6", "e5", "1e"],
+    }

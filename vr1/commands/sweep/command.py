@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from jsonargparse import ArgumentParser
 from vr1.commands.sweep.draw import parameters_of
 from vr1.commands.sweep.plan import Plan, read_plan
 from vr1.commands.sweep.results import ranked, write_results
-from vr1.commands.sweep.trial import Trial, read_trial, run_trial, trial_folder
+from vr1.commands.sweep.trial import Trial, read_trial, run_trial, setting_arguments, trial_folder
 from vr1.errors import UserError, report_user_error
 
 
@@ -78,6 +79,8 @@ def run_sweep(
         _same_sweep(folder, path, plan)
         if plan.ends_early:
             print("early_terminate works only with Weights & Biases: here every trial runs to its end", flush=True)
+        if not plan.names_metric:
+            print(f"the file names no metric: trials are compared by {plan.metric}, the highest first", flush=True)
         trials: list[Trial] = []
         try:
             for number, parameters in enumerate(settings):
@@ -91,10 +94,10 @@ def run_sweep(
 
 
 def _run(plan: Plan, folder: Path, number: int, parameters: dict[str, Any], count: int) -> Trial:
-    settings = ", ".join(f"{name}={value}" for name, value in parameters.items())
+    settings = ", ".join(argument.removeprefix("--") for argument in setting_arguments(parameters))
     print(f"trial {number} ({number + 1} of {count}): {settings}", flush=True)
     trial = run_trial(plan, Trial(number=number, parameters=parameters), trial_folder(folder, number))
-    result = trial.problem if trial.value is None else f"{plan.metric} {trial.value:.4f}"
+    result = trial.problem or "done" if trial.value is None else f"{plan.metric} {trial.value:.4f}"
     print(f"  {trial.state} after {trial.seconds:.0f} s: {result}", flush=True)
     return trial
 
@@ -127,8 +130,10 @@ def _same_sweep(folder: Path, path: Path, plan: Plan) -> None:
 def _best(plan: Plan, trials: Sequence[Trial], folder: Path) -> str:
     first = ranked(plan, trials)[0]
     if first.value is None:
+        if any(trial.state == "finished" for trial in trials):
+            return f"The file names no metric, and no trial logged {plan.metric}: the trials are not compared.\n"
         return "No trial finished.\n"
-    arguments = " ".join(f"--{name}={value}" for name, value in first.parameters.items())
+    arguments = shlex.join(setting_arguments(first.parameters))
     command = trial_folder(folder, first.number) / "command.txt"
     return f"Best is trial {first.number}: {arguments}\nIts full command is in {command}\n"
 

@@ -78,30 +78,77 @@ def _kind(name: str, description: dict[str, Any]) -> str:
     if "values" in description:
         return "categorical"
     if {"min", "max"} <= set(description):
-        integers = all(isinstance(description[end], int) for end in ("min", "max"))
+        integers = all(type(description[end]) is int for end in ("min", "max"))
         return "int_uniform" if integers else "uniform"
     raise UserError(f"parameters.{name}={description}: give value, values, or min and max")
+
+
+def _number(spec: dict[str, Any], name: str, default: float | None = None) -> float:
+    """A number of a description, also one in quotes."""
+    value = spec[name] if default is None else spec.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"{name}={value!r} is no number")
+    return float(value) if isinstance(value, str) else value
 
 
 def _categorical(generator: random.Random, spec: dict[str, Any]) -> Any:
     return generator.choices(spec["values"], weights=spec.get("probabilities"))[0]
 
 
-def _uniform(generator: random.Random, spec: dict[str, Any]) -> float:
-    return _four_digits(generator.uniform(spec["min"], spec["max"]))
+def _int_uniform(generator: random.Random, spec: dict[str, Any]) -> int:
+    least, most = _number(spec, "min"), _number(spec, "max")
+    if least != int(least) or most != int(most):
+        raise ValueError("min and max are no whole numbers")
+    return generator.randint(int(least), int(most))
 
 
-def _q_uniform(generator: random.Random, spec: dict[str, Any]) -> float:
-    step = spec.get("q", 1.0)
-    return _four_digits(round(generator.uniform(spec["min"], spec["max"]) / step) * step)
+def _between(generator: random.Random, spec: dict[str, Any]) -> float:
+    return generator.uniform(_number(spec, "min"), _number(spec, "max"))
 
 
-def _log_uniform_values(generator: random.Random, spec: dict[str, Any]) -> float:
-    return _four_digits(math.exp(generator.uniform(math.log(spec["min"]), math.log(spec["max"]))))
+def _log_between(generator: random.Random, spec: dict[str, Any]) -> float:
+    """``log_uniform``: min and max are natural logarithms."""
+    return math.exp(_between(generator, spec))
 
 
-def _normal(generator: random.Random, spec: dict[str, Any]) -> float:
-    return _four_digits(generator.gauss(spec.get("mu", 0.0), spec.get("sigma", 1.0)))
+def _log_between_values(generator: random.Random, spec: dict[str, Any]) -> float:
+    return math.exp(generator.uniform(math.log(_number(spec, "min")), math.log(_number(spec, "max"))))
+
+
+def _inverse_log_between(generator: random.Random, spec: dict[str, Any]) -> float:
+    """``inv_log_uniform``: the logarithm of 1 / x is uniform between min and max."""
+    return math.exp(-_between(generator, spec))
+
+
+def _inverse_log_between_values(generator: random.Random, spec: dict[str, Any]) -> float:
+    least, most = _number(spec, "min"), _number(spec, "max")
+    return math.exp(-generator.uniform(math.log(1 / most), math.log(1 / least)))
+
+
+def _gauss(generator: random.Random, spec: dict[str, Any]) -> float:
+    return generator.gauss(_number(spec, "mu", 0.0), _number(spec, "sigma", 1.0))
+
+
+def _log_gauss(generator: random.Random, spec: dict[str, Any]) -> float:
+    return math.exp(_gauss(generator, spec))
+
+
+def _beta(generator: random.Random, spec: dict[str, Any]) -> float:
+    return generator.betavariate(_number(spec, "a", 1.0), _number(spec, "b", 1.0))
+
+
+def _plain(draw: Callable[[random.Random, dict[str, Any]], float]) -> Sampler:
+    return lambda generator, spec: _four_digits(draw(generator, spec))
+
+
+def _stepped(draw: Callable[[random.Random, dict[str, Any]], float]) -> Sampler:
+    """In multiples of ``q``."""
+
+    def sample(generator: random.Random, spec: dict[str, Any]) -> float:
+        step = _number(spec, "q", 1.0)
+        return _four_digits(round(draw(generator, spec) / step) * step)
+
+    return sample
 
 
 def _four_digits(value: float) -> float:
@@ -109,13 +156,24 @@ def _four_digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+# Source: https://docs.wandb.ai/guides/sweeps/sweep-config-keys, distribution options for random search.
 _SAMPLERS: dict[str, Sampler] = {
     "constant": lambda _, spec: spec["value"],
     "categorical": _categorical,
     "categorical_w_probabilities": _categorical,
-    "int_uniform": lambda generator, spec: generator.randint(spec["min"], spec["max"]),
-    "uniform": _uniform,
-    "q_uniform": _q_uniform,
-    "log_uniform_values": _log_uniform_values,
-    "normal": _normal,
+    "int_uniform": _int_uniform,
+    "uniform": _plain(_between),
+    "q_uniform": _stepped(_between),
+    "log_uniform": _plain(_log_between),
+    "log_uniform_values": _plain(_log_between_values),
+    "q_log_uniform": _stepped(_log_between),
+    "q_log_uniform_values": _stepped(_log_between_values),
+    "inv_log_uniform": _plain(_inverse_log_between),
+    "inv_log_uniform_values": _plain(_inverse_log_between_values),
+    "normal": _plain(_gauss),
+    "q_normal": _stepped(_gauss),
+    "log_normal": _plain(_log_gauss),
+    "q_log_normal": _stepped(_log_gauss),
+    "beta": _plain(_beta),
+    "q_beta": _stepped(_beta),
 }

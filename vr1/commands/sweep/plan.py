@@ -10,6 +10,7 @@ import yaml
 from vr1.errors import UserError
 
 MACROS = ("${env}", "${interpreter}", "${program}", "${args}", "${args_no_equals}")
+_METRIC = {"name": "val/map", "goal": "maximize"}
 _KEYS = {
     "program", "method", "metric", "parameters", "command", "name", "description", "project", "entity",
     "early_terminate", "run_cap",
@@ -23,7 +24,7 @@ class Plan:
     Attributes:
         name: name of the sweep and of its folder.
         method: ``grid`` or ``random``.
-        metric: the logged metric to compare trials by.
+        metric: the logged metric to compare trials by; ``val/map`` where the file names none.
         goal: ``maximize`` or ``minimize``.
         command: arguments of the command, macros included.
         program: value of ``${program}``.
@@ -31,6 +32,7 @@ class Plan:
         limit: largest number of trials (``run_cap``); None if the file has none.
         text: the text of the file.
         ends_early: whether the file sets early stopping, which only the server of Weights & Biases does.
+        names_metric: whether the file names the metric; without one a trial may also not log it.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Plan:
     limit: int | None
     text: str
     ends_early: bool = False
+    names_metric: bool = True
 
 
 def read_plan(path: Path, method: str | None = None) -> Plan:
@@ -66,7 +69,7 @@ def read_plan(path: Path, method: str | None = None) -> Plan:
         raise UserError(f"{path}: has no settings; a sweep has method, metric, command and parameters")
     if unknown := sorted(set(content) - _KEYS):
         raise UserError(f"{path}: {', '.join(map(str, unknown))} is no key of a sweep; the keys are {sorted(_KEYS)}")
-    metric = content.get("metric")
+    metric = content.get("metric", _METRIC)
     if not isinstance(metric, dict) or not metric.get("name"):
         raise UserError(f"{path}: metric={metric!r} names nothing; write metric: {{name: val/map, goal: maximize}}")
     goal = metric.get("goal", "minimize")
@@ -83,11 +86,12 @@ def read_plan(path: Path, method: str | None = None) -> Plan:
         limit=_limit(path, content.get("run_cap")),
         text=text,
         ends_early=bool(content.get("early_terminate")),
+        names_metric="metric" in content,
     )
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML silently takes the last."""
+    """Refuses duplicate keys, of which YAML silently takes the last, and reads ``1e-6`` as the number that it is."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -95,6 +99,14 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is written twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+# PyYAML takes a number without a point, or without a sign after the e, for a text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+"),
+    list("-+.0123456789"),
+)
 
 
 def _method(path: Path, method: Any) -> Literal["grid", "random"]:
@@ -128,14 +140,22 @@ def _command(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
     return arguments
 
 
-def _parameters(path: Path, found: Any) -> dict[str, dict[str, Any]]:
+def _parameters(path: Path, found: Any, above: str = "") -> dict[str, dict[str, Any]]:
+    """The description of each parameter; one in another is named by its path, as ``model.optimizer.lr``."""
+    key = f"parameters.{above.rstrip('.')}.parameters" if above else "parameters"
     if not isinstance(found, dict) or not found:
-        raise UserError(f"{path}: parameters={found!r}; name at least one, as in model.optimizer.lr: {{values: [...]}}")
+        raise UserError(f"{path}: {key}={found!r}; name at least one, as in model.optimizer.lr: {{values: [...]}}")
+    parameters: dict[str, dict[str, Any]] = {}
     for name, description in found.items():
+        full = f"{above}{name}"
         if not isinstance(description, dict):
-            raise UserError(f"{path}: parameters.{name}={description!r}; write {{value: {description!r}}}")
+            raise UserError(f"{path}: parameters.{full}={description!r}; write {{value: {description!r}}}")
         if "values" in description and not (isinstance(description["values"], list) and description["values"]):
-            raise UserError(f"{path}: parameters.{name}.values={description['values']!r}; list one or more")
+            raise UserError(f"{path}: parameters.{full}.values={description['values']!r}; list one or more")
+        inner = {full: description}
         if "parameters" in description:
-            raise UserError(f"{path}: parameters.{name} is nested; write its path in one, as in {name}.inner: ...")
-    return {str(name): description for name, description in found.items()}
+            inner = _parameters(path, description["parameters"], f"{full}.")
+        if twice := sorted(set(inner) & set(parameters)):
+            raise UserError(f"{path}: parameters.{twice[0]} is written twice, once nested; keep one")
+        parameters |= inner
+    return parameters

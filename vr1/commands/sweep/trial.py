@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ from vr1.errors import UserError
 
 State = Literal["running", "finished", "crashed"]
 _STATE_FILE = "trial.json"
-_OUTPUT_BYTES = 2000
+_OUTPUT_BYTES = 20_000
+# What a command says of a mistake, and the last line of a traceback.
+_ERRORS = (re.compile(r"^[\w. ]+: error: "), re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +74,9 @@ def expand(plan: Plan, parameters: dict[str, Any], folder: Path | None = None) -
     arguments: list[str] = []
     for argument in plan.command:
         if argument == "${args}":
-            arguments += [f"--{name}={value}" for name, value in parameters.items()]
+            arguments += setting_arguments(parameters)
         elif argument == "${args_no_equals}":
-            arguments += [part for name, value in parameters.items() for part in (f"--{name}", str(value))]
+            arguments += [part for setting in setting_arguments(parameters) for part in setting.split("=", 1)]
         elif argument != "${env}":
             arguments.append(argument.replace("${interpreter}", sys.executable).replace("${program}", plan.program))
     if arguments and arguments[0] in ("python", "python3"):
@@ -88,6 +91,16 @@ def expand(plan: Plan, parameters: dict[str, Any], folder: Path | None = None) -
             f"--trainer.default_root_dir={folder}",
         ]
     return arguments
+
+
+def setting_arguments(parameters: dict[str, Any]) -> list[str]:
+    """Settings as arguments of a command; values that are no text are written as YAML reads them.
+
+    Example:
+        >>> setting_arguments({"a.lr": 1e-05, "a.size": None, "a.on": True, "a.sides": [1, 2], "a.name": "x y"})
+        ['--a.lr=1e-05', '--a.size=null', '--a.on=true', '--a.sides=[1, 2]', '--a.name=x y']
+    """
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in parameters.items()]
 
 
 def run_trial(plan: Plan, trial: Trial, folder: Path) -> Trial:
@@ -130,9 +143,9 @@ def _run(arguments: list[str], output: Path) -> int:
 
 def _result(plan: Plan, trial: Trial, folder: Path, code: int) -> Trial:
     if code != 0:
-        lines = (folder / "output.txt").read_bytes()[-_OUTPUT_BYTES:].decode("utf-8", "replace").strip().splitlines()
+        output = (folder / "output.txt").read_bytes()[-_OUTPUT_BYTES:].decode("utf-8", "replace")
         ended = f"signal {-code}" if code < 0 else f"status {code}"
-        return replace(trial, state="crashed", problem=f"{ended}: {lines[-1].strip() if lines else 'no output'}")
+        return replace(trial, state="crashed", problem=f"{ended}: {_error_in(output)}")
     # Imported here, so that --help does not wait for matplotlib.
     from vr1.runs.folder import read_run
 
@@ -140,10 +153,21 @@ def _result(plan: Plan, trial: Trial, folder: Path, code: int) -> Trial:
         series = read_run(folder).series
     except UserError as error:
         return replace(trial, state="crashed", problem=str(error))
+    if plan.metric not in series and not plan.names_metric:
+        return replace(trial, state="finished")
     if plan.metric not in series:
         problem = f"metric {plan.metric} was not logged; logged were {', '.join(sorted(series))}"
         return replace(trial, state="crashed", problem=problem)
     return replace(trial, state="finished", value=series[plan.metric][-1][1])
+
+
+def _error_in(output: str) -> str:
+    """The line of a command's output that says what was wrong: its error, not the hint or the warning after it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for pattern in _ERRORS:
+        if found := [line for line in lines if pattern.search(line)]:
+            return found[-1]
+    return lines[-1] if lines else "no output"
 
 
 def _write(folder: Path, trial: Trial) -> None:
