@@ -21,7 +21,7 @@ GOOD = [[10, 20, 40, 60], [50, 10, 90, 70]]
 # Faults of the file itself, the same for all formats.
 FILES = {
     "image file missing": lambda path: path.unlink(),
-    "not an image": lambda path: path.write_bytes(b"no image"),
+    "image file unreadable": lambda path: path.write_bytes(b"no image"),
     "damaged or cut short": lambda path: path.write_bytes(path.read_bytes()[:900]),
     "refuses the image of 1200 x 4 pixels": lambda path: Image.new("RGB", (1200, 4)).save(path),
 }
@@ -57,13 +57,14 @@ def checked(tmp_path, tiny_model):
 
 def assert_named(text, expected):
     """Every fault is named once, with its image or record."""
+    lines = text.splitlines()
     for kind, where in expected.items():
-        lines = text.splitlines()
         # A kind with its count and its records below, or a record that could not be read.
         named = [row for row, line in enumerate(lines) if kind in line]
         assert named, f"not named: {kind}\n{text}"
-        shown = "\n".join(line for row in named for line in lines[row : row + 3])
-        assert where in shown, f"{kind} without {where}:\n{shown}"
+        counts = [int(count[1]) if (count := re.search(r": (\d+)$", lines[row])) else 0 for row in named]
+        shown = [line for row, count in zip(named, counts, strict=True) for line in lines[row : row + 1 + count]]
+        assert any(where in line for line in shown), f"{kind} without {where}:\n{shown}"
     assert "no anomalies" not in text
 
 
@@ -313,8 +314,7 @@ def test_the_faults_of_the_readers_are_all_here():
     """A kind of fault that is added to a reader needs a place in one of the folders above."""
     here = Path(__file__).read_text()
     rooms = Path(__file__).parents[2] / "vr1" / "data"
+    kind = re.compile(r'"((?:annotation|image|line|label file|object|box|bbox|class number) (?!ids)[^"{]{12,})"')
     for name in ("coco_objects.py", "voc.py", "yolo.py", "referring_line.py", "image_checks.py"):
-        text = (rooms / name).read_text()
-        kinds = re.findall(r'"((?:annotation|image|line|label file|object|box|bbox|class number)\b [^"{]{12,})"', text)
-        for kind in kinds:
-            assert kind[:24] in here, f"{name}: {kind}"
+        for found in kind.findall((rooms / name).read_text()):
+            assert found[:22] in here, f"{name}: {found}"

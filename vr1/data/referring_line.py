@@ -96,7 +96,7 @@ def _pair(question: Any, answer: Any) -> Referred:
 
 def _turns(item: dict[str, Any]) -> list[tuple[Any, Any]]:
     """Questions and answers of conversations, each a pair of texts; an instruction before them is passed over."""
-    turns = next((item[key] for key in ("conversations", "messages") if isinstance(item.get(key), list)), [])
+    turns: list[Any] = next((item[key] for key in ("conversations", "messages") if isinstance(item.get(key), list)), [])
     texts = []
     for turn in turns:
         if not isinstance(turn, dict) or turn.get("from", turn.get("role")) == "system":
