@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.command import CONFIGS, RACCOON, Keep, run, small, steps
+from tests.command import CONFIGS, RACCOON, ROOT, Keep, run, small, steps
 from tests.shared_data import needs_shared
 from vr1.cli import COMMANDS, TRAINER_COMMANDS
 from vr1.data import SceneSource
@@ -242,3 +245,42 @@ def test_an_unknown_command_is_refused_with_those_that_exist(arguments, fault, t
 def test_modules_and_data_have_short_names(name, tmp_path, capsys):
     assert run(tmp_path, "fit", "--model", name, "--data", "SceneDataModule", "--print_config") == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"].endswith(f".{name}")
+
+
+@pytest.mark.usefixtures("no_loading")
+@pytest.mark.parametrize("value", ["1e-5x", "fast"])
+def test_a_number_that_is_none_is_named(value, tmp_path, capsys):
+    assert run(tmp_path, "fit", "--config", CONFIGS / "demo.yaml", "--model.optimizer.lr", value) == 2
+    first, _ = capsys.readouterr().err.splitlines()
+    assert first == f"vr1: error: model.optimizer.lr: expected float, got '{value}'"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("devices", "foo"), ("devices", "-7"), ("strategy", "foo"), ("accelerator", "foo")]
+)
+def test_trainer_settings_that_lightning_refuses_are_named(setting, value, tiny_model, tmp_path, capsys):
+    assert run(tmp_path, "fit", *small(tiny_model), f"--trainer.{setting}", value) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("vr1: error: ")
+    assert f"trainer.{setting}={value}" in line
+
+
+def test_a_module_of_the_user_named_callbacks(tmp_path, capsys):
+    """It hides nothing of vr1; and where its own classes are meant, the error says which file was not read."""
+    (tmp_path / "callbacks.py").write_text("raise SystemExit('the file of the user was imported')\n")
+    arguments = ["fit", "--config", str(CONFIGS / "demo.yaml"), "--print_config"]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "vr1", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "class_path: callbacks.RuleRefinement" in done.stdout
+    assert run(tmp_path, *arguments, "--trainer.callbacks+", "callbacks.Mine") == 2
+    line = capsys.readouterr().err.splitlines()[0]
+    assert "module 'callbacks' has no attribute 'Mine'" in line
+    assert f"{tmp_path / 'callbacks.py'} is not read: rename it" in line
