@@ -40,6 +40,13 @@ def test_by_hand():
     assert figures(statistics) == pytest.approx(EXPECTED)
 
 
+def test_the_overlap_is_a_mean_over_pairs_and_the_boxes_one_over_answers():
+    """Three answers with five pairs: BATCHES have as many of one as of the other."""
+    statistics = AnswerStatistics()
+    statistics.update([match(4, [0.5, 1.0, 0.75], True), match(3, [0.25, 0.5], True), match(0, [], True)])
+    assert figures(statistics) == pytest.approx({"valid_rate": 1.0, "boxes_per_image": 7 / 3, "overlap": 3.0 / 5})
+
+
 def test_merged_states_equal_one_process():
     first, second = AnswerStatistics(), AnswerStatistics()
     first.update(BATCHES[0])
