@@ -1,7 +1,9 @@
 """Sixty more faults, chosen from the package's code by somebody who had read neither the first list nor the tests.
 
-The tests of each fault are those of its room, named before any of them had run. `python -m tests.mutants.run --set
-outside` plants these.
+`python -m tests.mutants.run --set outside` plants these. The tests of each fault were those of its room, named before
+any of them had run. First run: of 49 faults that were tried to the end, 34 were noticed (69 %). The tests that notice
+the others were written afterwards, or stood in another room and are named now. The fault of `coco_reader.py` is a later
+one, since the rule that the first one broke has changed.
 """
 
 from tests.mutants.faults import Fault
@@ -239,8 +241,8 @@ FAULTS = (
     ),
     Fault(
         "vr1/data/coco_reader.py",
-        "if key in reader.with_faults and key not in reader.objects]",
-        "if key in reader.with_faults]",
+        "if key not in reader.with_faults}",
+        "if key not in reader.with_faults or key in reader.objects}",
         ("tests/data/test_coco_reader.py", "tests/data/test_annotated.py"),
     ),
     Fault(
