@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vr1.boxes import BoxRules
 from vr1.detections import SCORE, read_detections
 from vr1.families import Qwen25VL
 from vr1.types import Answer, as_boxes
@@ -41,6 +42,50 @@ def test_usable_boxes_count_but_are_not_valid(box, expected):
     assert found.boxes_xyxy.tolist() == [expected]
     assert found.well_formed
     assert not found.valid
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (BoxRules(), [[20, 40, 60, 80], [0, 20, 200, 120], [20, 40, 20, 80]]),
+        (BoxRules(outside="keep"), [[20, 40, 60, 80], [-10, 20, 300, 120], [20, 40, 20, 80]]),
+        (BoxRules(swapped="drop"), [[0, 20, 200, 120]]),
+        (BoxRules(whole_numbers=True), [[20, 40, 60, 80], [0, 20, 200, 120], [20, 40, 20, 80]]),
+        (BoxRules(outside="keep", swapped="drop", whole_numbers=True), [[-10, 20, 300, 120]]),
+    ],
+)
+def test_rules_for_boxes_outside_and_swapped(rules, expected):
+    text = (
+        '[{"bbox_2d": [30, 20, 10, 40], "label": "a"}, {"bbox_2d": [-5, 10, 150, 60], "label": "b"},'
+        ' {"bbox_2d": [10, 20, 10, 40], "label": "c"}]'
+    )
+    found = read_detections(text, FAMILY, (200, 400), (100, 200), rules)
+    assert found.boxes_xyxy.tolist() == expected
+    assert len(found.labels) == len(found.item_spans) == len(found.box_spans) == len(expected)
+    assert found.labels == (("b",) if rules.swapped == "drop" else ("a", "b", "c"))
+    assert found.well_formed
+    assert not found.valid
+
+
+def test_numbers_are_cut_towards_zero_before_they_are_compared():
+    text = '[{"bbox_2d": [-5.9, 2.1, 5.9, 3.9], "label": "a"}, {"bbox_2d": [1.2, 1, 1.9, 5], "label": "b"}]'
+    rules = BoxRules(outside="keep", swapped="drop", whole_numbers=True)
+    assert read_detections(text, FAMILY, (100, 100), (100, 100), rules).boxes_xyxy.tolist() == [[-5, 2, 5, 3]]
+    with pytest.raises(ValueError, match=r"box_rules\.outside='cut': must be clip or keep"):
+        BoxRules(outside="cut")
+    with pytest.raises(ValueError, match=r"box_rules\.swapped='sort': must be order or drop"):
+        BoxRules(swapped="sort")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_kept_box_stays_finite():
+    text = '[{"bbox_2d": [1e308, -1e308, 1.5e308, 4], "label": "a"}]'
+    found = read_detections(text, FAMILY, (10_000, 10_000), (10, 10), BoxRules(outside="keep"))
+    assert np.isfinite((found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]).prod())
+
+
+def test_what_could_not_be_read_is_passed_on():
+    assert read_detections('[{"label": "cat"}]', FAMILY, (9, 9), (9, 9)).problems == ("no box: ['cat']",)
 
 
 @pytest.mark.parametrize("box", ["[NaN, 1, 2, 3]", "[1, 2, 3, 1e999]"])

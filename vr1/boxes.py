@@ -3,15 +3,77 @@
 Shape letters: N and M boxes.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vr1.errors import UserError
 from vr1.types import Boxes
 
 Frame = Literal["input", "image"] | float
 """Unit of the coordinates of a box: pixels of the model's ``input``, pixels of the ``image`` as stored, or the number
 that both axes of the image end at, whatever its size (such as 1000 or 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxRules:
+    """What becomes of written boxes that are not inside the image, or whose corners are swapped.
+
+    An answer with such a box is not valid, whatever becomes of it. The defaults let it count for recall and precision.
+
+    Args:
+        outside: ``clip`` boxes to the image, or ``keep`` them as they are written.
+        swapped: ``order`` the corners, or ``drop`` boxes that do not have ``x1 < x2`` and ``y1 < y2``.
+        whole_numbers: cut the numbers to whole ones, in the frame in which they are written, before anything else.
+
+    Raises:
+        UserError: a choice is unknown.
+
+    Source: the released code of Vision-R1 computes ``BoxRules(outside="keep", swapped="drop", whole_numbers=True)``.
+
+    Example:
+        >>> from vr1.types import as_boxes
+        >>> boxes = as_boxes([[1.9, 2, 30, 40], [9, 2, 3, 4]])
+        >>> BoxRules()(boxes, (20, 50))[0].tolist()
+        [[1.9, 2.0, 20.0, 40.0], [3.0, 2.0, 9.0, 4.0]]
+        >>> BoxRules(outside="keep", swapped="drop", whole_numbers=True)(boxes, (20, 50))[0].tolist()
+        [[1.0, 2.0, 30.0, 40.0]]
+    """
+
+    outside: Literal["clip", "keep"] = "clip"
+    swapped: Literal["order", "drop"] = "order"
+    whole_numbers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.outside not in ("clip", "keep"):
+            raise UserError(f"box_rules.outside={self.outside!r}: must be clip or keep")
+        if self.swapped not in ("order", "drop"):
+            raise UserError(f"box_rules.swapped={self.swapped!r}: must be order or drop")
+
+    def __call__(self, boxes: Boxes, size: tuple[float, float]) -> tuple[Boxes, NDArray[np.bool_]]:
+        """Apply the rules.
+
+        Args:
+            boxes: ``[N, 4]`` as written; those that are not finite are dropped.
+            size: largest x and y inside the image, in the same frame.
+
+        Returns:
+            The boxes that remain, and ``[N]`` whether each of the N does.
+        """
+        rows = np.asarray(np.isfinite(boxes).all(axis=1), dtype=np.bool_)
+        if self.whole_numbers:
+            boxes = np.trunc(boxes)
+        if self.swapped == "drop":
+            rows &= (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+        corners = np.sort(boxes[rows].reshape(-1, 2, 2), axis=1)
+        # Coordinates that are kept must not overflow in another frame or as an area.
+        low, high = (np.zeros(2), np.array(size)) if self.outside == "clip" else (-_FARTHEST, _FARTHEST)
+        return np.clip(corners, low, high).reshape(-1, 4), rows
+
+
+_FARTHEST = 1e9
 
 
 def frame_size(frame: Frame, image_size: tuple[int, int], input_size: tuple[int, int]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
+from vr1.boxes import BoxRules
 from vr1.families import Family
 from vr1.types import Boxes, Detections, Span
 
@@ -19,22 +20,27 @@ SCORE = 0.99
 """The score of every box in all released evaluations of this method; `box_scores` computes one for each box."""
 
 
+_DEFAULT_RULES = BoxRules()
+
+
 def read_detections(
     completion: str,
     family: Family,
     image_size: tuple[int, int],
     input_size: tuple[int, int],
+    rules: BoxRules | None = None,
 ) -> Detections:
     """Parse a completion into boxes in image pixels. No completion raises an error.
 
-    Boxes with swapped corners or outside the image are sorted and clipped, so that they count for recall and precision;
-    the answer is then not ``valid``.
+    An answer with boxes that are outside the image or have swapped corners is not ``valid``; by default they are
+    clipped and sorted, so that they count for recall and precision.
 
     Args:
         completion: the text as the model wrote it.
         family: form of the answer and coordinate frame.
         image_size: width and height of the image in pixels.
         input_size: width and height in pixels of the image as the model saw it.
+        rules: what becomes of such boxes.
 
     Returns:
         N detections, each with the score `SCORE`.
@@ -49,18 +55,19 @@ def read_detections(
         ([[20.0, 4.0, 60.0, 400.0]], True, False)
     """
     answer = family.read(completion)
-    frame = np.array(family.frame_size(image_size, input_size))
+    rules = rules or _DEFAULT_RULES
+    size = family.frame_size(image_size, input_size)
     boxes, labels = answer.boxes, answer.labels
     item_spans, box_spans = answer.item_spans, answer.box_spans
     complete = answer.follows_template and not answer.problems
-    inside = _in_frame(boxes, frame)
-    if not inside:
-        finite = [bool(row.all()) for row in np.isfinite(boxes)]
-        labels = tuple(compress(labels, finite))
+    inside = _in_frame(boxes, np.array(size))
+    if not inside or rules.whole_numbers:
+        # Before the change of frame, in which a coordinate of 1e308 would overflow.
+        boxes, remain = rules(boxes, size)
+        rows: list[bool] = remain.tolist()
+        labels = tuple(compress(labels, rows))
         # A family that records no spans has none to choose from.
-        item_spans, box_spans = tuple(compress(item_spans, finite)), tuple(compress(box_spans, finite))
-        # Clip before the change of frame, in which a coordinate of 1e308 would overflow.
-        boxes = _ordered_and_clipped(boxes[finite], frame)
+        item_spans, box_spans = tuple(compress(item_spans, rows)), tuple(compress(box_spans, rows))
     return Detections(
         boxes_xyxy=family.to_image(boxes, image_size, input_size),
         labels=labels,
@@ -70,6 +77,7 @@ def read_detections(
         completion=completion,
         item_spans=item_spans,
         box_spans=box_spans,
+        problems=answer.problems,
     )
 
 
@@ -78,12 +86,6 @@ def _in_frame(boxes: Boxes, frame: Boxes) -> bool:
     top_left, bottom_right = boxes[:, :2], boxes[:, 2:]
     ordered = (top_left < bottom_right).all()
     return bool(ordered and (top_left >= 0).all() and (bottom_right <= frame).all())
-
-
-def _ordered_and_clipped(boxes: Boxes, frame: Boxes) -> Boxes:
-    """Boxes ``[N, 4]`` with the smaller coordinates first, clipped to ``0..frame``."""
-    corners = np.sort(boxes.reshape(-1, 2, 2), axis=1)
-    return np.clip(corners, 0.0, frame).reshape(-1, 4)
 
 
 def box_scores(

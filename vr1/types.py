@@ -102,7 +102,7 @@ class Answer:
         boxes: ``[N, 4]`` float64 corners in the family's frame, as written, not necessarily ordered or in bounds.
         labels: N label texts as written.
         follows_template: the completion has exactly the form that the family's instruction requires.
-        problems: one short text for each item that cannot be used as a box, for logs and the gallery.
+        problems: one short text for each thing that cannot be read: what it is, then a colon and the instance.
         item_spans: for each box, where its item is in the completion, label and brackets included. Of several boxes in
             one item, the first has what comes before it, the last what comes after it. The spans are in the order of
             the text and do not overlap; text between items belongs to none. Either N spans, or none from a family that
@@ -131,6 +131,7 @@ class Detections:
         completion: the full text that they were parsed from; empty for boxes of another origin.
         item_spans: for each box, where its item is in ``completion``, as in `Answer`; N spans or none.
         box_spans: for each box, where its four numbers are in ``completion``; N spans or none.
+        problems: what could not be read, as in `Answer`.
     """
 
     boxes_xyxy: Boxes
@@ -141,6 +142,7 @@ class Detections:
     completion: str = ""
     item_spans: tuple[Span, ...] = ()
     box_spans: tuple[Span, ...] = ()
+    problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

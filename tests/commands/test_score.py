@@ -93,6 +93,28 @@ def test_prints_a_table(answers, capsys):
     }
 
 
+def test_what_could_not_be_read_is_counted(answers, capsys):
+    [line] = [json.loads(line) for line in answers.read_text().splitlines()][:1]
+    texts = ['[{"box_2d": [1, 2, 3, 4]}, {"box_2d": [1, 2, 3, 4]}]', '[{"label": "cat"}]', '[{"point_2d": [1, 2]}]']
+    answers.write_text("".join(json.dumps(line | {"completion": text}) + "\n" for text in texts))
+    assert main(["--completions", str(answers)]) == 0
+    table = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert {name: count for name, count in table.items() if name.startswith("problem")} == {
+        "problem: box_2d where the family writes bbox_2d": "2",
+        "problem: no box": "1",
+        "problem: a point and no box": "1",
+    }
+
+
+@pytest.mark.parametrize(("rewards", "stage"), [("released", "beginner"), ("released_adaptive", "off")])
+def test_a_stage_that_the_rewards_do_not_have_is_refused(answers, capsys, rewards, stage):
+    options = ["--rewards", str(ROOT / f"configs/rewards/{rewards}.yaml"), "--stage", stage]
+    assert main(["--completions", str(answers), *options]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"stage {stage}: these rewards have" in message
+
+
 def test_a_wrong_line_leaves_no_file_behind(answers, capsys):
     answers.write_text(answers.read_text() * 300 + "{}\n")
     out = answers.with_name("out.jsonl")

@@ -3,7 +3,7 @@
 import pytest
 from jsonargparse import ArgumentParser
 
-from vr1.families import CustomFamily, Family
+from vr1.families import CustomFamily, Family, ItemGrammar, Wording
 from vr1.types import as_boxes
 
 YAML = """
@@ -46,3 +46,25 @@ def test_without_a_grammar_the_answer_is_json():
     assert text.startswith("```json")
     assert family.read(text).boxes.tolist() == [[1, 2, 30, 40]]
     assert family.frame_size((640, 480), (64, 48)) == (640.0, 480.0)
+
+
+Y_FIRST = """
+family:
+  class_path: vr1.families.CustomFamily
+  init_args: {frame: 1000, wording: {one: "Find {categories}."}, box_key: box_2d, y_first: true}
+"""
+
+
+def test_json_with_y_before_x():
+    family = parsed(Y_FIRST)
+    text = family.write(as_boxes([[10, 20, 30, 40]]), ["cat"])
+    assert '{"box_2d": [20, 10, 40, 30], "label": "cat"}' in text
+    for written in (text, f"Here: {text}", text.replace('"', "'"), text[:-8]):
+        assert family.read(written).boxes.tolist() == [[10, 20, 30, 40]]
+    assert family.read(text).follows_template
+    assert not family.read(text.replace("box_2d", "bbox_2d")).follows_template
+
+
+def test_the_order_of_a_grammar_stands_in_the_grammar():
+    with pytest.raises(ValueError, match=r"family\.y_first are settings of JSON answers"):
+        CustomFamily(frame=1, wording=Wording(one="{categories}"), grammar=ItemGrammar(), y_first=True)

@@ -29,11 +29,38 @@ def read(family, text):
         ({"item": "{label}"}, r"grammar.item"),
         ({"item": "{label} {label}: {box}"}, r"grammar.item"),
         ({"item": "{box} {boxes} {label}"}, r"grammar.item"),
+        ({"box": "[{x1}, {}, {y1}, {x2}, {y2}]"}, r"grammar.box=.*a field is a name"),
+        ({"item": "{label!r}: {box}"}, r"grammar.item=.*a field is a name"),
+        ({"box": "{x1}{y1}{x2}{y2}"}, r"'cat: 123040' is written but read as"),
+        ({"box": "{x1} {y1} {x2} {y2}", "item": "{label}{box}"}, r"'cat1 2 30 40' is written but read as"),
+        ({"box": "[{x1:.0%}, {y1}, {x2}, {y2}]"}, r"'cat: \[100%, 2, 30, 40\]' is written but read as"),
+        ({"item": "{box}{label}", "separator": "", "box": "{x1},{y1},{x2},{y2}"}, r"is written but read as"),
     ],
 )
 def test_a_template_without_its_fields_is_refused(settings, named):
     with pytest.raises(ValueError, match=named):
         ItemGrammar(**settings)
+
+
+GEMINI = ItemGrammar(item='{{"box_2d": {box}, "label": "{label}"}}', box="[{y1}, {x1}, {y2}, {x2}]")
+
+
+def test_doubled_braces_are_braces():
+    text = GEMINI.write(as_boxes([[10, 20, 30, 40], [1, 2, 3, 4]]), ["cat", "dog"])
+    assert text == '{"box_2d": [20, 10, 40, 30], "label": "cat"}\n{"box_2d": [2, 1, 4, 3], "label": "dog"}'
+    answer = read_items(text, GEMINI)
+    assert (answer.follows_template, answer.labels) == (True, ("cat", "dog"))
+    assert answer.boxes.tolist() == [[10, 20, 30, 40], [1, 2, 3, 4]]
+    braces = ItemGrammar(box="{{{x1}|{y1}|{x2}|{y2}}}", item="{{{label}}}{box}")
+    assert braces.write(as_boxes([[1, 2, 3, 4]]), ["cat"]) == "{cat}{1|2|3|4}"
+
+
+@pytest.mark.parametrize("family", [GEMINI, PaliGemma().grammar])
+def test_json_in_place_of_items_has_the_order_of_the_grammar(family):
+    answer = read_items('```json\n[{"box_2d": [20, 10, 40, 30], "label": "cat"}]\n```', family)
+    assert answer.boxes.tolist() == [[10, 20, 30, 40]]
+    assert answer.labels == ("cat",)
+    assert not answer.follows_template
 
 
 def test_a_question_without_its_categories_is_refused():

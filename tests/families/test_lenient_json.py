@@ -1,7 +1,8 @@
 import pytest
 
 from vr1.families import Griffon, Qwen25VL, lenient_json
-from vr1.families.lenient_json import DEPTH, Fields, Scalar, Scalars, answer_region
+from vr1.families.answer_region import answer_region
+from vr1.families.lenient_json import DEPTH, Fields, Scalar, Scalars
 
 
 def plain(found):
@@ -47,11 +48,14 @@ def test_a_lost_quote_costs_one_line():
         ("<answer>[9]</answer> or rather <answer> [1] </answer> it is", "[1]"),
         ("<answer>[9]</answer><answer>[1]", "[1]"),
         ("<think>not [9]</think> I think</think> [1] ", "[1]"),
-        ("[1]<answer>none</answer>", "[1]<answer>none</answer>"),
+        ("[1]<answer> </answer>", "[1]<answer> </answer>"),
+        ("[9]<answer>none</answer>", "none"),
+        ("<think>[9]</think> none", "none"),
+        ("[1]<think>[9]", "[1]"),
     ],
 )
 def test_the_last_answer_counts(text, region):
-    start, end = answer_region(text, lambda part: "[" in part)
+    start, end = answer_region(text)
     assert text[start:end] == region
 
 

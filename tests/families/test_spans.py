@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.families.test_families import FAMILIES, NAMES
+from tests.families.examples import FAMILIES, NAMES
 from tests.shared_data import SHARED, needs_shared
 from vr1.detections import read_detections
 from vr1.families import Florence2, Griffon, InternVL, ItemGrammar, PaliGemma, Qwen2VL, Qwen25VL

@@ -127,10 +127,10 @@ FAULTS = (
     ),
     # vr1/families, vr1/prompts.py
     Fault(
-        "vr1/families/lenient_json.py",
-        "start = text.rfind(_ANSWER_START)",
-        "start = text.find(_ANSWER_START)",
-        ("tests/families/test_lenient_json.py", "tests/families/test_json_answer.py", *_ITEMS),
+        "vr1/families/answer_region.py",
+        "start = text.rfind(_ANSWER_START, begin)",
+        "start = text.find(_ANSWER_START, begin)",
+        ("tests/families/test_damaged_answers.py", "tests/families/test_json_answer.py", *_ITEMS),
     ),
     Fault("vr1/families/item_reader.py", "end = found.pop().start", "end = found[-1].start", _ITEMS),
     Fault(

@@ -3,6 +3,7 @@
 from vr1.errors import UserError
 from vr1.families.base import Family, Wording
 from vr1.families.custom import CustomFamily
+from vr1.families.gemma import Gemma
 from vr1.families.griffon import Griffon
 from vr1.families.internvl import InternVL
 from vr1.families.item_grammar import ItemGrammar
@@ -13,6 +14,7 @@ __all__ = [
     "CustomFamily",
     "Family",
     "Florence2",
+    "Gemma",
     "Griffon",
     "InternVL",
     "ItemGrammar",
@@ -24,7 +26,7 @@ __all__ = [
     "family_of",
 ]
 
-_BY_MODEL_TYPE: tuple[type[Family], ...] = (Qwen25VL, Qwen2VL, Qwen3VL, InternVL, PaliGemma)
+_BY_MODEL_TYPE: tuple[type[Family], ...] = (Qwen25VL, Qwen2VL, Qwen3VL, InternVL, PaliGemma, Gemma)
 
 
 def family_of(model_type: str) -> Family:

@@ -65,13 +65,18 @@ class Family(ABC):
         model_types: the ``model_type`` values of ``config.json`` that select this family.
         frame: unit of the coordinates in an answer; see `vr1.boxes.Frame`.
         wording: templates of the questions.
-        grammar: templates of an answer; None for a JSON list of ``bbox_2d`` and ``label``.
+        grammar: templates of an answer; None for a JSON list of ``box_key`` and ``label``.
+        box_key: the name of a box in that JSON list.
+        y_first: whether the numbers of a box in that JSON list are ``y1, x1, y2, x2``. The boxes of this class are
+            ``x1, y1, x2, y2`` in any case. JSON in place of a grammar's items is read in the order of the grammar.
         markers: special tokens that are part of an answer and stay in its text.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     frame: Frame = "input"
     grammar: ItemGrammar | None = None
+    box_key: str = "bbox_2d"
+    y_first: bool = False
     markers: tuple[str, ...] = ()
 
     @property
@@ -92,11 +97,15 @@ class Family(ABC):
 
         Never raises: text without boxes is an answer without boxes.
         """
-        return read_items(completion, self.grammar) if self.grammar else read_json_answer(completion)
+        if self.grammar is not None:
+            return read_items(completion, self.grammar)
+        return read_json_answer(completion, self.box_key, self.y_first)
 
     def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
         """Write boxes ``[N, 4]`` of the family's frame and their N labels as an answer of its models."""
-        return self.grammar.write(boxes, labels) if self.grammar else write_json_answer(boxes, labels)
+        if self.grammar is not None:
+            return self.grammar.write(boxes, labels)
+        return write_json_answer(boxes, labels, self.box_key, self.y_first)
 
     def to_image(self, boxes: Boxes, image_size: tuple[int, int], input_size: tuple[int, int]) -> Boxes:
         """Convert boxes ``[N, 4]`` from the family's frame to image pixels."""

@@ -21,15 +21,20 @@ class CustomFamily(Family):
             grammar: {item: "{label}: {box}", box: "({x1},{y1},{x2},{y2})", separator: "; ", empty: nothing}
             markers: []
 
+    For a model that writes ``[{"box_2d": [y1, x1, y2, x2], "label": "cat"}]``, ``box_key: box_2d`` and ``y_first:
+    true`` instead of the grammar.
+
     Args:
         frame: unit of the coordinates: pixels of the model's ``input``, pixels of the ``image``, or the number that
             both axes end at. There is no default, since a wrong frame gives wrong boxes without an error.
         wording: templates of the questions.
-        grammar: templates of an answer; None for a JSON list of ``bbox_2d`` and ``label``.
+        grammar: templates of an answer; None for a JSON list of ``box_key`` and ``label``.
         markers: special tokens that are part of an answer.
+        box_key: the name of a box in that JSON list.
+        y_first: whether the numbers of a box in that JSON list are ``y1, x1, y2, x2``.
 
     Raises:
-        UserError: ``frame`` is 0 or less.
+        UserError: ``frame`` is 0 or less, or a setting of the JSON list is given with a grammar.
 
     Example:
         >>> from vr1.types import as_boxes
@@ -44,10 +49,17 @@ class CustomFamily(Family):
         wording: Wording,
         grammar: ItemGrammar | None = None,
         markers: Sequence[str] = (),
+        box_key: str = "bbox_2d",
+        y_first: bool = False,
     ) -> None:
         if not isinstance(frame, str) and not frame > 0:
             raise UserError(f"family.frame={frame} must be above 0; set it to 1000, input or image")
-        self._wording = wording
+        if grammar is not None and (y_first or box_key != "bbox_2d"):
+            raise UserError(
+                "family.box_key and family.y_first are settings of JSON answers; with a grammar, write the order of the"
+                " numbers into grammar.box"
+            )
+        self._wording, self.box_key, self.y_first = wording, box_key, y_first
         self.frame, self.grammar, self.markers = frame, grammar, tuple(markers)
 
     @property

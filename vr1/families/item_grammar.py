@@ -11,7 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from vr1.errors import UserError
+from vr1.families.item_reader import read_items
 from vr1.types import Boxes
 
 COORDINATES = ("x1", "y1", "x2", "y2")
@@ -24,6 +27,7 @@ class ItemGrammar:
     Args:
         box: template of a box with ``{x1}``, ``{y1}``, ``{x2}`` and ``{y2}`` in the order of the model. A format may
             follow the name: ``{x1:.3f}`` for three decimals, ``{x1:04.0f}`` for four digits; the default is an integer.
+            In all templates, ``{{`` and ``}}`` stand for single braces.
         item: template of an item with ``{label}`` and ``{box}``; or with ``{label}`` and ``{boxes}``, if consecutive
             boxes of one label share an item.
         separator: text between two items.
@@ -33,7 +37,8 @@ class ItemGrammar:
         largest: largest number that can be written, for models with one token for each number; None for no limit.
 
     Raises:
-        UserError: a template has a missing, unknown or duplicate field, or a format that is not for numbers.
+        UserError: a template has a missing, unknown or duplicate field, or a format that is not for numbers; or the
+            grammar does not read what it writes.
 
     Example:
         >>> from vr1.types import as_boxes
@@ -63,6 +68,22 @@ class ItemGrammar:
         item = sorted(name for _, name, _ in _parts(self.item) if name)
         if item not in (["box", "label"], ["boxes", "label"]):
             raise UserError(f"grammar.item={self.item!r}: needs {{label}} once, and {{box}} or {{boxes}} once")
+        self._check_that_it_reads_back()
+
+    def _check_that_it_reads_back(self) -> None:
+        most = 80.0 if self.largest is None else min(80.0, float(self.largest))
+        boxes = np.array([[1, 2, 30, 40], [5, 6, 70, 80], [5, 7, 71, 80]]) * most / 80 + self.shift
+        labels = ("cat", "black dog", "black dog")
+        for count in (0, 1, len(boxes)):
+            text = self.write(boxes[:count], labels[:count])
+            answer = read_items(text, self)
+            same_boxes = len(answer.boxes) == count and np.abs(answer.boxes - boxes[:count]).max(initial=0.0) < 0.51
+            if not (answer.follows_template and answer.labels == labels[:count] and same_boxes):
+                read = list(zip(answer.labels, answer.boxes.tolist(), strict=True))
+                raise UserError(
+                    f"grammar(item={self.item!r}, box={self.box!r}): {text!r} is written but read as {read}; put texts"
+                    " around the label and the numbers that separate them"
+                )
 
     @cached_property
     def _box_parts(self) -> list[tuple[str, str, str]]:
@@ -88,12 +109,17 @@ class ItemGrammar:
     @cached_property
     def label_first(self) -> bool:
         """Whether the label comes before its box."""
-        return self.item.index("{label}") < self.item.index("{box")
+        return _parts(self.item)[0][1] == "label"
 
-    @property
+    @cached_property
     def shares_label(self) -> bool:
         """Whether an item may hold several boxes."""
-        return "{boxes}" in self.item
+        return any(name == "boxes" for _, name, _ in _parts(self.item))
+
+    @property
+    def y_first(self) -> bool:
+        """Whether a box is written as ``y1, x1, y2, x2``."""
+        return self.order == [1, 0, 3, 2]
 
     def write(self, boxes: Boxes, labels: Sequence[str]) -> str:
         """Write boxes ``[N, 4]`` of the family's frame with their N labels; whitespace in a label becomes one space."""
@@ -140,5 +166,19 @@ def _write_number(value: float, spec: str) -> str:
 
 
 def _parts(template: str) -> list[tuple[str, str, str]]:
-    """Literal text, field name and format of each part; text after the last field is a part with an empty name."""
-    return [(literal, name or "", spec or "") for literal, name, spec, _ in string.Formatter().parse(template)]
+    """Literal text, field name and format of each part; text after the last field is a part with an empty name.
+
+    Raises:
+        ValueError: braces that do not match, a field without a name, or a conversion.
+    """
+    parts = []
+    before = ""
+    for literal, name, spec, conversion in string.Formatter().parse(template):
+        # A doubled brace ends a part of the parser's, but not one of ours.
+        before += literal
+        if name == "" or conversion:
+            raise ValueError("a field is a name and, if needed, a format after a colon")
+        if name is not None:
+            parts.append((before, name, spec or ""))
+            before = ""
+    return [*parts, (before, "", "")] if before else parts

@@ -11,12 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from vr1.families.item_grammar import ItemGrammar
+from vr1.families.answer_region import answer_region, stripped
 from vr1.families.json_answer import MAX_ITEMS, read_json_answer
-from vr1.families.lenient_json import NUMBER, answer_region, stripped
+from vr1.families.lenient_json import NUMBER
 from vr1.types import Answer, Span, as_boxes
+
+if TYPE_CHECKING:
+    # A grammar reads what it writes as soon as it is made.
+    from vr1.families.item_grammar import ItemGrammar
 
 _MARKERS, _BACKWARDS = re.compile(r"(?:<[^<>\s]++>)++"), re.compile(r"(?:>[^<>\s]++<)++")
 _PIECE = re.compile(r"<[^<>\s]*+>|[^\s\w]|\w++")
@@ -38,14 +42,19 @@ class _Written(NamedTuple):
 
 
 class _Label(NamedTuple):
-    """Where the label of a box is; ``shared`` if it is that of its neighbour in the same item."""
+    """Where the label of a box is; an empty range if it has none.
+
+    It is ``shared`` if it is that of its neighbour in the same item, and ``left_out`` if what stands in its place holds
+    the numbers of another box.
+    """
 
     start: int
     end: int
     shared: bool = False
+    left_out: bool = False
 
 
-def read_items(completion: str, grammar: ItemGrammar) -> Answer:
+def read_items(completion: str, grammar: "ItemGrammar") -> Answer:
     """Read the boxes and labels of a completion, leniently.
 
     Accepted are: whitespace between all parts; text around the items; an ``<answer>`` region, or the text after
@@ -61,13 +70,14 @@ def read_items(completion: str, grammar: ItemGrammar) -> Answer:
         writes exactly this completion, whitespace aside, for these numbers and labels.
 
     Example:
+        >>> from vr1.families import ItemGrammar
         >>> grammar = ItemGrammar(item="{label}-{box}", separator="&")
         >>> answer = read_items("cat-[1, 2, 3, 4]&big dog - [5,6,7,8]&cow-[9, 1", grammar)
         >>> answer.labels, answer.boxes.tolist(), answer.follows_template
         (('cat', 'big dog'), [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]], False)
     """
     whole = stripped(completion, 0, len(completion))
-    start, end = answer_region(completion, _patterns(grammar)[0].search)
+    start, end = answer_region(completion)
     region, is_whole = completion[start:end], (start, end) == whole
     if _without_whitespace(region) == _without_whitespace(grammar.empty):
         return Answer(boxes=as_boxes([]), labels=(), follows_template=is_whole)
@@ -78,14 +88,17 @@ def read_items(completion: str, grammar: ItemGrammar) -> Answer:
         end = found.pop().start
     labels = _labels(region[:end], found, grammar)
     follows = is_whole and 0 < len(found) <= MAX_ITEMS and _follows(region, found, labels, grammar)
-    if not follows and "{" in region and len((answer := read_json_answer(completion)).boxes):
+    if not follows and "{" in region and len((answer := read_json_answer(completion, None, grammar.y_first)).boxes):
         return replace(answer, follows_template=False)
     return _answer(region, found, labels, grammar, start, follows)
 
 
 @lru_cache(maxsize=64)
-def _patterns(grammar: ItemGrammar) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """A pattern that finds boxes, with any count of numbers, and one that splits their numbers."""
+def _patterns(grammar: "ItemGrammar") -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """Patterns that find boxes, with any count of numbers, split their numbers, and find numbers in a wrong place.
+
+    Three numbers that are separated as in a box are not part of a label, but of a box that lost its bracket.
+    """
     literals = [literal.strip() for literal in grammar.box_literals]
     # The decoder may have removed the special tokens around a box, but not its brackets.
     opened, opening = _split_markers(literals[0])
@@ -95,10 +108,15 @@ def _patterns(grammar: ItemGrammar) -> tuple[re.Pattern[str], re.Pattern[str]]:
     start = rf"{_spaced(opening)}\s*+" if opening else r"(?<![\w.+-])"
     start = rf"(?:{_spaced(opened)}\s*+)?+{start}" if opened else start
     separators = "|".join(_spaced(literal) for literal in sorted(set(literals[1:-1]), key=len, reverse=True) if literal)
-    joint = rf"(?:\s*+(?:{separators})\s*+|\s++)" if separators else r"\s++"
+    visible = rf"\s*+(?:{separators})\s*+" if separators else r"\s++"
+    joint = rf"(?:{visible}|\s++)" if separators else r"\s++"
     close = rf"(?P<closed>\s*+{_spaced(closing)})?+" if closing else "(?P<closed>)"
     close += rf"(?:\s*+{_spaced(ended)})?+" if ended else ""
-    return re.compile(rf"{start}(?P<numbers>{NUMBER}(?:{joint}{NUMBER})*+){close}"), re.compile(joint)
+    return (
+        re.compile(rf"{start}(?P<numbers>{NUMBER}(?:{joint}{NUMBER})*+){close}"),
+        re.compile(joint),
+        re.compile(rf"(?<![\w.+-]){NUMBER}(?:{visible}{NUMBER}){{2,}}+"),
+    )
 
 
 def _spaced(literal: str) -> str:
@@ -113,9 +131,9 @@ def _split_markers(literal: str, backwards: bool = False) -> tuple[str, str]:
     return literal[:cut], literal[cut:]
 
 
-def _written_boxes(region: str, grammar: ItemGrammar) -> Iterator[_Written]:
+def _written_boxes(region: str, grammar: "ItemGrammar") -> Iterator[_Written]:
     """All candidates for boxes, complete or not."""
-    pattern, joint = _patterns(grammar)
+    pattern, joint, _ = _patterns(grammar)
     opening, *inner, closing = (literal.strip() for literal in grammar.box_literals)
     # If boxes are separated like numbers, consecutive boxes look like one box of many numbers.
     run_together = bool(opening) and closing + opening in inner
@@ -124,7 +142,9 @@ def _written_boxes(region: str, grammar: ItemGrammar) -> Iterator[_Written]:
         first, last = match.span("numbers")
         joints = list(joint.finditer(region, first, last))
         starts, ends = [first, *(gap.end() for gap in joints)], [*(gap.start() for gap in joints), last]
-        size = 4 if run_together else len(starts)
+        # A run that has lost a number in its middle does not show whose: it is no box.
+        is_whole = len(starts) % 4 == 0 or not region[match.end() :].strip()
+        size = 4 if run_together and is_whole else len(starts)
         start = match.start()
         for row in range(0, len(starts), size):
             own = slice(row, row + size)
@@ -141,7 +161,7 @@ def _written_boxes(region: str, grammar: ItemGrammar) -> Iterator[_Written]:
             start = end
 
 
-def _labels(region: str, found: list[_Written], grammar: ItemGrammar) -> list[_Label]:
+def _labels(region: str, found: list[_Written], grammar: "ItemGrammar") -> list[_Label]:
     """Where the label of each box is; an empty range at the box if it has none."""
     before, between, after = grammar.item_literals
     joint = after + grammar.separator + before
@@ -157,18 +177,23 @@ def _labels(region: str, found: list[_Written], grammar: ItemGrammar) -> list[_L
             start, end = box.end, len(region) if is_last else found[index + 1].start
             head, tail = between, (after if is_last else joint)
             has_neighbour = not is_last
-            if is_last and parting:
-                # After the last label there may be the start of a truncated item.
+            if parting and (is_last or not region.endswith(tail, 0, end)):
+                # After the label there may be the start of a truncated or damaged item.
                 end = start + len(region[start:end].partition(parting)[0])
         if grammar.shares_label and has_neighbour and region[start:end].strip() == grammar.box_separator.strip():
             labels.append(_Label(box.start, box.start, shared=True))
-        elif len(head) + len(tail) <= end - start and region.startswith(head, start) and region.endswith(tail, 0, end):
-            labels.append(_Label(*stripped(region, start + len(head), end - len(tail))))
+            continue
+        if len(head) + len(tail) <= end - start and region.startswith(head, start) and region.endswith(tail, 0, end):
+            label = stripped(region, start + len(head), end - len(tail))
+            if not (head if grammar.label_first else tail).strip() and not has_neighbour:
+                # Nothing separates the label from text around the answer but the end of a line.
+                label = _line(region, *label, last=grammar.label_first)
         else:
             label = _bare_label(region, (start, end), head, tail, grammar.label_first, after_prose=not index)
-            label = stripped(region, *label)
-            at_box = box.start if grammar.label_first else box.end
-            labels.append(_Label(*label) if label[0] < label[1] else _Label(at_box, at_box))
+        at_box = box.start if grammar.label_first else box.end
+        holds_numbers = _patterns(grammar)[2].search(region, *label)
+        has_label = label[0] < label[1] and not holds_numbers
+        labels.append(_Label(*label) if has_label else _Label(at_box, at_box, left_out=bool(holds_numbers)))
     return labels
 
 
@@ -180,17 +205,17 @@ def _bare_label(region: str, segment: Span, head: str, tail: str, last_line: boo
         place = region.rfind(marker, start, end)
         start = start if place < 0 else place + len(marker)
     start, end = _undecorated(region, start, end, heads, tails)
-    start, end = stripped(region, start, end, _AROUND)
-    lines = region[start:end].splitlines(keepends=True)
-    if not lines:
-        return end, end
-    if not last_line:
-        return stripped(region, start, start + len(lines[0].rstrip()), _AROUND)
-    start = end - len(lines[-1])
-    if after_prose:
+    start, end = _line(region, *stripped(region, start, end, _AROUND), last=last_line)
+    if last_line and after_prose:
         # There may be text before the first item: "Here it is: cat".
-        start = end - len(lines[-1].rpartition(": ")[2])
-    return stripped(region, start, end, _AROUND)
+        start = end - len(region[start:end].rpartition(": ")[2])
+    return stripped(region, *stripped(region, start, end, _AROUND))
+
+
+def _line(region: str, start: int, end: int, last: bool) -> Span:
+    """The first or the last line of a range that has no whitespace around it."""
+    lines = region[start:end].splitlines(keepends=True) or [""]
+    return (end - len(lines[-1]), end) if last else stripped(region, start, start + len(lines[0]))
 
 
 def _undecorated(region: str, start: int, end: int, heads: Sequence[str], tails: Sequence[str]) -> Span:
@@ -218,7 +243,7 @@ def _pieces(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_PIECE.findall(text)))
 
 
-def _follows(region: str, found: list[_Written], labels: list[_Label], grammar: ItemGrammar) -> bool:
+def _follows(region: str, found: list[_Written], labels: list[_Label], grammar: "ItemGrammar") -> bool:
     """Whether the grammar writes exactly this text for these numbers and labels, whitespace aside."""
     if any(len(box.numbers) != 4 for box in found):
         return False
@@ -237,7 +262,7 @@ def _follows(region: str, found: list[_Written], labels: list[_Label], grammar: 
 
 
 def _answer(
-    region: str, found: list[_Written], labels: list[_Label], grammar: ItemGrammar, offset: int, follows_template: bool
+    region: str, found: list[_Written], labels: list[_Label], grammar: "ItemGrammar", offset: int, follows: bool
 ) -> Answer:
     """Boxes in the order ``x1, y1, x2, y2``, their labels and spans, and the problems of unusable ones."""
     boxes: list[list[float]] = []
@@ -250,6 +275,8 @@ def _answer(
             rows.append(row)
         else:
             problems.append(f"no four finite numbers: {reprlib.repr(written.numbers)}")
+        if labels[row].left_out:
+            problems.append(f"an item out of step, whose label is left out: {reprlib.repr(written.numbers)}")
     if len(found) > MAX_ITEMS:
         problems.append(f"nothing is read after {MAX_ITEMS} boxes")
     texts = _label_texts(region, labels, grammar)
@@ -257,14 +284,14 @@ def _answer(
     return Answer(
         boxes=as_boxes(boxes),
         labels=tuple(texts[row] for row in rows),
-        follows_template=follows_template,
+        follows_template=follows,
         problems=tuple(problems),
         item_spans=tuple((items[row][0] + offset, items[row][1] + offset) for row in rows),
         box_spans=tuple((found[row].span[0] + offset, found[row].span[1] + offset) for row in rows),
     )
 
 
-def _label_texts(region: str, labels: list[_Label], grammar: ItemGrammar) -> list[str]:
+def _label_texts(region: str, labels: list[_Label], grammar: "ItemGrammar") -> list[str]:
     """The label of each box; boxes that share an item have that of the item."""
     texts: list[str] = []
     text = ""
@@ -274,7 +301,7 @@ def _label_texts(region: str, labels: list[_Label], grammar: ItemGrammar) -> lis
     return texts if grammar.label_first else texts[::-1]
 
 
-def _item_spans(region: str, found: list[_Written], labels: list[_Label], grammar: ItemGrammar) -> list[Span]:
+def _item_spans(region: str, found: list[_Written], labels: list[_Label], grammar: "ItemGrammar") -> list[Span]:
     """For each box, its part of its item, with the label and the texts around it."""
     before, _, after = (literal.strip() for literal in grammar.item_literals)
     closes = re.compile(rf"\s*+{_spaced(after)}")

@@ -5,50 +5,45 @@ and never raise. Whether a box is inside the image is checked elsewhere (`vr1.de
 """
 
 import json
-import math
 import re
-import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 
-from vr1.families.lenient_json import NUMBER, Fields, Scalar, Scalars, answer_region, scan, stripped
+from vr1.families.answer_region import answer_region, stripped
+from vr1.families.json_boxes import FoundBox, find_boxes
+from vr1.families.lenient_json import scan
 from vr1.types import Answer, Boxes, Span, as_boxes
 
 MAX_ITEMS = 10_000
 """Largest number of items read from one answer, since matching takes time."""
 
-_BOX_KEYS = ("bbox_2d", "bbox", "box", "box_2d", "bounding_box")
-_LABEL_KEYS = ("label", "name", "category")
-_NUMBER = re.compile(NUMBER)
 _W = r"[ \t\n\r]*+"
 _JSON_NUMBER = r"(-?+(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][-+]?+[0-9]++)?+)"
 _JSON_TEXT = r'"([^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+)"'
-# One item of a well-formed list, with the bracket or comma before it.
-_ITEM = re.compile(
-    rf'[\[,]{_W}(\{{{_W}"bbox_2d"{_W}:{_W}\[{_W}{f"{_W},{_W}".join([_JSON_NUMBER] * 4)}{_W}\]{_W}'
-    rf'(?:,{_W}"label"{_W}:{_W}{_JSON_TEXT}{_W})?+\}}){_W}'
-)
-_LONGEST_NUMBER = 400
+_OPENING = re.compile(r"[\[{]")
 
 
-def read_json_answer(completion: str) -> Answer:
+def read_json_answer(completion: str, box_key: str | None = "bbox_2d", y_first: bool = False) -> Answer:
     """Read the boxes and labels of a completion, leniently.
 
-    Accepted are: bare or fenced JSON; text around it; an ``<answer>`` region instead of the text outside
-    (else the text after ``</think>``); single quotes; the complete items of a truncated answer; one object instead of a
-    list; nested lists; other field names; lists of four numbers without a label; numbers in quotes.
+    Accepted are: bare or fenced JSON; text around it; an ``<answer>`` region, or the text after ``</think>``, instead
+    of what is outside (`answer_region`); single quotes, lost quotes and brackets; the complete items of a truncated
+    answer; one object instead of a list; nested lists; other names and shapes (`json_boxes`); numbers in quotes.
 
     Args:
         completion: the text as the model wrote it.
+        box_key: the name under which the family writes boxes; None if it writes no JSON.
+        y_first: whether a list of numbers is ``y1, x1, y2, x2``.
 
     Returns:
-        Finite boxes as written, with their labels (empty if there is none). ``follows_template`` is true if the full
-        completion, without surrounding whitespace, is one JSON list, bare or in one ``json`` fence, of objects with
-        ``bbox_2d`` as a list of four numbers and an optional ``label`` as a text. Values of numbers and labels do not
-        matter. An answer with reasoning in front does not follow the template.
+        Finite boxes as written, with their labels and spans. ``follows_template`` is true if the full completion,
+        without surrounding whitespace, is one JSON list, bare or in one ``json`` fence, of objects with ``box_key`` as
+        a list of four numbers and an optional ``label`` as a text. Values of numbers and labels do not matter. An
+        answer with reasoning in front does not follow the template.
 
     Source: Vision-R1, arXiv 2503.18013, section 3.2 (dual format reward: template and content).
 
@@ -56,52 +51,74 @@ def read_json_answer(completion: str) -> Answer:
         >>> answer = read_json_answer('The cat: [{"bbox_2d": [1, 2, 30, 40], "label": "cat"}, {"bbox_2d": [5,')
         >>> answer.boxes.tolist(), answer.labels, answer.follows_template
         ([[1.0, 2.0, 30.0, 40.0]], ('cat',), False)
+        >>> read_json_answer('[{"box_2d": [2, 1, 40, 30]}]', box_key="box_2d", y_first=True).boxes.tolist()
+        [[1.0, 2.0, 30.0, 40.0]]
         >>> read_json_answer("[]").follows_template
         True
     """
-    whole = stripped(completion, 0, len(completion))
-    start, end = region = (
-        whole
-        if completion.startswith(("[", "```json"), whole[0])
-        else answer_region(completion, lambda part: "[" in part)
-    )
-    if completion.startswith("```json", start) and completion.endswith("```", start, end) and end - start > 10:
-        start, end = stripped(completion, start + len("```json"), end - len("```"))
-    answer = _regular_answer(completion, start, end, follows_template=region == whole)
-    if answer is None:
-        in_form = region == whole and _is_template(completion[start:end])
-        answer = _lenient_answer(completion[start:end], offset=start, follows_template=in_form)
-    return answer
+    start, end = _unfenced(completion, stripped(completion, 0, len(completion)))
+    # A text that is an answer as a whole may have "</think>" in a label.
+    answer = _regular_answer(completion, start, end, box_key, y_first) if box_key else None
+    if answer is not None:
+        return answer
+    follows = box_key is not None and _is_template(completion[start:end], box_key)
+    if not follows:
+        start, end = answer_region(completion)
+        start, end = _unfenced(completion, (start, end))
+        answer = _regular_answer(completion, start, end, box_key, y_first) if box_key else None
+        if answer is not None:
+            return replace(answer, follows_template=False)
+    return _lenient_answer(completion[start:end], start, follows, box_key, y_first)
 
 
-def write_json_answer(boxes: Boxes, labels: Sequence[str]) -> str:
+def write_json_answer(boxes: Boxes, labels: Sequence[str], box_key: str = "bbox_2d", y_first: bool = False) -> str:
     r"""Write a list as Qwen's released models do: fenced, one item a line, tab-indented, integers.
 
     Args:
         boxes: ``[N, 4]`` float64 corners in the family's frame.
         labels: N label texts.
+        box_key: the name under which the family writes boxes.
+        y_first: whether to write ``y1, x1, y2, x2``.
 
     Example:
         >>> write_json_answer(as_boxes([[1, 2, 30.4, 40.6]]), ["cat"])
         '```json\n[\n\t{"bbox_2d": [1, 2, 30, 41], "label": "cat"}\n]\n```'
     """
     assert len(boxes) == len(labels), (len(boxes), len(labels))
+    ordered = boxes[:, [1, 0, 3, 2]] if y_first else boxes
     items = [
-        f'\t{{"bbox_2d": {[round(value) for value in box]}, "label": {json.dumps(label, ensure_ascii=False)}}}'
-        for box, label in zip(boxes.tolist(), labels, strict=True)
+        f'\t{{"{box_key}": {[round(value) for value in box]}, "label": {json.dumps(label, ensure_ascii=False)}}}'
+        for box, label in zip(ordered.tolist(), labels, strict=True)
     ]
     body = "[\n" + ",\n".join(items) + "\n]" if items else "[]"
     return f"```json\n{body}\n```"
 
 
-def _regular_answer(completion: str, start: int, end: int, follows_template: bool) -> Answer | None:
-    """The answer if it is a JSON list of nothing but ``bbox_2d`` and ``label``, in this order; else None."""
+def _unfenced(completion: str, region: Span) -> Span:
+    """A range without the ``json`` fence around it."""
+    start, end = region
+    if completion.startswith("```json", start) and completion.endswith("```", start, end) and end - start > 10:
+        return stripped(completion, start + len("```json"), end - len("```"))
+    return region
+
+
+@lru_cache(maxsize=8)
+def _item_pattern(box_key: str) -> re.Pattern[str]:
+    """One item of a well-formed list, with the bracket or comma before it."""
+    return re.compile(
+        rf'[\[,]{_W}(\{{{_W}"{re.escape(box_key)}"{_W}:{_W}\[{_W}{f"{_W},{_W}".join([_JSON_NUMBER] * 4)}{_W}\]{_W}'
+        rf'(?:,{_W}"label"{_W}:{_W}{_JSON_TEXT}{_W})?+\}}){_W}'
+    )
+
+
+def _regular_answer(completion: str, start: int, end: int, box_key: str, y_first: bool) -> Answer | None:
+    """The answer if it is a JSON list of nothing but ``box_key`` and ``label``, in this order; else None."""
     boxes: list[tuple[float, ...]] = []
     labels: list[str] = []
     item_spans: list[Span] = []
     box_spans: list[Span] = []
     reached = start
-    for match in islice(_ITEM.finditer(completion, start, end), MAX_ITEMS + 1):
+    for match in islice(_item_pattern(box_key).finditer(completion, start, end), MAX_ITEMS + 1):
         if match.start() != reached or completion[reached] != ("," if boxes else "["):
             return None
         _, x1, y1, x2, y2, label = match.groups()
@@ -112,20 +129,20 @@ def _regular_answer(completion: str, start: int, end: int, follows_template: boo
         reached = match.end()
     if not 0 < len(boxes) <= MAX_ITEMS or completion[reached:end] != "]":
         return None
-    array = as_boxes(boxes)
+    array = as_boxes(boxes)[:, [1, 0, 3, 2]] if y_first else as_boxes(boxes)
     if not np.isfinite(array).all():
         return None
     return Answer(
         boxes=array,
         labels=tuple(labels),
-        follows_template=follows_template,
+        follows_template=True,
         item_spans=tuple(item_spans),
         box_spans=tuple(box_spans),
     )
 
 
-def _is_template(text: str) -> bool:
-    """Whether a text is a JSON list of objects with four numbers as ``bbox_2d`` and, if any, a text as ``label``."""
+def _is_template(text: str, box_key: str) -> bool:
+    """Whether a text is a JSON list of objects with four numbers as ``box_key`` and, if any, a text as ``label``."""
     if not (text.startswith("[") and text.endswith("]")):
         return False
     try:
@@ -134,49 +151,55 @@ def _is_template(text: str) -> bool:
         return False
     return len(items) <= MAX_ITEMS and all(
         type(item) is dict
-        and type(box := item.get("bbox_2d")) is list
+        and type(box := item.get(box_key)) is list
         and [*map(type, box)] == [float] * 4
         and type(item.get("label", "")) is str
         for item in items
     )
 
 
-class _FoundBox(NamedTuple):
-    """One box of an answer with its label; where its numbers, its list and its item are."""
-
-    box: list[float]
-    label: str
-    numbers: Span
-    outer: Span
-    item: Span
-
-
-def _lenient_answer(text: str, offset: int, follows_template: bool) -> Answer:
+def _lenient_answer(text: str, offset: int, follows_template: bool, box_key: str | None, y_first: bool) -> Answer:
     """The answer in a text that begins at ``offset`` of the completion."""
-    found: list[_FoundBox] = []
+    start, end = _json_span(text)
+    text, offset, valid = (text[start:end], offset + start, True) if end else (text, offset, False)
+    boxes: list[FoundBox] = []
     problems: list[str] = []
-    for value, label, item in islice(_written_boxes(islice(scan(text), MAX_ITEMS)), MAX_ITEMS):
-        box = _box(value, text)
-        if box is None:
-            problems.append(f"no four finite numbers: {_shown(value)}")
+    for found in islice(find_boxes(scan(text, valid), text, box_key, y_first), MAX_ITEMS):
+        if isinstance(found, str):
+            problems.append(found)
         else:
-            assert value is not None
-            found.append(_FoundBox(box[0], label, box[1], (value.start, value.end), item))
-    if len(found) + len(problems) == MAX_ITEMS:
+            boxes.append(found)
+    if len(boxes) + len(problems) == MAX_ITEMS:
         problems.append(f"nothing is read after {MAX_ITEMS} boxes")
     # An object comes after the objects inside it.
-    found.sort(key=lambda one: one.numbers)
+    boxes.sort(key=lambda one: one.numbers)
     return Answer(
-        boxes=as_boxes([one.box for one in found]),
-        labels=tuple(one.label for one in found),
+        boxes=as_boxes([one.box for one in boxes]),
+        labels=tuple(one.label for one in boxes),
         follows_template=follows_template,
         problems=tuple(problems),
-        item_spans=tuple((start + offset, end + offset) for start, end in _item_spans(found)),
-        box_spans=tuple((one.numbers[0] + offset, one.numbers[1] + offset) for one in found),
+        item_spans=tuple((start + offset, end + offset) for start, end in _item_spans(boxes)),
+        box_spans=tuple((one.numbers[0] + offset, one.numbers[1] + offset) for one in boxes),
     )
 
 
-def _item_spans(found: Sequence[_FoundBox]) -> Iterator[Span]:
+def _json_span(text: str) -> Span:
+    """Where a text is valid JSON from its first bracket to its last; an empty range if it is not.
+
+    Line ends in texts are accepted: models write them.
+    """
+    first = _OPENING.search(text)
+    end = max(text.rfind("]"), text.rfind("}")) + 1
+    if first is None or not end:
+        return 0, 0
+    try:
+        json.loads(text[first.start() : end], strict=False, parse_int=float)
+    except (ValueError, RecursionError):
+        return 0, 0
+    return first.start(), end
+
+
+def _item_spans(found: Sequence[FoundBox]) -> Iterator[Span]:
     """For each box, in the order of the text, the part of its item that it does not share with other boxes."""
     reached = 0
     for index, one in enumerate(found):
@@ -188,56 +211,3 @@ def _item_spans(found: Sequence[_FoundBox]) -> Iterator[Span]:
         elif after is not None and after.item[0] >= one.numbers[1]:
             reached = min(reached, after.item[0])
         yield start, reached
-
-
-def _written_boxes(items: Iterable[Fields | Scalars]) -> Iterator[tuple[Scalar | Scalars | None, str, Span]]:
-    """The value of each box, its label, and where its item is; an item may have several boxes in inner lists."""
-    for item in items:
-        span = (item.start, item.end)
-        if isinstance(item, Scalars):
-            yield item, "", span
-            continue
-        value, label = _box_and_label(item)
-        if isinstance(value, list):
-            for inner in value:
-                yield inner, label, span
-        else:
-            yield value, label, span
-
-
-def _box_and_label(item: Fields) -> tuple[Scalar | list[Scalars] | None, str]:
-    """The value of an object's box, None if it has none, and its label; an object without a label needs no box."""
-    values = item.values
-    written = next((values[key] for key in _LABEL_KEYS if key in values), None)
-    label = written.value if isinstance(written, Scalar) else None
-    box = next((values[key] for key in _BOX_KEYS if key in values), None)
-    if box is None or (isinstance(box, Scalar) and box.value is None):
-        box = next((value for value in values.values() if isinstance(value, list)), None if written else [])
-    return box, f"{label:g}" if isinstance(label, float) else label or ""
-
-
-def _box(written: Scalar | Scalars | None, text: str) -> tuple[list[float], Span] | None:
-    """Four finite coordinates and where they are; or None."""
-    if isinstance(written, Scalars):
-        numbers = [(scalar.value, scalar.start, scalar.end) for scalar in written.items]
-    elif written is not None and isinstance(written.value, str) and written.end - written.start < _LONGEST_NUMBER:
-        matches = _NUMBER.finditer(text, written.start, written.end)
-        numbers = [(match[0], match.start(), match.end()) for match in matches]
-    else:
-        return None
-    if len(numbers) != 4:
-        return None
-    try:
-        box = [float(value) for value, _, _ in numbers if value is not None]
-    except ValueError:
-        return None
-    if len(box) < 4 or not all(map(math.isfinite, box)):
-        return None
-    return box, (numbers[0][1], numbers[-1][2])
-
-
-def _shown(written: Scalar | Scalars | None) -> str:
-    """A value in a message."""
-    if isinstance(written, Scalars):
-        return reprlib.repr([scalar.value for scalar in written.items])
-    return reprlib.repr(None if written is None else written.value)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vr1.boxes import BoxRules
 from vr1.errors import UserError
 from vr1.matching import BoxMatcher
-from vr1.rewards.base import Criterion, MeanScore, RewardTerm
+from vr1.rewards.base import STAGES, Criterion, MeanScore, RewardTerm, Stage
 from vr1.rewards.paper import DualFormat, Precision, Recall
 from vr1.types import Detections, Match, Targets
 
@@ -45,6 +46,9 @@ class Reward(nn.Module):
         matcher: assigns predicted to true boxes; None assigns by IoU alone.
         criterion: thresholds for the terms; None takes the paper's beginner stage. It can be replaced at any time:
             ``reward.criterion = reward.criterion.at_stage("advanced")``.
+        box_rules: what becomes of boxes outside the image, and of swapped corners, when answers are read for these
+            rewards; None clips and orders them.
+        stages: the named stages that these rewards have; None for all of them.
 
     Attributes:
         terms: the terms by name, each a metric of its own scores.
@@ -72,6 +76,8 @@ class Reward(nn.Module):
         weights: dict[str, float] | None = None,
         matcher: BoxMatcher | None = None,
         criterion: Criterion | None = None,
+        box_rules: BoxRules | None = None,
+        stages: Sequence[Stage] | None = None,
     ) -> None:
         super().__init__()
         named = _by_name([DualFormat(), Recall(), Precision()] if terms is None else terms)
@@ -88,6 +94,21 @@ class Reward(nn.Module):
         self.total = MeanScore()
         self.matcher = matcher if matcher is not None else BoxMatcher()
         self.criterion = criterion if criterion is not None else Criterion()
+        self.box_rules = box_rules if box_rules is not None else BoxRules()
+        self.stages: tuple[Stage, ...] = tuple(STAGES) if stages is None else tuple(stages)
+
+    def set_stage(self, stage: Stage) -> None:
+        """Take the thresholds of a named stage.
+
+        Raises:
+            UserError: these rewards do not have the stage.
+        """
+        if stage not in self.stages:
+            raise UserError(
+                f"stage {stage}: these rewards have {' and '.join(self.stages)}; leave the stage out, or name rewards"
+                " that have it"
+            )
+        self.criterion = self.criterion.at_stage(stage)
 
     def named_terms(self) -> Iterator[tuple[str, RewardTerm]]:
         """The terms with their names, in the order of the settings."""

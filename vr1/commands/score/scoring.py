@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from argparse import ArgumentError
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -45,6 +46,7 @@ class ScoreSummary:
     def __init__(self, names: Iterable[str]) -> None:
         self.sums = dict.fromkeys(names, 0.0)
         self.answers = self.well_formed = self.valid = self.parsed = self.matched = self.targets = 0
+        self.problems: Counter[str] = Counter()
         self.started = time.perf_counter()
         self.appendix = ""
 
@@ -59,6 +61,7 @@ class ScoreSummary:
             self.parsed += match.num_predicted
             self.matched += len(match.overlap)
             self.targets += match.num_targets
+            self.problems.update(problem.partition(":")[0] for problem in match.detections.problems)
 
     @property
     def means(self) -> dict[str, float]:
@@ -83,6 +86,7 @@ class ScoreSummary:
             "boxes parsed": f"{self.parsed:,}",
             "boxes matched": f"{self.matched:,}",
             "boxes true": f"{self.targets:,}",
+            **{f"problem: {kind}": f"{count:,}" for kind, count in self.problems.most_common()},
             **{f"mean {name}": f"{mean:.4f}" for name, mean in self.means.items()},
             "answers a second": f"{self.answers_per_second:,.0f}",
         }
@@ -167,14 +171,15 @@ def score_file(
         The summary of all answers.
 
     Raises:
-        UserError: a file is missing or cannot be written, a line is faulty, or there is no line.
+        UserError: a file is missing or cannot be written, a line is faulty, there is no line, or the rewards do not
+            have the stage.
         OSError: reading or writing fails.
     """
     source = Path(completions)
     if not source.is_file():
         raise UserError(f"--completions {source} is not a file; name a file of recorded answers")
     if stage is not None:
-        rewards.criterion = rewards.criterion.at_stage(stage)
+        rewards.set_stage(stage)
     summary = ScoreSummary([*rewards.terms, "total"])
     evaluation = _CocoFolder(Path(coco)) if coco is not None else None
     with contextlib.ExitStack() as stack:
@@ -243,7 +248,8 @@ def _score(
     """The fields to add to each line of a chunk, and the boxes read from its answer."""
     answers = [line.answer for line in chunk]
     detections = [
-        read_detections(answer.completion, family, answer.image_size, answer.input_size) for answer in answers
+        read_detections(answer.completion, family, answer.image_size, answer.input_size, rewards.box_rules)
+        for answer in answers
     ]
     output = rewards(detections, [answer.targets for answer in answers])
     scores = {name: values.tolist() for name, values in [*output.terms.items(), ("total", output.total)]}
