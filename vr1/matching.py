@@ -4,6 +4,7 @@ Shape letters: N predicted boxes, M ground-truth boxes, K = min(N, M) matched pa
 """
 
 import math
+import unicodedata
 from typing import Literal
 
 import numpy as np
@@ -138,10 +139,13 @@ def _labels_agree(predicted: tuple[str, ...], target: tuple[str, ...]) -> NDArra
 
 
 def fold_label(label: str) -> str:
-    """A label as it is compared: without case, surrounding spaces and a final full stop, which models vary freely.
+    r"""A label as it is compared: without what models vary freely: case, outer spaces, a final full stop, Unicode form.
 
     Example:
         >>> fold_label(" Traffic Light. ")
         'traffic light'
+        >>> fold_label("Ka\u0308fer") == fold_label("K\u00e4fer")
+        True
     """
+    label = unicodedata.normalize("NFC", label)
     return label.strip().removesuffix(".").rstrip().casefold()
