@@ -93,23 +93,23 @@ def test_every_anomaly_is_reported_once_with_its_file(folder, tiny_model, capsys
 
 def test_a_faulty_file_of_all_splits_is_reported_once(tmp_path, tiny_model, capsys, picture):
     """One json, divided by image: each fault belongs to one split, that of its image."""
-    names = [f"{number}.png" for number in range(20)]
+    names = [f"{number}.png" for number in range(40)]
     for name in names:
         picture(f"images/{name}")
     document = {
         "images": [{"id": n, "file_name": name, "width": 100, "height": 80} for n, name in enumerate(names)],
         "categories": [{"id": 1, "name": "shape"}],
-        "annotations": [{"id": n + 1, "image_id": n, "category_id": 1, "bbox": [1, 2, 30, 40]} for n in range(20)],
+        "annotations": [{"id": n + 1, "image_id": n, "category_id": 1, "bbox": [1, 2, 30, 40]} for n in range(40)],
     }
-    faulty = [{"id": 30 + n, "image_id": n, "category_id": 1, "bbox": [5, 5, 0, 0]} for n in range(20)]
-    # An image of faulty annotations alone is left out, and a missing image too: they belong to one split as well.
-    document["annotations"] = document["annotations"][:18] + faulty
-    (tmp_path / "images" / "0.png").unlink()
+    faulty = [{"id": 100 + n, "image_id": n, "category_id": 1, "bbox": [5, 5, 0, 0]} for n in range(20)]
+    # Images with a faulty annotation are left out, one of nothing else and a missing one too: each is of one split.
+    document["annotations"] = document["annotations"][2:] + faulty
+    (tmp_path / "images" / "30.png").unlink()
     assert check((tmp_path, {"everything": document}), tiny_model) == 1
     text = (tmp_path / "out" / "check.txt").read_text()
     assert text.count("bbox [5, 5, 0, 0]") == 20
     assert len(set(re.findall(r"annotation (\d+) on", text))) == 20
-    assert text.count("0.png (id 0)") == 1
+    assert text.count("30.png (id 30)") == 1
     assert sum(map(int, re.findall(r"(\d+) faulty box", text))) == 20
     assert "cannot be opened" not in capsys.readouterr().out
 
