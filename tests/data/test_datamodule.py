@@ -12,6 +12,16 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+class Ids:
+    """A batch is the ids of its records."""
+
+    def __call__(self, records):
+        return [record.image_id for record in records]
+
+    def refusal(self, image_size):
+        return None
+
+
 class Reader(LightningModule):
     """Remembers the records of every batch by epoch, and trains one number."""
 
@@ -21,9 +31,7 @@ class Reader(LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.epochs = {}
-
-    def encoder(self, records):
-        return [record.image_id for record in records]
+        self.encoder = Ids()
 
     def training_step(self, batch, batch_idx):
         self.epochs.setdefault(self.trainer.current_epoch, []).append(batch)
