@@ -219,7 +219,8 @@ class PromptEncoder:
         try:
             return self.processor(
                 text=[self.chat(instruction) for instruction in instructions],
-                images=[record.image for record in records],
+                # A list for each prompt: some processors take a flat list for the images of one prompt.
+                images=[[record.image] for record in records],
                 padding=True,
                 padding_side="left",
                 return_tensors="pt",

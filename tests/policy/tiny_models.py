@@ -5,6 +5,10 @@ from pathlib import Path
 import torch
 from transformers import (
     CLIPImageProcessor,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
     GotOcr2ImageProcessor,
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -42,6 +46,11 @@ IMAGE_TOKENS = {
     },
     "paligemma": {"image_token": "<image>"},
     "llava": {"image_token": "<image>"},
+    "gemma3": {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    },
 }
 
 
@@ -155,6 +164,27 @@ def paligemma():
     return PaliGemmaForConditionalGeneration(config), PaliGemmaProcessor(image_processor=images, tokenizer=tokenizer)
 
 
+def gemma3():
+    """Text layers that see a window, and layers that see everything."""
+    tokenizer = tokenizer_for("gemma3")
+    ids = tokenizer.convert_tokens_to_ids
+    windows = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+    config = Gemma3Config(
+        text_config={**text_settings(tokenizer), **windows},
+        vision_config={**HIDDEN, "model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        boi_token_index=ids("<start_of_image>"),
+        eoi_token_index=ids("<end_of_image>"),
+        image_token_index=ids("<image_soft_token>"),
+    )
+    return Gemma3ForConditionalGeneration(config), Gemma3Processor(
+        image_processor=Gemma3ImageProcessor(size={"height": 28, "width": 28}),
+        tokenizer=tokenizer,
+        image_seq_length=4,
+        chat_template=CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<start_of_image>"),
+    )
+
+
 def llava():
     """A kind that no family and no architecture is known for."""
     tokenizer = tokenizer_for("llava")
@@ -174,7 +204,14 @@ def llava():
     )
 
 
-KINDS = {"qwen2_vl": qwen2_vl, "qwen3_vl": qwen3_vl, "internvl": internvl, "paligemma": paligemma, "llava": llava}
+KINDS = {
+    "qwen2_vl": qwen2_vl,
+    "qwen3_vl": qwen3_vl,
+    "internvl": internvl,
+    "paligemma": paligemma,
+    "gemma3": gemma3,
+    "llava": llava,
+}
 
 
 def write_tiny(kind: str, folder: Path) -> None:

@@ -41,12 +41,12 @@ class FoundBox(NamedTuple):
 
 
 class _Written(NamedTuple):
-    """What should be the four numbers of a box; ``box`` is None if it is not."""
+    """What should be the four numbers of a box; ``box`` is None if it is not, and ``value`` is what stands there."""
 
     box: list[float] | None
     numbers: Span
     outer: Span
-    shown: str
+    value: object
 
 
 def find_boxes(
@@ -148,7 +148,7 @@ def _boxes_by_label(item: Fields, text: str, y_first: bool) -> Iterator[FoundBox
 
 def _found(written: _Written, label: str, item: Span) -> FoundBox | str:
     if written.box is None:
-        return f"no four finite numbers: {written.shown}"
+        return f"no four finite numbers: {reprlib.repr(written.value)}"
     return FoundBox(written.box, label, written.numbers, written.outer, item)
 
 
@@ -159,14 +159,14 @@ def _boxes_of_value(value: _Value | None, text: str, y_first: bool) -> Iterator[
     elif isinstance(value, Fields):
         corners = _corners({_plain(name): inner for name, inner in value.values.items()})
         span = (value.start, value.end)
-        yield corners or _Written(None, span, span, reprlib.repr([*value.values]))
+        yield corners or _Written(None, span, span, [*value.values])
     elif isinstance(value, Scalar):
         numbers: list[tuple[object, int, int]] = []
         # An escape would shift positions.
         if isinstance(value.value, str) and value.end - value.start == len(value.value) < _LONGEST_BOX:
             matches = _NUMBER.finditer(text, value.start, value.end)
             numbers = [(match[0], match.start(), match.end()) for match in matches]
-        yield _written(numbers, (value.start, value.end), reprlib.repr(value.value), y_first)
+        yield _written(numbers, (value.start, value.end), value.value, y_first)
 
 
 def _boxes_of(lists: Sequence[Scalars], text: str, y_first: bool) -> Iterator[_Written]:
@@ -177,11 +177,11 @@ def _boxes_of(lists: Sequence[Scalars], text: str, y_first: bool) -> Iterator[_W
         # A list without a number, such as "[see above]", is prose.
         if any(isinstance(scalar.value, float) or _NUMBER.search(str(scalar.value)) for scalar in inner.items):
             numbers = [(scalar.value, scalar.start, scalar.end) for scalar in inner.items]
-            shown = reprlib.repr([scalar.value for scalar in inner.items])
+            shown = [scalar.value for scalar in inner.items]
             yield _written(numbers, (inner.start, inner.end), shown, y_first)
 
 
-def _written(numbers: Sequence[tuple[object, int, int]], outer: Span, shown: str, y_first: bool) -> _Written:
+def _written(numbers: Sequence[tuple[object, int, int]], outer: Span, shown: object, y_first: bool) -> _Written:
     """Four finite numbers, perhaps in quotes, in the order ``x1, y1, x2, y2``."""
     texts = [value if isinstance(value, float) else str(value).strip() for value, _, _ in numbers]
     box = [float(value) for value in texts if isinstance(value, float) or _NUMBER.fullmatch(value)]
@@ -199,7 +199,7 @@ def _corners(values: Mapping[str, _Value]) -> _Written | None:
         found = [value for value in fields if isinstance(value, Scalar)]
         if len(found) == 4:
             span = min(value.start for value in found), max(value.end for value in found)
-            shown = reprlib.repr([value.value for value in found])
+            shown = [value.value for value in found]
             box = _written([(value.value, *span) for value in found], span, shown, y_first=False)
             return box._replace(numbers=span)
     return None
