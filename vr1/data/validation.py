@@ -187,6 +187,8 @@ def identifier(value: Any) -> int | str | None:
         >>> identifier("0012"), identifier(12.0), identifier("img-12"), identifier(None), identifier(1.5)
         (12, 12, 'img-12', None, None)
     """
+    if type(value) is int:  # as a million of them are
+        return value
     if isinstance(value, str):
         text = value.strip()
         return int(text) if re.fullmatch(r"-?[0-9]+", text) else text or None
