@@ -224,7 +224,6 @@ class RuleRefinement(Callback):
         assert self._watched is not None
         if isinstance(pl_module, HasTrainingState) and pl_module.training_state.warm_start:
             # Rewards are not logged yet.
-            watch.since = watch.best_step = trainer.global_step
             return
         step, plateau, name = trainer.global_step, watch.plateau, self.stages[self._watched].name
         value = _mean_over_processes(trainer.callback_metrics.get(plateau.monitor), pl_module)

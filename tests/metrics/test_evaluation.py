@@ -165,6 +165,25 @@ def test_recorded_answers_without_a_model(tmp_path, capsys):
     assert not any("ranked" in name for name in figures), "no answer has a score"
 
 
+def test_answers_with_scores_have_both_figures(tmp_path):
+    """In the first answer a box that is on no object comes first and has the lowest score."""
+    lines = grounding_lines()
+    found = [[60, 0, 99, 9], [0, 0, 40, 38]]
+    lines[0]["completion"] = json.dumps([{"bbox_2d": box, "label": "cat"} for box in found])
+    for line, scores in zip(lines, ([0.1, 0.8], [0.9, 0.7], [0.6]), strict=True):
+        line["scores"] = scores
+    assert score(tmp_path, lines) == 0
+    figures, truth, results = (
+        json.loads((tmp_path / "out" / name).read_text())
+        for name in ("metrics.json", "ground_truth.json", "results.json")
+    )
+    equal, ranked = reference(truth, [{**row, "score": 0.5} for row in results]), reference(truth, results)
+    assert ranked["map"] > equal["map"] + 0.01
+    for name in ("map", "map_50", "map_75"):
+        assert figures["average"][name] == pytest.approx(equal[name], abs=1e-6)
+        assert figures["average"][f"{name}_ranked"] == pytest.approx(ranked[name], abs=1e-6)
+
+
 def test_a_folder_that_cannot_be_created_is_the_first_error(tmp_path, capsys):
     (tmp_path / "out").write_text("a file")
     assert score(tmp_path, [{"completion": "never read"}]) == 2
