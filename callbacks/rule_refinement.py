@@ -1,6 +1,6 @@
 """Progressive rule refinement: stricter thresholds of the reward as training advances."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -24,11 +24,14 @@ from vr1.modules.state import HasTrainingState
 from vr1.rewards import Reward
 
 
-@runtime_checkable
-class HasReward(Protocol):
-    """A LightningModule with a reward: every module of vr1."""
+def reward_of(pl_module: "pl.LightningModule") -> Reward | None:
+    """The reward of a LightningModule, which every module of vr1 has; None without one.
 
-    reward: Reward
+    It is a part of the module, and torch finds parts when they are asked for. A runtime-checkable protocol does not
+    see them: from Python 3.12 on it looks at an object's own attributes alone.
+    """
+    reward = dict(pl_module.named_children()).get("reward")
+    return reward if isinstance(reward, Reward) else None
 
 
 class RuleRefinement(Callback):
@@ -110,7 +113,7 @@ class RuleRefinement(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if stage != "fit" or not self.stages:
             return
-        if not (isinstance(pl_module, HasReward) and isinstance(pl_module.reward, Reward)):
+        if reward_of(pl_module) is None:
             raise UserError(
                 f"RuleRefinement requires a module with a reward, and {type(pl_module).__name__} has none: leave the"
                 " callback out, or give it `stages: []`"
@@ -216,8 +219,9 @@ class RuleRefinement(Callback):
             self._watch.load_state_dict(self._saved["watch"])
 
     def _apply(self, pl_module: "pl.LightningModule") -> None:
-        assert isinstance(pl_module, HasReward)
-        pl_module.reward.criterion = self.stages[self._index].criterion
+        reward = reward_of(pl_module)
+        assert reward is not None, "`setup` requires it"
+        reward.criterion = self.stages[self._index].criterion
 
     def _observe(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", watch: PlateauWatch) -> None:
         """Add the monitored metric's value after this step; the next stage begins if it is flat."""

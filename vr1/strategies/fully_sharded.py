@@ -47,14 +47,12 @@ from vr1.policy.policy import Policy
 class HasPolicies(Protocol):
     """What `FullySharded` requires of a LightningModule, once ``configure_model`` has run.
 
-    Attributes:
-        policy: the policy that is trained.
+    The policy that is trained is its part ``policy``. Only the method is checked: from Python 3.12 on, a check against
+    a protocol does not see the parts of a module.
     """
 
-    policy: Policy
-
     def policies(self) -> Sequence[Policy]:
-        """All policies with weights of their own, ``policy`` among them: these are sharded."""
+        """All policies with weights of their own, that which is trained first: these are sharded."""
         ...
 
 
@@ -140,7 +138,7 @@ class FullySharded(ModelParallelStrategy):
         if self._gathered:
             yield
             return
-        policy: Any = self._module.policy
+        policy: Any = self._module.policies()[0]
         parts = [part for part in policy.modules() if isinstance(part, FSDPModule)]
         policy.set_reshard_after_forward(False)
         # The first forward that FSDP sees must be of the root module, not of a block.
