@@ -1,7 +1,7 @@
 """Completions in Weights & Biases: tables of sampled answers with their boxes, rewards and advantages."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -12,18 +12,9 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from callbacks.outputs import predictions_of
-from vr1.detections import read_detections
 from vr1.errors import UserError
-from vr1.families import Family
 from vr1.modules.state import HasTrainingState
 from vr1.types import Boxes, DetectionRecord, Detections, Prediction, ScoredGroups
-
-
-@runtime_checkable
-class HasGroups(HasTrainingState, Protocol):
-    """A LightningModule whose sampled groups can be shown: every module of vr1."""
-
-    family: Family
 
 
 def wandb_boxes(
@@ -125,13 +116,13 @@ class Completions(Callback):
             return
         self._last_step = step
         loggers = _loggers(trainer)
-        if not loggers or not isinstance(pl_module, HasGroups):
+        if not loggers or not isinstance(pl_module, HasTrainingState):
             return
         scored = pl_module.training_state.scored_groups
         if scored is None:
             return
         shown = range(min(self.num_prompts, len(scored)))
-        rows = [row for index in shown for row in _group(scored, index, pl_module.family)]
+        rows = [row for index in shown for row in _group(scored, index)]
         _log(loggers, "completions/train", rows, list(scored.terms), step)
 
     @override
@@ -166,16 +157,15 @@ def _loggers(trainer: "pl.Trainer") -> list[WandbLogger]:
     return loggers if trainer.is_global_zero else []
 
 
-def _group(scored: ScoredGroups, index: int, family: Family) -> list[list[Any]]:
+def _group(scored: ScoredGroups, index: int) -> list[list[Any]]:
     """The rows of one prompt's answers."""
-    record, size = scored.records[index], scored.input_sizes[index]
     first = index * len(scored.texts[index])
     advantages = {"box advantage": scored.box_advantages, "label advantage": scored.item_advantages}
     return [
         [
             _image(
-                record,
-                read_detections(text, family, record.image_size, size),
+                scored.records[index],
+                scored.detections[first + answer],
                 {name: values[first + answer] for name, values in advantages.items() if values is not None},
             ),
             scored.instructions[index],

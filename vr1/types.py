@@ -306,6 +306,7 @@ class ScoredGroups:
         instructions: B texts of the question.
         input_sizes: B (width, height) pairs of the resized images, in pixels.
         texts: B lists of G completions.
+        detections: B * G detections, as they were rewarded.
         rewards: ``[B, G]`` float32, the weighted sum of the terms.
         terms: ``[B, G]`` float32 by term, before weighting.
         advantages: ``[B, G]`` float32 of the completions.
@@ -318,6 +319,7 @@ class ScoredGroups:
     instructions: list[str]
     input_sizes: list[tuple[int, int]]
     texts: list[list[str]]
+    detections: Sequence[Detections]
     rewards: Tensor
     terms: dict[str, Tensor]
     advantages: Tensor

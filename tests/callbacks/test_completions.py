@@ -11,6 +11,7 @@ from callbacks import Completions
 from callbacks.completions import wandb_boxes
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
+from vr1.detections import read_detections
 from vr1.drawing.boxes import example_prediction
 from vr1.families import Qwen25VL
 from vr1.modules.state import TrainingState
@@ -24,7 +25,6 @@ class WithGroups(TinyDetector):
 
     def __init__(self):
         super().__init__()
-        self.family = Qwen25VL()
         record = example_prediction().record
         self.training_state = TrainingState()
         self.training_state.scored_groups = ScoredGroups(
@@ -32,6 +32,10 @@ class WithGroups(TinyDetector):
             instructions=["find it"] * 2,
             input_sizes=[record.image_size] * 2,
             texts=[[ANSWER, "nothing", ANSWER]] * 2,
+            detections=[
+                read_detections(text, Qwen25VL(), record.image_size, record.image_size)
+                for text in (ANSWER, "nothing", ANSWER) * 2
+            ],
             rewards=torch.arange(6.0).reshape(2, 3),
             terms={"recall": torch.ones(2, 3)},
             advantages=torch.arange(6.0).reshape(2, 3) - 2,

@@ -14,6 +14,7 @@ from tests.save_at import SaveAt
 from tests.test_reference_training import overlap
 from tests.trainers import trainer
 from vr1.advantage import BoxAdvantage
+from vr1.boxes import BoxRules
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.families import Qwen25VL
 from vr1.losses import GRPO, GSPO
@@ -29,11 +30,17 @@ def build(kind=GRPOModule, **settings):
     """The trained model that comes with vr1, which writes boxes."""
     return kind(
         policy=PolicySource(),
-        reward=Reward(criterion=Criterion(0.5, 0.0, 1.0)),
         advantage=BoxAdvantage(box_weight=1.5, answer_weight=0.5, end_weight=0.75),
         optimizer=partial(torch.optim.AdamW, lr=1e-4, weight_decay=0.0),
         seed=3,
-        **({"loss": GRPO(kl_coef=0.0), "sampling": Sampling(group_size=4, max_new_tokens=80)} | settings),
+        **(
+            {
+                "reward": Reward(criterion=Criterion(0.5, 0.0, 1.0)),
+                "loss": GRPO(kl_coef=0.0),
+                "sampling": Sampling(group_size=4, max_new_tokens=80),
+            }
+            | settings
+        ),
     )
 
 
@@ -169,6 +176,24 @@ def test_a_rollout_in_flight_resumes_exactly(tmp_path, loss):
     fit(resumed, tmp_path, 3, ckpt_path=file)
     after = dict(resumed.policy.named_parameters())
     assert all(torch.equal(value, after[name]) for name, value in uninterrupted.policy.named_parameters())
+
+
+class Swapped(Qwen25VL):
+    """Reads the second corner of every box as the first."""
+
+    def read(self, completion):
+        answer = super().read(completion)
+        return replace(answer, boxes=answer.boxes[:, [2, 3, 0, 1]])
+
+
+def test_training_reads_boxes_by_the_rules_of_the_reward(tmp_path):
+    counts = []
+    for rules in (None, BoxRules(swapped="drop")):
+        seen, module = Seen(), build(family=Swapped(), reward=Reward(box_rules=rules))
+        fit(module, tmp_path, 1, [seen])
+        counts.append(sum(map(len, seen.scored.detections)))
+        assert len(seen.scored.box_advantages) == len(seen.scored.detections) == 8
+    assert counts[0] > 8 > counts[1] == 0
 
 
 class WithoutPositions(Qwen25VL):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vr1.boxes import BoxRules
 from vr1.detections import SCORE, box_scores, read_detections, token_ends
 from vr1.families import Family
 from vr1.metrics import AnswerStatistics, CocoMetrics
@@ -29,20 +30,25 @@ _MAIN_METRICS = ("map", "map_50", "map_75", "ar_100", "accuracy_50")
 _RANKED_METRICS = ("map", "map_50", "map_75")
 
 
-def parse_completions(prompts: PromptBatch, texts: Sequence[str], family: Family) -> list[Detections]:
+def parse_completions(
+    prompts: PromptBatch, texts: Sequence[str], family: Family, rules: BoxRules | None = None
+) -> list[Detections]:
     """The boxes of completions in pixels of their images.
 
     Args:
         prompts: B prompts.
         texts: B * G completions, those of the first prompt first.
         family: reads its answer format.
+        rules: for boxes outside the image and swapped corners, those of the reward; None clips and orders them.
 
     Returns:
         B * G detections in the same order.
     """
     group = len(texts) // len(prompts)
     return [
-        read_detections(text, family, prompts.records[row // group].image_size, prompts.input_sizes[row // group])
+        read_detections(
+            text, family, prompts.records[row // group].image_size, prompts.input_sizes[row // group], rules
+        )
         for row, text in enumerate(texts)
     ]
 
@@ -123,7 +129,7 @@ def predictions_of(
     texts = [answer.completion for answer in answers]
     detections = [
         replace(parsed, scores=np.asarray(answer.scores)) if len(answer.scores or ()) == len(parsed) > 0 else parsed
-        for answer, parsed in zip(answers, parse_completions(prompts, texts, family), strict=True)
+        for answer, parsed in zip(answers, parse_completions(prompts, texts, family, reward.box_rules), strict=True)
     ]
     output = reward(detections, targets_of(prompts))
     rewards = {**output.terms, "total": output.total}

@@ -191,6 +191,7 @@ class GRPOModule(DetectionModule):
             instructions=batch.instructions,
             input_sizes=batch.input_sizes,
             texts=rollout.texts,
+            detections=[match.detections for match in groups.matches],
             rewards=groups.total,
             terms=groups.terms,
             advantages=advantages.answers,
@@ -266,7 +267,7 @@ class GRPOModule(DetectionModule):
         texts = [text for group in rollout.texts for text in group]
         targets = [target for target in targets_of(batch) for _ in range(shape[1])]
         with self.training_state.timer.measure("reward"):
-            detections = parse_completions(batch, texts, self.family)
+            detections = parse_completions(batch, texts, self.family, self.reward.box_rules)
             matches = self.reward.match(detections, targets)
             output = self.reward.score(matches)
         return RewardedGroups(
@@ -312,6 +313,7 @@ class GRPOModule(DetectionModule):
                 "reward_std": rewards.total.std(dim=1).mean(),
                 "completion_tokens": tokens / rollout.finished.numel(),
                 "truncated": (~rollout.finished).float().mean(),
+                "problems": sum(len(match.detections.problems) for match in rewards.matches) / rollout.finished.numel(),
                 **advantages.metrics(),
             },
             size,
