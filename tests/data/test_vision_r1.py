@@ -196,7 +196,7 @@ def test_the_missing_library_is_named(monkeypatch):
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"reading it needs the library `datasets`; run pip install 'vr1\[datasets\]'"):
+    with pytest.raises(ValueError, match=r"reading it needs the library `datasets`; run pip install datasets"):
         load_table("somebody/something")
 
 

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from tests.trainers import trainer
+from vr1.advantage import AdvantageEstimator, Advantages
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
 from vr1.modules.grpo import GRPOModule
@@ -190,6 +191,38 @@ def test_lengths_are_logged_per_completion_and_deviations_per_group(source, tmp_
     deviations = [statistics.stdev(group) for group in scored.rewards.tolist()]
     assert deviations[0] != pytest.approx(deviations[1])
     assert row["grpo/reward_std"] == pytest.approx(sum(deviations) / 2)
+
+
+class Uncentred(AdvantageEstimator):
+    """The rewards themselves, with which the loss is not 0 on policy."""
+
+    def __call__(self, groups):
+        return Advantages(answers=groups.total)
+
+
+class Shared(GRPOModule):
+    """As with another process of three times as many completions, and seven times as many tokens."""
+
+    def share_of(self, count):
+        completions = self.training_state.rollout_batches[0].mask.any(-1).sum()
+        tokens = self.training_state.rollout_batches[0].mask.sum()
+        assert completions != tokens
+        return torch.tensor(1 / 2 if count == completions else 1 / 4 if count == tokens else float("nan"))
+
+
+def test_loss_is_weighed_by_completions_and_figures_by_tokens(source, tmp_path):
+    """The share of a process in the mean of all: 1 of (1 + 3) / 2, and 1 of (1 + 7) / 2."""
+    rows = []
+    for kind in (GRPOModule, Shared):
+        module, logged = build(source, advantage=Uncentred()), Logged()
+        module.__class__ = kind
+        fit(module, tmp_path, logged, steps=1)
+        rows += logged.rows
+    alone, shared = rows
+    assert abs(alone["grpo/loss"]) > 1e-3
+    assert shared["grpo/loss"] == pytest.approx(alone["grpo/loss"] / 2)
+    for name in ("entropy", "ratio", "sampler_gap"):
+        assert shared[f"grpo/{name}"] == pytest.approx(alone[f"grpo/{name}"] / 4), name
 
 
 def test_two_modules_of_one_process_have_states_of_their_own(source, tmp_path):

@@ -119,7 +119,7 @@ _SHUFFLE_BUFFER = 1000
 class VisionR1DataModule(RecordDataModule):
     """The training data that the authors of Vision-R1 released, or any data set with the same columns.
 
-    It needs the ``datasets`` library: ``pip install 'vr1[datasets]'``.
+    It needs the ``datasets`` library: ``pip install -e ".[datasets]"``.
 
     Args:
         path: name on the hub, or a local folder or file: parquet, arrow, or what ``save_to_disk`` wrote.

@@ -35,7 +35,7 @@ def load_table(path: str, split: str = "train", streaming: bool = False) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"{path}: reading it needs the library `datasets`; run pip install 'vr1[datasets]'") from error
+        raise UserError(f"{path}: reading it needs the library `datasets`; run pip install datasets") from error
     place = Path(path).expanduser()
     try:
         if place.exists():
