@@ -1,10 +1,13 @@
 """GRPO training through a real Trainer, with a tiny untrained model and synthetic scenes."""
 
 from dataclasses import replace
+from importlib import import_module
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
@@ -313,6 +316,24 @@ def test_resume_with_a_rollout_in_flight_is_exact(source, tmp_path):
     fit(second, tmp_path, steps=4, scenes=2, shuffle=False, ckpt_path=tmp_path / "three.ckpt")
     for name, value in weights(uninterrupted).items():
         assert (weights(second)[name] == value).all(), name
+
+
+def test_each_process_resumes_with_its_own_part_of_a_rollout(source, tmp_path, monkeypatch):
+    file = tmp_path / "three.ckpt"
+    fit(build(source, updates_per_rollout=2), tmp_path, steps=3, scenes=2, shuffle=False).save_checkpoint(file)
+    [[stored]] = torch.load(file, weights_only=True)["vr1_rollouts"]
+    assert len(stored["tokens"]) == 2
+    assert not torch.equal(*stored["tokens"])
+    for rank in (0, 1):
+        module = build(source, updates_per_rollout=2)
+        module.configure_model()
+        module.trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+        module.trainer.state.fn = TrainerFn.FITTING
+        share = SimpleNamespace(rank=rank, world=2)
+        monkeypatch.setattr(import_module("vr1.modules.grpo"), "data_share", lambda _, share=share: share)
+        module.on_load_checkpoint(torch.load(file, weights_only=True))
+        tokens = module.training_state.rollout_batches[0].tokens
+        assert torch.equal(tokens, stored["tokens"][rank : rank + 1, :, : tokens.shape[-1]])
 
 
 def test_groups_are_replaced_entirely():
