@@ -27,7 +27,7 @@ from vr1.rewards import Reward
 def reward_of(pl_module: "pl.LightningModule") -> Reward | None:
     """The reward of a LightningModule, which every module of vr1 has; None without one.
 
-    It is a part of the module, and torch finds parts when they are asked for. A runtime-checkable protocol does not
+    It is a part of the module, and torch looks parts up on access. A runtime-checkable protocol does not
     see them: from Python 3.12 on it looks at an object's own attributes alone.
     """
     reward = dict(pl_module.named_children()).get("reward")

@@ -34,6 +34,6 @@ def test_what_a_module_has_is_seen_by_python_3_12(kind, tiny_model):
                 checked += 1
                 for member in members:
                     # From Python 3.12 on, isinstance(module, protocol) looks for its members in this way: parts of a
-                    # torch module, which are found when they are asked for, are not seen.
+                    # torch module, which torch looks up on access, are not seen.
                     assert inspect.getattr_static(module, member, None) is not None, f"{protocol.__name__}: {member}"
     assert checked >= 2

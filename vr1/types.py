@@ -310,7 +310,7 @@ class ScoredGroups:
         rewards: ``[B, G]`` float32, the weighted sum of the terms.
         terms: ``[B, G]`` float32 by term, before weighting.
         advantages: ``[B, G]`` float32 of the completions.
-        item_advantages: for each of B * G completions ``[N]`` float64, which the tokens of its items have besides; None
+        item_advantages: for each of B * G completions ``[N]`` float64, added to the tokens of its items; None
             where items have none of their own.
         box_advantages: the same for the tokens of the boxes' numbers.
     """

@@ -127,7 +127,7 @@ def test_slurm_jobs_are_queued_again(tmp_path, monkeypatch):
         fit(tmp_path, Preemption(), Signal(3, signal.SIGUSR1), plugins=[SLURMEnvironment()])
     assert (tmp_path / "called").read_text() == "requeue 77\n"
     assert (tmp_path / "hpc_ckpt_1.ckpt").exists()
-    # The same job begins anew, without a word of a checkpoint.
+    # The same job starts again without naming a checkpoint.
     assert [step for step, _ in fit(tmp_path, Preemption(), plugins=[SLURMEnvironment()]).seen] == [3, 4, 5, 6, 7]
 
 

@@ -110,7 +110,7 @@ def fit(module, folder, steps=STEPS, save=None, ckpt_path=None, batch_size=4, sc
 
 
 def assert_goes_on(resumed, whole):
-    """What a resumed run logged is what the undisturbed one did; that has its figures of the steps before besides."""
+    """A resumed run logs what the uninterrupted one logs, which also has the figures of the steps before."""
     assert len(resumed) == len(whole)
     for now, then in zip(resumed, whole, strict=True):
         assert now == {name: then[name] for name in now}

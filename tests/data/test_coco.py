@@ -81,14 +81,14 @@ def test_layouts(tmp_path, files, expected):
             assert images == tmp_path
 
 
-def test_layouts_that_cannot_be_told(tmp_path):
+def test_layouts_that_are_unclear(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         coco_splits(tmp_path / "gone")
     with pytest.raises(ValueError, match=r"found no json file\. Looked for\n  train/_annotations\.coco\.json"):
         coco_splits(tmp_path)
     (tmp_path / "a.json").touch()
     (tmp_path / "b.json").touch()
-    with pytest.raises(ValueError, match=r"which file holds the annotations; found a\.json, b\.json\. Looked for"):
+    with pytest.raises(ValueError, match=r"which file has the annotations; found a\.json, b\.json\. Looked for"):
         coco_splits(tmp_path)
     for name in ("train.json", "instances_train.json"):
         (tmp_path / name).touch()

@@ -40,7 +40,7 @@ def test_names_as_they_are_come_first(tmp_path):
     assert folder.find("C/D.png") == "c/d.png"
 
 
-def test_what_cannot_be_told_apart_is_missing(tmp_path):
+def test_ambiguous_names_are_missing(tmp_path):
     for name in ("A.png", "a.png", "0.png"):
         (tmp_path / name).touch()
     folder = ImageFolder(tmp_path)

@@ -1,4 +1,4 @@
-"""An evaluation asks for the categories of the training, not for those that its own truth happens to hold."""
+"""Evaluation questions name the categories of the training, not those that their own ground truth happens to have."""
 
 import json
 
@@ -80,7 +80,7 @@ def test_evaluation_asks_for_what_was_trained(tmp_path, picture, layout, trained
         assert labels == LABELS[{"val": "valid"}.get(split, split)]
     if trained:
         notes = [note for report in data.build("test").reports() for note in report.notes]
-        assert "categories that training does not ask for, asked for here: cow" in notes
+        assert "categories that no training question names, named here: cow" in notes
 
 
 def test_categories_that_are_set_count(tmp_path, picture):

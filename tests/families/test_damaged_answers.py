@@ -15,7 +15,7 @@ from vr1.types import as_boxes
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=NAMES)
 GRAMMAR = ItemGrammar(item='{{"box_2d": {box}, "label": "{label}"}}', box="[{y1}, {x1}, {y2}, {x2}]")
 DESCRIBED = CustomFamily(frame=1000, wording=Wording(one="{categories}"), grammar=GRAMMAR)
-# Each row of boxes and labels can be told from all others, whatever is lost of it.
+# Each row of boxes and labels is recognisable, whatever part of it is lost.
 WORDS = ["apple pie", "big brown bear", "cat's tail", "door: open", "empty, glass", "fork"]
 
 
@@ -103,7 +103,7 @@ def test_no_label_is_that_of_another_item(kind, family, data):
         assert json.dumps(label)[1:-1] in text[start:end] or label in text[start:end] or "\\" in text[start:end]
         row = row_of(box, family)
         if row is None:
-            # A number was cut in two, or lost: which item this is cannot be told. Its label is in its own span.
+            # A number was cut in two, or lost: which item this is cannot be decided. Its label is in its own span.
             continue
         foreign = {word for other in labels if other != labels[row] for word in re.findall(r"\w+", other)}
         assert not foreign & {*re.findall(r"\w+", label)}, (text, label)
@@ -156,7 +156,7 @@ def read(family, text):
         ('[{"bbox_2d": [1,2,3,4], "label": "cat"}, "bbox_2d": [5,6,7,8], "label": "dog"}]', [CAT, DOG]),
         ('[{"bbox_2d": [1,2,3,4, "label": "cat"}, {"bbox_2d": 5,6,7,8], "label": "dog"}]', [CAT, DOG]),
         ('[{"bbox_2d": [1,2,3,4, {"bbox_2d": [5,6,7,8], "label": "dog"}]', [("", *CAT[1:]), DOG]),
-        # Two items run together: whose label is whose cannot be told.
+        # Two items run together: which label belongs to which cannot be decided.
         ('[{"bbox_2d": [1,2,3,4], "label": "cat", "bbox_2d": [5,6,7,8]}]', [("", *DOG[1:])]),
         # What a label may hold.
         ('see: [{"bbox_2d": [1,2,3,4], "label": "a {x: 1} \\"y\\": [2]"}, {"bbox_2d": [5,6,7,8], "label": "dog"}]',

@@ -1,4 +1,4 @@
-"""A warm start is an SFT run, and what follows it a GRPO run whose optimizer and schedule start anew."""
+"""A warm start is an SFT run, and then a GRPO run with a new optimizer state and schedule."""
 
 from functools import partial
 

@@ -49,7 +49,7 @@ def test_a_prompt_sees_what_comes_before(padded):
     assert torch.isfinite(ours).all(), "what padding computes goes on into the layers above"
     assert attention.keys[0] is key
     attention(0, query, key + 1, value + 1, SCALE)
-    assert attention.keys[0] is key, "a layer computed anew replaced what has gone on from it"
+    assert attention.keys[0] is key, "a recomputed layer replaced keys that are in use"
 
 
 @pytest.mark.parametrize("padded", [False, True])

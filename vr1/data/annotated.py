@@ -46,7 +46,7 @@ class AnnotatedSource(RecordSource):
         seed: draws the negatives.
         header_checks: number of image headers to read before training, spread over the file.
         read: reads the annotations; None reads COCO's json.
-        training_categories: gives the categories that training asks for, which an evaluation asks for too; None takes
+        training_categories: returns the categories of the training questions, for evaluation questions; None takes
             those of the file.
 
     Attributes:
@@ -233,7 +233,7 @@ class AnnotatedDataModule(RecordDataModule):
         self.bad_records = "skip"
 
     def train_on(self, source: AnnotatedSource, name: str = "") -> AnnotatedSource:
-        """Remember the categories that training asks for.
+        """Store the categories of the training questions.
 
         Args:
             source: the training records.
@@ -243,7 +243,7 @@ class AnnotatedDataModule(RecordDataModule):
         return source
 
     def asked_in_training(self, annotations: Path, read: Reader, name: str = "") -> Callable[[], Sequence[str]]:
-        """The categories that training asks for, for an evaluation to ask for too.
+        """The categories of the training questions, for evaluation questions.
 
         Args:
             annotations: the training file; it is read where it was not trained on.
@@ -279,7 +279,7 @@ class AnnotatedDataModule(RecordDataModule):
             portion: the part of the images to take; all of them where None.
             read: reads the annotations; None reads COCO's json.
             questions: which questions to ask; None takes the settings.
-            training_categories: gives the categories that training asks for; see `AnnotatedSource`.
+            training_categories: returns the categories of the training questions; see `AnnotatedSource`.
 
         Raises:
             UserError: the file or a record in it is faulty, or no record is left.

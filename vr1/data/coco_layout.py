@@ -144,7 +144,7 @@ def _single(root: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     names = ", ".join(str(path.relative_to(root)) for path in candidates[:5]) or "no json file"
-    raise UserError(f"{root}: cannot tell which file holds the annotations; found {names}. Looked for\n{_LOOKED_FOR}")
+    raise UserError(f"{root}: it is unclear which file has the annotations; found {names}. Looked for\n{_LOOKED_FOR}")
 
 
 def _json_files(root: Path) -> list[Path]:

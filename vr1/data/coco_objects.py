@@ -13,7 +13,7 @@ Id = int | str
 
 CORNERS = "bbox whose 'area' is that of corners [x1, y1, x2, y2], not of [x, y, width, height]: set box_format: xyxy"
 _IDS = {"id": is_id, "image_id": is_id, "category_id": is_id}
-# Boxes from which a format can be told: of fewer, some reach over an edge by chance.
+# Boxes that show a format: of fewer, some reach over an edge by chance.
 _FEWEST = 3
 _OVER_THE_EDGE = 1 / 3
 

@@ -58,8 +58,8 @@ class Questions:
             table: everything in the file.
             annotations: the file, for messages.
             notes: where it is added what is left out.
-            training: the categories that training asks for, of which the file may have a part only; None where the file
-                is that of the training, or there is none.
+            training: the categories of the training questions, of which the file may have a part only; None where the
+                file is that of the training, or there is none.
 
         Raises:
             UserError: a category of the settings is not in the file or named twice, or the file has no object.
@@ -154,7 +154,7 @@ def _asked_in_training(table: AnnotationTable, training: Sequence[str], notes: l
     used = set(np.unique(table.category_rows).tolist())
     if new := sorted(used - set(chosen)):
         names = ", ".join(table.categories[row] for row in new[:SHOWN]) + (", ..." if len(new) > SHOWN else "")
-        notes.append(f"categories that training does not ask for, asked for here: {names}")
+        notes.append(f"categories that no training question names, named here: {names}")
     return table.keep_categories([*chosen, *new])
 
 

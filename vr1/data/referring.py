@@ -27,7 +27,7 @@ BoxFrame = Literal["pixels", "input"] | float
 both axes end at, such as 1000 or 1."""
 
 _INPUT_SIZES = (("input_width", "input_height"), ("resized_width", "resized_height"))
-# Boxes from which a frame can be told: of fewer, some lie in a corner by chance.
+# Boxes that show a frame: of fewer, some lie in a corner by chance.
 _FEWEST = 8
 _PER_MILLE = 1000.0
 

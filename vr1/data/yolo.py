@@ -19,7 +19,7 @@ from vr1.errors import UserError
 NOT_SHARES = "line with a coordinate outside 0..1, which is no share of the image"
 # Exporters round; Ultralytics' own reader allows as much.
 _ROUNDING = 0.01
-# Lines from which poses can be told: a polygon or two look like one by chance.
+# Lines that show poses: a polygon or two look like one by chance.
 _FEWEST = 4
 
 

@@ -108,7 +108,7 @@ def _boxes_of_object(item: Fields, text: str, box_key: str | None, y_first: bool
 
 
 def _label_problem(item: Fields, labels: Sequence[str], boxes: int, keys: set[str | None]) -> str | None:
-    """Why the labels of an object cannot be told to be those of its boxes; None if they can."""
+    """Why the labels of an object cannot be assigned to its boxes; None if they can."""
     if repeated := {_plain(name) for name in item.repeated} & keys:
         return f"twice in one item: {', '.join(sorted(map(str, repeated)))}"
     if not item.in_step:

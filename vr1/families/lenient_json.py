@@ -167,7 +167,7 @@ def scan(text: str, valid: bool = False) -> Iterator[Fields | Scalars]:
 
 
 def _tokens(text: str, valid: bool, stack: deque[_Frame]) -> Iterator[re.Match[str]]:
-    """All tokens inside brackets; the name of a token's last group tells what it is."""
+    """All tokens inside brackets; the name of a token's last group is its kind."""
     pattern = _VALID_TOKEN if valid else _TOKEN
     position = unclosed_until = 0
     while True:
