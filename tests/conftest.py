@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from vr1.data.synthetic import SceneSource, SceneStyle
 from vr1.families import Qwen25VL
@@ -18,6 +19,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers of pytest-xdist share the cores; threads of theirs would wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+# The same examples in every run, so that a change is judged by what it changes. `pytest --hypothesis-profile default`
+# draws others.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
