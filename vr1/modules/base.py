@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -26,10 +26,11 @@ from vr1.policy.loading import PolicySource
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch, PromptEncoder
 from vr1.rewards import Reward
+from vr1.rollout.sampler import Sampler, SharedPrefixSampler, Workload
 from vr1.rollout.sampling import Sampling
 from vr1.seeding import random_states, restore_random_states
 from vr1.strategies import gathered_weights
-from vr1.strategies.combinations import check_combination
+from vr1.strategies.combinations import check_combination, compute_dtype
 from vr1.types import Prediction
 
 
@@ -44,6 +45,8 @@ class DetectionModule(L.LightningModule, ABC):
         reward: reward terms, matching and thresholds; evaluation reports the terms.
         evaluation: how completions are sampled in evaluation; greedy.
         max_prompt_tokens: longest prompt, image tokens included; a longer one is an error, never cut.
+        sampler: samples the completions, in training and evaluation; None takes vr1's own decoder,
+            `vr1.rollout.SharedPrefixSampler`.
         optimizer: optimizer over the trainable parameters; AdamW without weight decay, at the learning rate of full
             fine-tuning.
         lr_scheduler: learning-rate schedule per optimizer step; None keeps the rate.
@@ -65,11 +68,12 @@ class DetectionModule(L.LightningModule, ABC):
         # A lambda, since the command line reads class and settings from its source: --model.optimizer.lr changes one.
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         super().__init__()
         policy.check()
         self.source, self.family, self.evaluation = policy, family or policy.family(), evaluation
-        self.reward = reward or Reward()
+        self.reward, self.sampler = reward or Reward(), sampler or SharedPrefixSampler()
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.processor = policy.processor()
         self.encoder = PromptEncoder(self.processor, self.family, max_prompt_tokens)
@@ -94,12 +98,13 @@ class DetectionModule(L.LightningModule, ABC):
     # Loading and optimizer
 
     def setup(self, stage: str) -> None:
-        """Check before weights are loaded that strategy, policy, precision and optimizer can work together.
+        """Check before weights are loaded that strategy, policy, precision, optimizer and sampler can work together.
 
         Checkpoints are written atomically, unless the user has set a plugin that writes them.
         """
         optimizer_class = self.optimizer_class() if stage == "fit" else None
         check_combination(self.trainer.strategy, self.source, str(self.trainer.precision), optimizer_class)
+        self.sampler.setup(self._workload(stage))
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
@@ -124,9 +129,28 @@ class DetectionModule(L.LightningModule, ABC):
         layer = torch.nn.Linear(1, 1)
         return type(self.optimizer(layer.named_parameters()))
 
+    def _workload(self, stage: str) -> Workload:
+        """What the sampler will be used for in ``fit``, ``validate``, ``test`` or ``predict``."""
+        return Workload(
+            source=self.source,
+            encoder=self.encoder,
+            dtype=compute_dtype(str(self.trainer.precision), self.source.dtype),
+            max_prompt_tokens=self.encoder.max_prompt_tokens,
+            max_new_tokens=max(sampling.max_new_tokens for sampling in self.samplings(stage)),
+            processes=self.trainer.num_devices,
+        )
+
+    def samplings(self, stage: str) -> list[Sampling]:
+        """The settings that completions are sampled with in ``fit``, ``validate``, ``test`` or ``predict``."""
+        del stage
+        return [self.evaluation]
+
     def gathered_weights(self) -> AbstractContextManager[None]:
-        """All weights on this process for a while, where the strategy shards them: rollouts differ in length."""
-        return gathered_weights(self.trainer.strategy)
+        """All weights on this process for a while, where the strategy shards them: rollouts differ in length.
+
+        A sampler with weights of its own does not need them.
+        """
+        return gathered_weights(self.trainer.strategy) if self.sampler.computes_with_policy else nullcontext()
 
     def policies(self) -> list[Policy]:
         """The policies of this module with weights of their own, which a strategy may shard."""
@@ -189,7 +213,9 @@ class DetectionModule(L.LightningModule, ABC):
 
     def answer(self, prompts: PromptBatch) -> list[ScoredCompletion]:
         """One greedy answer of the policy for each of B prompts, with a score for each of its boxes."""
-        return answer_prompts(self.policy, prompts, self.evaluation, self.processor.tokenizer, self.family)
+        return answer_prompts(
+            self.policy, prompts, self.evaluation, self.processor.tokenizer, self.family, self.sampler
+        )
 
     def predictions(self, prompts: PromptBatch, answers: Sequence[ScoredCompletion]) -> list[Prediction]:
         """Parse, match and reward one answer for each prompt."""
@@ -197,6 +223,9 @@ class DetectionModule(L.LightningModule, ABC):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
         """Answer greedily."""
+        if batch_idx == 0:
+            # Weights do not change during an evaluation.
+            self.sampler.synchronise(self.policy, batch)
         # All processes gather the weights, also one whose answers are all recorded.
         with self.gathered_weights():
             answers = complete_answers(
@@ -234,6 +263,7 @@ class DetectionModule(L.LightningModule, ABC):
             "policy": asdict(self.source),
             "family": f"{family.__module__}.{family.__qualname__} {vars(self.family)}",
             "evaluation": asdict(self.evaluation),
+            **self.sampler.describe(),
         }
 
 

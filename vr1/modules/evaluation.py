@@ -20,7 +20,8 @@ from vr1.metrics.answer_schema import QuestionKey, question_key
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
 from vr1.rewards import MeanScore, Reward
-from vr1.rollout.generate import generate, hidden_tokens
+from vr1.rollout.generate import hidden_tokens
+from vr1.rollout.sampler import Sampler, SharedPrefixSampler
 from vr1.rollout.sampling import Sampling
 from vr1.types import DetectionRecord, Detections, Prediction, Targets
 
@@ -64,7 +65,12 @@ def targets_of(prompts: PromptBatch) -> list[Targets]:
 
 
 def answer_prompts(
-    policy: Policy, prompts: PromptBatch, sampling: Sampling, tokenizer: Any, family: Family
+    policy: Policy,
+    prompts: PromptBatch,
+    sampling: Sampling,
+    tokenizer: Any,
+    family: Family,
+    sampler: Sampler | None = None,
 ) -> list[ScoredCompletion]:
     """One completion for each prompt, with a score for each of its boxes.
 
@@ -74,11 +80,12 @@ def answer_prompts(
         sampling: settings of evaluation, as a rule greedy; of a group the first completion counts.
         tokenizer: decodes the tokens.
         family: reads the boxes.
+        sampler: samples; None takes `SharedPrefixSampler`.
 
     Returns:
         B answers.
     """
-    rollout = generate(policy, prompts, sampling, tokenizer)
+    rollout = (sampler or SharedPrefixSampler()).sample(policy, prompts, sampling, tokenizer)
     hidden = hidden_tokens(tokenizer, prompts.markers)
     tokens, log_probs = rollout.tokens[:, 0].cpu(), rollout.log_probs[:, 0].cpu().double().numpy()
     answers = []

@@ -23,7 +23,7 @@ from vr1.modules.warm_start import WarmStart
 from vr1.policy.policy import Policy
 from vr1.policy.reference import Reference
 from vr1.prompts import PromptBatch
-from vr1.rollout.generate import generate, hidden_tokens
+from vr1.rollout.generate import hidden_tokens
 from vr1.rollout.sampling import Sampling
 from vr1.seeding import run_seed
 from vr1.strategies import shards_weights
@@ -103,6 +103,10 @@ class GRPOModule(DetectionModule):
         if self.loss.kl_coef > 0 and self.reference is None and self._is_trained:
             self.reference = Reference(self.policy)
 
+    def samplings(self, stage: str) -> list[Sampling]:
+        """As of every module; a training also samples its rollouts."""
+        return [*super().samplings(stage), *([self.sampling] if stage == "fit" else [])]
+
     def policies(self) -> list[Policy]:
         """The policy, and the reference where that is a copy."""
         return [*super().policies(), *(self.reference.policies() if self.reference else [])]
@@ -178,6 +182,7 @@ class GRPOModule(DetectionModule):
 
     def collect(self, batch: PromptBatch) -> RolloutBatch:
         """Sample, reward and compare completions: all that does not change while the policy is updated on them."""
+        self._synchronise(batch)
         with self.gathered_weights():
             rollout, groups = self._sample_and_score(batch)
         mask = rollout.mask & rollout.finished[..., None] if self.loss.mask_truncated else rollout.mask
@@ -206,6 +211,14 @@ class GRPOModule(DetectionModule):
             reference_log_probs=reference,
             prefix=rollout.prefix if self.reuses_prefix() else None,
         )
+
+    def _synchronise(self, batch: PromptBatch) -> None:
+        """Give the sampler the present weights, and log how long that takes where it has weights of its own."""
+        started = time.perf_counter()
+        with self.training_state.timer.measure("rollout"):
+            self.sampler.synchronise(self.policy, batch)
+        if not self.sampler.computes_with_policy:
+            self._log("perf", {"synchronise_seconds": time.perf_counter() - started}, len(batch))
 
     def _token_advantages(
         self, batch: PromptBatch, rollout: Rollout, groups: RewardedGroups, advantages: Advantages
@@ -255,7 +268,7 @@ class GRPOModule(DetectionModule):
         number = (self.seed * 1_000_003 + self.trainer.global_step) * (self.resample_zero_variance + 1) + attempt
         self.policy.eval()
         with self.training_state.timer.measure("rollout"):
-            rollout = generate(
+            rollout = self.sampler.sample(
                 self.policy, batch, self.sampling, self.processor.tokenizer, number, prefix, self.reuses_prefix()
             )
         self.policy.train()
@@ -293,11 +306,9 @@ class GRPOModule(DetectionModule):
         """Log how far the log-probs of the training pass are from the sampler's: mean and largest difference."""
         gap = (log_probs - rollout.sampler_log_probs).abs().masked_fill(~rollout.mask, 0.0)
         share = self.share_of(rollout.mask.sum())
-        self._log(
-            "grpo",
-            {"sampler_gap": mean_where(gap, rollout.mask) * share, "sampler_gap_max": gap.max()},
-            len(rollout.tokens),
-        )
+        mean = mean_where(gap, rollout.mask)
+        self._log("grpo", {"sampler_gap": mean * share, "sampler_gap_max": gap.max()}, len(rollout.tokens))
+        self.sampler.check_gap(float(mean), self.sampling)
 
     def _log_rollout(
         self, rollout: Rollout, rewards: RewardedGroups, advantages: Advantages, reference_seconds: float

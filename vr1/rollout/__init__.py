@@ -1,6 +1,7 @@
 """Rollouts: prompts -> sampled completions.
 
-In reading order: `generate` prefills the prompts and chooses between two ways of decoding.
+In reading order: `sampler` is the interface that training and evaluation know, with the default sampler. That one calls
+`generate`, which prefills the prompts and chooses between two ways of decoding.
 
 - `shared` decodes with image and prompt computed once per group. Each step runs the language model for one token a row
   (`decoder`), with keys and values of prompts and completions in a `cache`, and samples the next token (`sampling`).
@@ -8,6 +9,7 @@ In reading order: `generate` prefills the prompts and chooses between two ways o
 """
 
 from vr1.rollout.generate import generate
+from vr1.rollout.sampler import Sampler, SharedPrefixSampler, Workload
 from vr1.rollout.sampling import Sampling, sample_token
 
-__all__ = ["Sampling", "generate", "sample_token"]
+__all__ = ["Sampler", "Sampling", "SharedPrefixSampler", "Workload", "generate", "sample_token"]

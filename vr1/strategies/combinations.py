@@ -10,6 +10,23 @@ from vr1.strategies import shards_weights
 # wrong by 0.58 rad at position 500 and 1.15 rad at position 1,000.
 _TRUE_HALF_PRECISIONS = ("bf16-true", "16-true")
 _SHARDED_PRECISIONS = ("32-true", "bf16-mixed")
+# 16-bit types by Lightning's names of precisions.
+_HALF = {"bf16": "bfloat16", "16": "float16"}
+
+
+def compute_dtype(precision: str, stored: str) -> str:
+    """The precision of activations, as a name of torch.
+
+    Args:
+        precision: the trainer's.
+        stored: that of the weights (``policy.dtype``).
+
+    Example:
+        >>> compute_dtype("bf16-mixed", "float32"), compute_dtype("32-true", "bfloat16")
+        ('bfloat16', 'bfloat16')
+    """
+    kind, _, way = precision.partition("-")
+    return _HALF[kind] if way in ("mixed", "true") and kind in _HALF else stored
 
 
 def check_combination(

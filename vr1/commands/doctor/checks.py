@@ -239,7 +239,7 @@ def check_embedded_model() -> str:
     from vr1.data.synthetic import SceneSource
     from vr1.policy.loading import PolicySource
     from vr1.prompts import PromptEncoder
-    from vr1.rollout.generate import generate
+    from vr1.rollout.sampler import SharedPrefixSampler
     from vr1.rollout.sampling import Sampling
 
     started = time.perf_counter()
@@ -247,7 +247,7 @@ def check_embedded_model() -> str:
     policy, processor, family = source.load().eval(), source.processor(), source.family()
     prompts = PromptEncoder(processor, family, 1024)([SceneSource(length=1, split="val")[0]])
     sampling = Sampling(group_size=1, temperature=0.0, max_new_tokens=128)
-    answer = generate(policy, prompts, sampling, processor.tokenizer).texts[0][0]
+    answer = SharedPrefixSampler().sample(policy, prompts, sampling, processor.tokenizer).texts[0][0]
     boxes = len(family.read(answer).boxes)
     return f"loads and answers with {boxes} box{'' if boxes == 1 else 'es'} in {time.perf_counter() - started:.1f} s"
 

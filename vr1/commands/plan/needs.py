@@ -15,10 +15,9 @@ from vr1.data.datamodule import RecordDataModule
 from vr1.losses import GRPO
 from vr1.policy.loading import Lora, PolicySource
 from vr1.strategies import shards_weights
+from vr1.strategies.combinations import compute_dtype
 
 _DEFAULT_BATCH_SIZE: int = signature(RecordDataModule).parameters["batch_size"].default
-# 16-bit types by Lightning's names of precisions.
-_HALF = {"bf16": "bfloat16", "16": "float16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +59,12 @@ class Needs:
     @property
     def mixed(self) -> bool:
         """Whether weights are stored in higher precision than that of the computation."""
-        return self.precision.endswith("-mixed") and self.precision.split("-")[0] in _HALF
+        return self.precision in ("bf16-mixed", "16-mixed")
 
     @property
     def compute_dtype(self) -> str:
         """The precision of activations, as a name of torch."""
-        kind, _, way = self.precision.partition("-")
-        return _HALF[kind] if way in ("mixed", "true") and kind in _HALF else self.policy.dtype
+        return compute_dtype(self.precision, self.policy.dtype)
 
 
 def needs_of(arguments: Sequence[str]) -> Needs:

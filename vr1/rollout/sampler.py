@@ -1,0 +1,154 @@
+"""The interface of samplers, and the default one.
+
+Training, resampling, evaluation and prediction know `Sampler` only; which one they use is the setting
+``model.sampler``.
+
+Shape letters: B prompts, G group size, C completion tokens.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vr1.policy.loading import PolicySource
+from vr1.policy.policy import Policy
+from vr1.prompts import PromptBatch, PromptEncoder
+from vr1.rollout.generate import generate
+from vr1.rollout.sampling import Sampling
+from vr1.types import Prefix, Rollout
+
+__all__ = ["Sampler", "SharedPrefixSampler", "Workload"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a sampler will be used for, as far as it is known before any weights are loaded.
+
+    Args:
+        source: the policy that it samples from, and how that is loaded.
+        encoder: makes the prompts; it has the model's processor with the policy's limits of resolution.
+        dtype: precision of a forward of the policy, as a name of torch.
+        max_prompt_tokens: tokens of the longest prompt.
+        max_new_tokens: tokens of the longest completion.
+        processes: processes on this machine that sample, each with a sampler of its own.
+    """
+
+    source: PolicySource
+    encoder: PromptEncoder
+    dtype: str
+    max_prompt_tokens: int
+    max_new_tokens: int
+    processes: int = 1
+
+
+class Sampler(ABC):
+    """Samples completions of prompts.
+
+    The module calls `setup` once, `synchronise` after the weights may have changed, and `sample` for every rollout.
+
+    Attributes:
+        computes_with_policy: `sample` runs the policy itself, so that a strategy that shards its weights gathers them
+            for as long; otherwise the sampler has weights of its own, which `synchronise` replaces.
+    """
+
+    computes_with_policy: bool = True
+
+    def setup(self, workload: Workload) -> None:
+        """Check that this sampler can do its work, before any weights are loaded.
+
+        Args:
+            workload: what it will be used for.
+
+        Raises:
+            UserError: it cannot.
+        """
+        del workload  # The default sampler works with every policy.
+
+    def synchronise(self, policy: Policy, prompts: PromptBatch) -> None:
+        """Take over the policy's present weights; to be called by all processes together.
+
+        Args:
+            policy: the policy.
+            prompts: B prompts that are about to be answered, for a sampler that compares its results with the policy's.
+
+        Raises:
+            UserError: the sampler does not compute what the policy computes.
+        """
+        del policy, prompts  # A sampler that computes with the policy has its weights.
+
+    @abstractmethod
+    def sample(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        sampling: Sampling,
+        tokenizer: Any,
+        draw: int = 0,
+        prefix: Prefix | None = None,
+        with_graph: bool = False,
+    ) -> Rollout:
+        """Sample G completions for each of B prompts.
+
+        The completions of a record depend on the weights, ``draw``, the record and the place in its group.
+
+        Args:
+            policy: the model.
+            prompts: B prompts.
+            sampling: group size, temperature, top-p and length limit.
+            tokenizer: decodes the tokens.
+            draw: seed of this rollout; training passes another one for each step.
+            prefix: the policy's prefill of the prompts with its present weights; a sampler need not use it.
+            with_graph: whether the loss of an update can use the prefix that this makes (`vr1.rollout.generate`).
+
+        Returns:
+            The rollout, ``tokens`` ``[B, G, C]``, with a prefix if this sampler makes one.
+        """
+
+    def check_gap(self, mean: float, sampling: Sampling) -> None:
+        """Check the mean difference of log-probs between this sampler and the policy, on completions to train on.
+
+        Args:
+            mean: of the absolute differences of all tokens, in nats.
+            sampling: how they were sampled.
+
+        Raises:
+            UserError: the difference is more than computing in another order explains.
+        """
+        del mean, sampling  # A sampler that computes with the policy cannot fall behind it.
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values that tell the answers of this sampler from those of another one."""
+        return {"sampler": type(self).__name__}
+
+
+class SharedPrefixSampler(Sampler):
+    """vr1's own decoder: it runs the policy itself, with image and prompt computed once per group.
+
+    Nothing is installed, copied or compared, and the forward of the prompts serves the first update too. Models that
+    cannot share prompts are decoded by transformers' ``generate``.
+
+    Example:
+        >>> from vr1.data.synthetic import SceneSource
+        >>> source = PolicySource()
+        >>> prompts = PromptEncoder(source.processor(), source.family(), 1024)([SceneSource(length=1)[0]])
+        >>> sampling = Sampling(group_size=2, max_new_tokens=4)
+        >>> tokenizer = source.processor().tokenizer
+        >>> SharedPrefixSampler().sample(source.load().eval(), prompts, sampling, tokenizer).tokens.shape
+        torch.Size([1, 2, 4])
+    """
+
+    @torch.no_grad()
+    def sample(
+        self,
+        policy: Policy,
+        prompts: PromptBatch,
+        sampling: Sampling,
+        tokenizer: Any,
+        draw: int = 0,
+        prefix: Prefix | None = None,
+        with_graph: bool = False,
+    ) -> Rollout:
+        """As of every sampler; `vr1.rollout.generate.generate`."""
+        return generate(policy, prompts, sampling, tokenizer, draw, prefix, with_graph)
