@@ -17,13 +17,12 @@ import yaml
 from jsonargparse import auto_cli
 
 from vr1.data import SceneDataModule, SceneStyle
-from vr1.detections import SCORE
 from vr1.metrics import CocoMetrics
 from vr1.modules.grpo import GRPOModule
 from vr1.policy import PolicySource
 from vr1.rollout import Sampling
 from vr1.runs.tables import markdown_table
-from vr1.types import Prediction
+from vr1.types import SCORE, Prediction
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 FIGURES = ("map", "map_50", "map_75")

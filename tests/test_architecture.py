@@ -17,6 +17,7 @@ LAYERS = [
     {"rollout", "checkpoints"},
     {"strategies"},
     {"modules"},
+    {"detector"},
     {"commands"},
     {"cli", "__init__"},
     {"__main__"},

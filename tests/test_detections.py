@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vr1.boxes import BoxRules
-from vr1.detections import SCORE, read_detections
+from vr1.detections import read_detections
 from vr1.families import Qwen25VL
-from vr1.types import Answer, as_boxes
+from vr1.types import SCORE, Answer, as_boxes
 
 FAMILY = Qwen25VL()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         VocDataModule,
         YoloDataModule,
     )
+    from vr1.detector import Detector
     from vr1.errors import UserError
     from vr1.families import CustomFamily, Family
     from vr1.losses import CISPO, GRPO, GSPO, DrGRPO, TokenMean
@@ -52,6 +53,7 @@ _MODULES = {
         "VocDataModule",
         "YoloDataModule",
     ),
+    "vr1.detector": ("Detector",),
     "vr1.errors": ("UserError",),
     "vr1.families": ("CustomFamily", "Family"),
     "vr1.losses": ("CISPO", "GRPO", "GSPO", "DrGRPO", "TokenMean"),

@@ -9,6 +9,7 @@ from vr1 import __version__
 
 # Commands without a trainer: the module whose `main` it is, and a line for `--help`.
 COMMANDS = {
+    "show": ("vr1.commands.show.command", "try a model on images, on a page on this machine"),
     "score": ("vr1.commands.score.command", "reward recorded answers, without a model"),
     "check": ("vr1.commands.check.command", "read a whole data set once and draw what the model will see"),
     "plan": ("vr1.commands.plan.command", "predict the memory of a training, without a GPU or weights"),

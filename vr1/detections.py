@@ -14,11 +14,7 @@ from tokenizers.decoders import DecodeStream
 
 from vr1.boxes import BoxRules
 from vr1.families import Family
-from vr1.types import Boxes, Detections, Span
-
-SCORE = 0.99
-"""The score of every box in all released evaluations of this method; `box_scores` computes one for each box."""
-
+from vr1.types import SCORE, Boxes, Detections, Span
 
 _DEFAULT_RULES = BoxRules()
 

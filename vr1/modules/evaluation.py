@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vr1.boxes import BoxRules
-from vr1.detections import SCORE, box_scores, read_detections, token_ends
+from vr1.detections import box_scores, read_detections, token_ends
 from vr1.families import Family
 from vr1.metrics import AnswerStatistics, CocoMetrics
 from vr1.metrics.answer_file import ScoredCompletion
@@ -23,7 +23,7 @@ from vr1.rewards import MeanScore, Reward
 from vr1.rollout.generate import hidden_tokens
 from vr1.rollout.sampler import Sampler, SharedPrefixSampler
 from vr1.rollout.sampling import Sampling
-from vr1.types import DetectionRecord, Detections, Prediction, Targets
+from vr1.types import SCORE, DetectionRecord, Detections, Prediction, Targets
 
 # The figures of COCO that a validation during training logs; a test logs all of them.
 _MAIN_METRICS = ("map", "map_50", "map_75", "ar_100", "accuracy_50")

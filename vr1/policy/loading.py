@@ -195,6 +195,10 @@ class PolicySource:
         Raises:
             UserError: no layer has one of the names ``lora.targets``.
         """
+        return self.wrap(self.load_network())
+
+    def load_network(self) -> Any:
+        """The model of transformers with the weights of ``path``, without adapters."""
         quantization = None
         if self.quantize:
             quantization = BitsAndBytesConfig(
@@ -204,7 +208,7 @@ class PolicySource:
                 bnb_4bit_compute_dtype=getattr(torch, self.dtype),
                 llm_int8_skip_modules=list(UNQUANTIZED),
             )
-        network: Any = AutoModelForImageTextToText.from_pretrained(
+        return AutoModelForImageTextToText.from_pretrained(
             self.path,
             dtype=getattr(torch, self.dtype),
             # Sharing prompts passes a mask of its own, which only this implementation takes unchanged.
@@ -212,7 +216,6 @@ class PolicySource:
             quantization_config=quantization,
             use_safetensors=True,
         )
-        return self.wrap(network)
 
     def wrap(self, network: Any) -> Policy:
         """Make a policy of a transformers model, with parts frozen, recomputed and adapted according to the settings.

@@ -21,12 +21,15 @@ def main(argv: Sequence[str]) -> int:
     parser = _parser()
     settings, class_arguments = parser.parse_known_args(argv)
     # Imported here, so that --help does not wait for torch.
-    from vr1.commands.score.scoring import rewards_and_family, score_file
+    from vr1.commands.class_arguments import rewards_and_family
+    from vr1.commands.score.scoring import score_file
+    from vr1.families import Qwen25VL
 
     # Objects made by imports live as long as the process; a garbage collection that visits them takes a fifth longer.
     gc.freeze()
     try:
-        rewards, family = rewards_and_family(class_arguments, parser.prog)
+        rewards, family = rewards_and_family(class_arguments, parser.prog, default_family=Qwen25VL)
+        assert family is not None
         print(score_file(settings.completions, rewards, family, settings.stage, settings.out, settings.coco))
     except Exception as error:
         return report_user_error(parser.prog, error)

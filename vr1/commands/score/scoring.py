@@ -1,32 +1,25 @@
 """Rewards of recorded answers, line by line, and a summary of them."""
 
 import contextlib
-import inspect
 import json
 import os
 import sys
 import time
-from argparse import ArgumentError
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from jsonargparse import ArgumentParser
-
-import vr1.families
-import vr1.rewards
-from vr1.detections import SCORE, read_detections
-from vr1.errors import UserError, innermost
+from vr1.detections import read_detections
+from vr1.errors import UserError
 from vr1.families import Family
 from vr1.metrics.answer_file import AnswerLine, read_answer_lines
 from vr1.metrics.answer_schema import RecordedAnswer
 from vr1.metrics.evaluation import table_text, write_evaluation
 from vr1.rewards import Reward, Stage
-from vr1.types import Detections, Match
+from vr1.types import SCORE, Detections, Match
 
 
 class ScoreSummary:
@@ -97,54 +90,6 @@ class ScoreSummary:
 
 _CHUNK = 256
 SECONDS_BETWEEN_REPORTS = 5.0
-
-
-def rewards_and_family(arguments: Sequence[str], program: str) -> tuple[Reward, Family]:
-    """The rewards and the model family that the arguments of a command name.
-
-    Args:
-        arguments: ``--rewards`` and ``--family`` with their settings.
-        program: name of the command, for its help.
-
-    Raises:
-        UserError: an argument is not known, names no class, or its class refuses a setting.
-    """
-    for option, kind, package in (("--family", Family, vr1.families), ("--rewards", Reward, vr1.rewards)):
-        _check_class(arguments, option, kind, [getattr(package, name) for name in package.__all__])
-    parser = ArgumentParser(allow_abbrev=False, prog=program, exit_on_error=False)
-    for name, kind, default in (("rewards", Reward, "vr1.rewards.Reward"), ("family", Family, "vr1.families.Qwen25VL")):
-        parser.add_subclass_arguments(kind, name, required=False)
-        parser.set_defaults({name: {"class_path": default}})
-    # Lightning's own extra requires a jsonargparse that is older than the new name of this method.
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
-    try:
-        objects = instantiate(parser.parse_args(arguments))
-    except ArgumentError as error:
-        raise UserError(innermost(str(error))) from error
-    return objects.rewards, objects.family
-
-
-def _check_class(arguments: Sequence[str], option: str, kind: type, known: Sequence[Any]) -> None:
-    """Refuse a value that is neither a file nor settings nor a class, with the names of the known classes."""
-    for argument, after in pairwise([*arguments, ""]):
-        given, _, value = argument.partition("=")
-        value = value or after
-        if given != option:
-            continue
-        if Path(value).is_file() or value.startswith("{"):
-            continue
-        module, _, name = value.rpartition(".")
-        classes = {cls.__name__: cls for cls in known if inspect.isclass(cls) and issubclass(cls, kind)}
-        found = classes.get(value)
-        if module:
-            with contextlib.suppress(ImportError, ValueError):
-                found = getattr(import_module(module), name, None)
-        if not (inspect.isclass(found) and issubclass(found, kind)):
-            names = ", ".join(name for name, cls in classes.items() if not inspect.isabstract(cls))
-            raise UserError(
-                f"{option} {value} is neither a file nor a class; give one of {names}, or a class of your own as"
-                " module.Class"
-            )
 
 
 def score_file(
