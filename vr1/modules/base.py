@@ -137,6 +137,7 @@ class DetectionModule(L.LightningModule, ABC):
             dtype=compute_dtype(str(self.trainer.precision), self.source.dtype),
             max_prompt_tokens=self.encoder.max_prompt_tokens,
             max_new_tokens=max(sampling.max_new_tokens for sampling in self.samplings(stage)),
+            device=self.trainer.strategy.root_device,
             processes=self.trainer.num_devices,
         )
 

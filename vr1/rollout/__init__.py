@@ -11,5 +11,6 @@ In reading order: `sampler` is the interface that training and evaluation know, 
 from vr1.rollout.generate import generate
 from vr1.rollout.sampler import Sampler, SharedPrefixSampler, Workload
 from vr1.rollout.sampling import Sampling, sample_token
+from vr1.rollout.vllm.sampler import VLLMSampler
 
-__all__ = ["Sampler", "Sampling", "SharedPrefixSampler", "Workload", "generate", "sample_token"]
+__all__ = ["Sampler", "Sampling", "SharedPrefixSampler", "VLLMSampler", "Workload", "generate", "sample_token"]

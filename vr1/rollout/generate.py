@@ -18,7 +18,7 @@ from vr1.rollout.sampling import Sampling
 from vr1.rollout.shared import decode_shared
 from vr1.types import Prefix, Rollout
 
-__all__ = ["generate", "hidden_tokens"]
+__all__ = ["decode_texts", "generate", "hidden_tokens"]
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def generate(
         mask=mask.reshape(batch, group, steps),
         finished=finished.reshape(batch, group),
         log_probs=log_probs.masked_fill(~mask, 0.0).reshape(batch, group, steps),
-        texts=_decode(tokenizer, tokens, mask, prompts),
+        texts=decode_texts(tokenizer, tokens, mask, prompts),
         prefix=prefix,
         seconds={"prefill": prefilled - started, "decode": decoded - prefilled},
     )
@@ -103,7 +103,7 @@ def hidden_tokens(tokenizer: Any, markers: Collection[int]) -> set[int]:
     return {token for token, added in tokenizer.added_tokens_decoder.items() if added.special} - set(markers)
 
 
-def _decode(tokenizer: Any, tokens: Tensor, mask: Tensor, prompts: PromptBatch) -> list[list[str]]:
+def decode_texts(tokenizer: Any, tokens: Tensor, mask: Tensor, prompts: PromptBatch) -> list[list[str]]:
     """The texts of rows ``[R, C]`` by prompt, without `hidden_tokens`."""
     rows = [row[present].tolist() for row, present in zip(tokens.cpu(), mask.cpu(), strict=True)]
     if prompts.markers:

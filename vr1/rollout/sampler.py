@@ -7,7 +7,7 @@ Shape letters: B prompts, G group size, C completion tokens.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Workload:
         dtype: precision of a forward of the policy, as a name of torch.
         max_prompt_tokens: tokens of the longest prompt.
         max_new_tokens: tokens of the longest completion.
+        device: the device of this process.
         processes: processes on this machine that sample, each with a sampler of its own.
     """
 
@@ -40,6 +41,7 @@ class Workload:
     dtype: str
     max_prompt_tokens: int
     max_new_tokens: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     processes: int = 1
 
 
@@ -117,6 +119,20 @@ class Sampler(ABC):
             UserError: the difference is more than computing in another order explains.
         """
         del mean, sampling  # A sampler that computes with the policy cannot fall behind it.
+
+    def memory(self, source: PolicySource, dtype: str, parameters: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Bytes by part that this sampler takes beside the policy, where it does not compute with that.
+
+        Args:
+            source: the policy that it samples from.
+            dtype: precision of a forward of the policy, as a name of torch.
+            parameters: number of the model's parameters, without adapters.
+
+        Returns:
+            The bytes in a rollout, and those outside of one.
+        """
+        del source, dtype, parameters
+        return {}, {}
 
     def describe(self) -> dict[str, Any]:
         """Plain values that tell the answers of this sampler from those of another one."""

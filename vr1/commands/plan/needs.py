@@ -1,7 +1,7 @@
 """The settings that memory depends on, read from the arguments of ``vr1 fit``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from inspect import signature
@@ -14,6 +14,7 @@ from vr1.commands.trainer import settings_of
 from vr1.data.datamodule import RecordDataModule
 from vr1.losses import GRPO
 from vr1.policy.loading import Lora, PolicySource
+from vr1.rollout.sampler import Sampler, SharedPrefixSampler
 from vr1.strategies import shards_weights
 from vr1.strategies.combinations import compute_dtype
 
@@ -39,6 +40,7 @@ class Needs:
         categories: categories that a prompt names.
         temperature: of sampling.
         top_p: of sampling.
+        sampler: samples the completions.
     """
 
     policy: PolicySource
@@ -55,6 +57,7 @@ class Needs:
     categories: int = 10
     temperature: float = 1.0
     top_p: float = 1.0
+    sampler: Sampler = field(default_factory=SharedPrefixSampler)
 
     @property
     def mixed(self) -> bool:
@@ -95,6 +98,7 @@ def needs_of(arguments: Sequence[str]) -> Needs:
         offload=offload,
         temperature=sampling.temperature if sampling else 0.0,
         top_p=sampling.top_p if sampling else 1.0,
+        sampler=_sampler(module.get("sampler")),
     )
 
 
@@ -130,8 +134,14 @@ def _strategy(given: Any) -> tuple[bool, bool]:
     return False, False
 
 
+def _sampler(given: Namespace | None) -> Sampler:
+    sampler = SharedPrefixSampler() if given is None else _callable(given)()
+    assert isinstance(sampler, Sampler), given
+    return sampler
+
+
 def _callable(given: Namespace) -> Any:
-    """The optimizer that a setting names, without parameters yet."""
+    """The class that a setting names, with its settings."""
     return partial(_imported(given.class_path), **given.get("init_args", Namespace()).as_dict())
 
 

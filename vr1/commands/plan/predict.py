@@ -74,22 +74,18 @@ def predict(needs: Needs) -> MemoryPlan:
     prompts = largest_prompts(needs)
     state = _training_state(policy, needs)
     activations, logits = _policy_step(policy, prompts, needs)
-    prefill, cache, sampling, prepared = _rollout(policy, prompts, needs)
     gathered, blocks = _gathered(policy, needs)
+    parameters = sum(value.numel() for name, value in policy.named_parameters() if "lora_" not in name)
+    rollout, otherwise = needs.sampler.memory(needs.policy, needs.compute_dtype, parameters)
+    if needs.sampler.computes_with_policy:
+        rollout = {"gathered weights": gathered, **_rollout(policy, prompts, needs)}
     # Between two steps there are no gradients.
     between = {part: size for part, size in state.items() if part != "gradients"}
     moments = {
-        "rollout": {
-            **between,
-            "gathered weights": gathered,
-            "prepared weights": prepared,
-            "cache": cache,
-            "logits": sampling,
-            "activations": prefill,
-        },
-        "policy": {**state, "gathered weights": blocks, "activations": activations, "logits": logits},
+        "rollout": {**between, **rollout},
+        "policy": {**state, **otherwise, "gathered weights": blocks, "activations": activations, "logits": logits},
         # On a GPU AdamW updates all tensors at once, which takes one more value per parameter.
-        "update": {**state, "activations": state["gradients"]},
+        "update": {**state, **otherwise, "activations": state["gradients"]},
     }
     trained = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
     return MemoryPlan(
@@ -173,12 +169,12 @@ def _logits(policy: Policy, tokens: Tensor) -> float:
     return float(live.peak)
 
 
-def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float, float, float, float]:
+def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> dict[str, float]:
     """Bytes of a rollout by part.
 
     Returns:
-        The prefill beside the cache, keys and values at the end of decoding, sampling a token, and the weights that the
-        decoder copies for the rollout.
+        The weights that the decoder copies for the rollout, keys and values at the end of decoding, sampling a token,
+        and the prefill beside the cache.
     """
     batch, width = prompts.tokens.shape
     with torch.set_grad_enabled(policy.can_reuse_prefix(needs.sharded)), LiveBytes() as live:
@@ -197,7 +193,12 @@ def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float,
             decoder = make_decoder(policy, empty_cache, rows)
             prepared = float(live.now)
         del decoder
-    return max(after - of_prompts, peak - cache - sampling), cache, sampling, prepared
+    return {
+        "prepared weights": prepared,
+        "cache": cache,
+        "logits": sampling,
+        "activations": max(after - of_prompts, peak - cache - sampling),
+    }
 
 
 @torch.no_grad()
