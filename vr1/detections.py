@@ -25,6 +25,7 @@ def read_detections(
     image_size: tuple[int, int],
     input_size: tuple[int, int],
     rules: BoxRules | None = None,
+    categories: Sequence[str] = (),
 ) -> Detections:
     """Parse a completion into boxes in image pixels. No completion raises an error.
 
@@ -37,6 +38,8 @@ def read_detections(
         image_size: width and height of the image in pixels.
         input_size: width and height in pixels of the image as the model saw it.
         rules: what becomes of such boxes.
+        categories: those of the question. A box without a label has the only one, if the family says so
+            (``implies_label``).
 
     Returns:
         N detections, each with the score `SCORE`.
@@ -54,6 +57,8 @@ def read_detections(
     rules = rules or _DEFAULT_RULES
     size = family.frame_size(image_size, input_size)
     boxes, labels = answer.boxes, answer.labels
+    if family.implies_label and len(categories) == 1:
+        labels = tuple(label or categories[0] for label in labels)
     item_spans, box_spans = answer.item_spans, answer.box_spans
     complete = answer.follows_template and not answer.problems
     inside = _in_frame(boxes, np.array(size))

@@ -25,7 +25,8 @@ def input_sizes(
 
     Args:
         processor: the model's processor.
-        encoded: its output for B images: a ``[B, 3]`` grid of patches (time, rows, columns) or images of one size.
+        encoded: its output for B images: a ``[B, 3]`` grid of patches (time, rows, columns), the ``[B, patches, 2]``
+            column and row of each patch, or images of one size.
         image_sizes: B (width, height) pairs in pixels of the images as stored.
 
     Returns:
@@ -34,6 +35,10 @@ def input_sizes(
     if "image_grid_thw" in encoded:
         patch = processor.image_processor.patch_size
         return [(int(columns) * patch, int(rows) * patch) for _, rows, columns in encoded["image_grid_thw"].tolist()]
+    if "image_position_ids" in encoded:
+        patch = processor.image_processor.patch_size
+        last = encoded["image_position_ids"].amax(1) + 1
+        return [(columns * patch, rows * patch) for columns, rows in last.tolist()]
     height, width = encoded["pixel_values"].shape[-2:]
     images = processor.image_processor
     if not getattr(images, "crop_to_patches", False):
@@ -49,7 +54,7 @@ def input_sizes(
 _UNUSUAL_SHAPE, _UNUSUAL_SIDE = 20, 32
 _TYPES = ("mm_token_type_ids", "token_type_ids")
 # All other tensors of a processor's output belong to the images.
-_TEXT = {"input_ids", "attention_mask", "labels", "num_patches", *_TYPES}
+_TEXT = {"input_ids", "attention_mask", "labels", "num_patches", "num_soft_tokens_per_image", *_TYPES}
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

@@ -1,6 +1,7 @@
 """One object of every family, for the tests that hold for all of them."""
 
 from vr1.families import (
+    GLM4V,
     CustomFamily,
     Florence2,
     Gemma,
@@ -20,6 +21,7 @@ FAMILIES = [
     Qwen3VL(),
     InternVL(),
     Gemma(),
+    GLM4V(),
     Griffon(),
     PaliGemma(),
     Florence2(),

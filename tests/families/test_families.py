@@ -15,6 +15,7 @@ from tests.shared_data import SHARED, needs_shared
 from vr1.boxes import pairwise_iou
 from vr1.detections import read_detections
 from vr1.families import (
+    GLM4V,
     CustomFamily,
     Florence2,
     Gemma,
@@ -116,7 +117,7 @@ def test_an_expression_is_asked_for_as_it_stands(family):
 
 
 def test_an_expression_is_asked_for_in_the_familys_own_words():
-    questions = {type(family): family.refer("a cup") for family in FAMILIES[:8]}
+    questions = {type(family): family.refer("a cup") for family in FAMILIES[:9]}
     assert questions[Qwen25VL] == "Locate a cup, output its bbox coordinates using JSON format."
     assert questions[InternVL].endswith("the region this sentence describes: <ref>a cup</ref>")
     assert "<|object_ref_start|>a cup<|object_ref_end|>" in questions[Qwen2VL]
@@ -138,10 +139,40 @@ def test_an_expression_is_asked_for_in_the_familys_own_words():
         ("paligemma", PaliGemma),
         ("gemma3", Gemma),
         ("gemma4", Gemma),
+        ("qwen3_5", Qwen3VL),
+        ("qwen3_5_moe", Qwen3VL),
+        ("glm4v", GLM4V),
+        ("glm4v_moe", GLM4V),
+        ("glm46v", GLM4V),
     ],
 )
 def test_a_family_is_chosen_by_the_config(model_type, family):
     assert type(family_of(model_type)) is family
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The cup is at <|begin_of_box|>[[10,20,30,40], [50, 60, 70, 80]]<|end_of_box|>.",
+        "<think>It may be at [[1,1,2,2]].</think><answer><|begin_of_box|>(10,20,30,40), (50,60,70,80)",
+        "<|begin_of_box|><10,20,30,40><|end_of_box|> and <|begin_of_box|>[[(50,60),(70,80)]]<|end_of_box|>",
+    ],
+)
+def test_boxes_of_glm_without_labels_have_that_of_the_only_category(text):
+    one = read_detections(text, GLM4V(), (1000, 1000), (1000, 1000), categories=("cup",))
+    assert one.boxes_xyxy.tolist() == [[10, 20, 30, 40], [50, 60, 70, 80]]
+    assert one.labels == ("cup", "cup")
+    assert [text[start:end].lstrip("(")[:2] for start, end in one.box_spans] == ["10", "50"]
+    several = read_detections(text, GLM4V(), (1000, 1000), (1000, 1000), categories=("cup", "dog"))
+    assert several.labels == ("", "")
+    assert not several.valid
+    qwen = read_detections("[[10, 20, 30, 40]]", Qwen3VL(), (1000, 1000), (1000, 1000), categories=("cup",))
+    assert qwen.labels == ("",)
+
+
+def test_labels_with_brackets_stay_as_glm_writes_them():
+    text = GLM4V().write(as_boxes([[1, 2, 30, 40]]), ["cup (blue) <new>"])
+    assert GLM4V().read(text).labels == ("cup (blue) <new>",)
 
 
 def test_no_family_is_guessed():

@@ -11,14 +11,39 @@ from transformers import AutoConfig
 from tests.modules.test_grpo import build, fit, weights
 from tests.policy.tiny_models import write_tiny
 from vr1.data import SceneDataModule, SceneStyle
-from vr1.families import CustomFamily, Griffon, InternVL, ItemGrammar, PaliGemma, Qwen2VL, Qwen3VL, Wording
+from vr1.families import (
+    GLM4V,
+    CustomFamily,
+    Gemma,
+    Griffon,
+    InternVL,
+    ItemGrammar,
+    PaliGemma,
+    Qwen2VL,
+    Qwen3VL,
+    Wording,
+)
 from vr1.policy import Lora, PolicySource
 from vr1.policy.architectures import architecture_of
 from vr1.prompts import PromptEncoder
 from vr1.rollout import Sampling, generate
 
-SHARING = ["qwen2_vl", "qwen3_vl", "internvl"]
-FAMILIES = {"qwen2_vl": Qwen2VL, "qwen3_vl": Qwen3VL, "internvl": InternVL, "paligemma": PaliGemma}
+SHARING = ["qwen2_vl", "qwen3_vl", "internvl", "glm4v", "glm4v_moe", "glm46v"]
+# An image that sees itself both ways, a window, a recurrent state.
+UNSHARED = ["paligemma", "gemma3", "gemma4", "qwen3_5", "qwen3_5_moe"]
+FAMILIES = {
+    "qwen2_vl": Qwen2VL,
+    "qwen3_vl": Qwen3VL,
+    "internvl": InternVL,
+    "glm4v": GLM4V,
+    "glm4v_moe": GLM4V,
+    "glm46v": GLM4V,
+    "paligemma": PaliGemma,
+    "gemma3": Gemma,
+    "gemma4": Gemma,
+    "qwen3_5": Qwen3VL,
+    "qwen3_5_moe": Qwen3VL,
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +69,14 @@ def prompts_of(source, records):
 
 
 each_sharing = pytest.mark.parametrize("source", SHARING, indirect=True)
+each_unshared = pytest.mark.parametrize("source", UNSHARED, indirect=True)
 every_kind = pytest.mark.parametrize("source", FAMILIES, indirect=True)
 
 
 @every_kind
 def test_a_family_is_chosen_by_the_config_and_can_be_overridden(source):
     source.check()
-    kind = source.family().model_types[0]
+    kind = source.config().model_type
     assert type(source.family()) is FAMILIES[kind]
     assert type(build(source).family) is FAMILIES[kind]
     assert isinstance(build(source, family=Griffon()).family, Griffon)
@@ -166,14 +192,15 @@ def test_adapters_and_a_frozen_tower(source, records, ragged_completions):
     assert not any(".language_model." in name or "lm_head" in name for name in still)
 
 
-@pytest.mark.parametrize("source", ["paligemma"], indirect=True)
+@each_unshared
 def test_rows_that_cannot_be_shared_say_so(source):
-    with pytest.warns(UserWarning, match="a paligemma model computes image and prompt once per completion"):
+    kind = source.config().model_type
+    with pytest.warns(UserWarning, match=f"a {kind} model computes image and prompt once per completion"):
         source.load()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert not replace(source, share_prompt=False).load().shares_prompt
-    with pytest.raises(ValueError, match=r"policy\.share_prompt=true: .* paligemma"):
+    with pytest.raises(ValueError, match=rf"policy\.share_prompt=true: .* {kind}"):
         replace(source, share_prompt=True).load()
 
 
@@ -196,6 +223,29 @@ def test_the_resolution_of_tiles(source, records):
     )
     with pytest.raises(ValueError, match="min_pixels=6272 is more than max_pixels=3136"):
         replace(source, min_pixels=2 * 56 * 56, max_pixels=56 * 56).processor()
+
+
+@pytest.mark.parametrize("source", ["glm4v"], indirect=True)
+def test_the_resolution_of_a_processor_that_counts_two_frames(source, records):
+    sizes = prompts_of(replace(source, min_pixels=56 * 56, max_pixels=56 * 56), records).input_sizes
+    assert max(width * height for width, height in sizes) <= 56 * 56
+    assert (56, 56) in sizes
+
+
+@pytest.mark.parametrize("source", ["gemma4"], indirect=True)
+def test_the_resolution_of_a_processor_with_a_number_of_tokens(source, records):
+    # A token is 12 x 12 pixels of this tiny model.
+    small, large = (prompts_of(replace(source, max_pixels=tokens * 144), records) for tokens in (100, 300))
+    assert max(small.image_tokens) <= 70 < min(large.image_tokens) <= max(large.image_tokens) <= 280
+    for prompts in (small, large):
+        areas = [width * height for width, height in prompts.input_sizes]
+        assert areas == [tokens * 144 for tokens in prompts.image_tokens]
+        for (width, height), record in zip(prompts.input_sizes, records, strict=True):
+            assert width / height == pytest.approx(record.image.width / record.image.height, rel=0.2)
+    with pytest.raises(ValueError, match="max_pixels=500: this model takes at least 10080 pixels"):
+        replace(source, max_pixels=500).processor()
+    with pytest.raises(ValueError, match="min_pixels=500: the Gemma4ImageProcessor .* leave it out"):
+        replace(source, min_pixels=500).processor()
 
 
 @pytest.mark.parametrize("source", ["paligemma"], indirect=True)
@@ -222,8 +272,8 @@ def test_markers_stay_in_the_text(source, records):
     assert any(text for group in rollout.texts for text in group)
 
 
-@pytest.mark.parametrize("source", ["paligemma"], indirect=True)
-@pytest.mark.filterwarnings("ignore:policy. a paligemma model")
+@each_unshared
+@pytest.mark.filterwarnings("ignore:policy. a ")
 def test_rows_of_their_own_equal_a_loop_without_cache(source, records):
     policy = source.load().eval()
     prompts = prompts_of(source, records)
@@ -235,8 +285,9 @@ def test_rows_of_their_own_equal_a_loop_without_cache(source, records):
             alone = prompts_of(source, [record])
             tokens, types = alone.tokens, alone.token_types
             for step in range(int(rollout.mask[row, 0].sum())):
+                kinds = {alone.types_name: types}
                 logits = policy.network(
-                    input_ids=tokens, attention_mask=torch.ones_like(tokens), token_type_ids=types, **alone.vision
+                    input_ids=tokens, attention_mask=torch.ones_like(tokens), **kinds, **alone.vision
                 ).logits[0, -1]
                 token = int(rollout.tokens[row, 0, step])
                 expected = float(logits.log_softmax(0)[token])
@@ -244,4 +295,5 @@ def test_rows_of_their_own_equal_a_loop_without_cache(source, records):
                 logits[torch.tensor(policy.forbidden_tokens)] = -torch.inf
                 assert int(logits.argmax()) == token
                 tokens = torch.cat([tokens, rollout.tokens[row, :, step : step + 1]], dim=1)
-                types = torch.cat([types, torch.ones(1, 1, dtype=torch.long)], dim=1)
+                # PaliGemma's answer is of another type than its prompt.
+                types = torch.cat([types, torch.full((1, 1), int(source.config().model_type == "paligemma"))], dim=1)

@@ -4,6 +4,7 @@ from vr1.errors import UserError
 from vr1.families.base import Family, Wording
 from vr1.families.custom import CustomFamily
 from vr1.families.gemma import Gemma
+from vr1.families.glm import GLM4V
 from vr1.families.griffon import Griffon
 from vr1.families.internvl import InternVL
 from vr1.families.item_grammar import ItemGrammar
@@ -11,6 +12,7 @@ from vr1.families.location_tokens import Florence2, PaliGemma
 from vr1.families.qwen import Qwen2VL, Qwen3VL, Qwen25VL
 
 __all__ = [
+    "GLM4V",
     "CustomFamily",
     "Family",
     "Florence2",
@@ -26,7 +28,7 @@ __all__ = [
     "family_of",
 ]
 
-_BY_MODEL_TYPE: tuple[type[Family], ...] = (Qwen25VL, Qwen2VL, Qwen3VL, InternVL, PaliGemma, Gemma)
+_BY_MODEL_TYPE: tuple[type[Family], ...] = (Qwen25VL, Qwen2VL, Qwen3VL, InternVL, PaliGemma, Gemma, GLM4V)
 
 
 def family_of(model_type: str) -> Family:

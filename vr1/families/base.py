@@ -70,6 +70,7 @@ class Family(ABC):
         y_first: whether the numbers of a box in that JSON list are ``y1, x1, y2, x2``. The boxes of this class are
             ``x1, y1, x2, y2`` in any case. JSON in place of a grammar's items is read in the order of the grammar.
         markers: special tokens that are part of an answer and stay in its text.
+        implies_label: whether a box without a label has that of a question about one category.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -78,6 +79,7 @@ class Family(ABC):
     box_key: str = "bbox_2d"
     y_first: bool = False
     markers: tuple[str, ...] = ()
+    implies_label: bool = False
 
     @property
     @abstractmethod

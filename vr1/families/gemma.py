@@ -8,9 +8,13 @@ class Gemma(Family):
 
     The order of the axes is not that of Qwen: read by another family, boxes are mirrored at the diagonal.
 
-    Source: Google's documentation of Gemini, image understanding (``box_2d`` as ``[ymin, xmin, ymax, xmax]`` in
-        0..1000, and the question about all objects), whose form Gemma follows. The question about referring
-        expressions is ours.
+    Google documents the form for Gemini and names object detection among the tasks of Gemma 4. Of Gemma 3 it says that
+    no training on boxes is documented, and that Gemini's form is the likely one: expect to warm it up.
+
+    Source: Google's documentation of Gemini, bounding box detection (``box_2d`` as ``[y_min, x_min, y_max, x_max]`` in
+        0..1000) and image understanding (the question about all objects); of Gemma, vision understanding (object
+        detection with Gemma 4); Google's answer about boxes in the discussions of google/gemma-3-4b-it. The questions
+        about categories and expressions are ours, after Gemini's.
 
     Example:
         >>> from vr1.types import as_boxes

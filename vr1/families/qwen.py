@@ -66,12 +66,12 @@ class Qwen25VL(Family):
 
 
 class Qwen3VL(Family):
-    """Qwen3-VL: the JSON answers of Qwen2.5-VL, but in a frame of 1000 by 1000.
+    """Qwen3-VL and Qwen3.5: the JSON answers of Qwen2.5-VL, but in a frame of 1000 by 1000.
 
     Nothing in an answer shows its frame: read in the wrong one, boxes are in the wrong place.
 
     Source: Qwen3-VL's published cookbook on 2D grounding (questions, frame); arXiv 2511.21631 (appendix on evaluation
-        prompts: referring expressions).
+        prompts: referring expressions). Qwen3.5 has no cookbook of its own; its users document the same frame.
 
     Example:
         >>> from vr1.types import as_boxes
@@ -82,7 +82,7 @@ class Qwen3VL(Family):
         [[0.0, 0.0, 320.0, 480.0]]
     """
 
-    model_types = ("qwen3_vl", "qwen3_vl_moe")
+    model_types = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
     frame = 1000.0
     wording = Wording(
         one='Locate every instance that belongs to the following categories: "{categories}". '

@@ -46,11 +46,10 @@ def parse_completions(
         B * G detections in the same order.
     """
     group = len(texts) // len(prompts)
+    asked = [record for record in zip(prompts.records, prompts.input_sizes, strict=True) for _ in range(group)]
     return [
-        read_detections(
-            text, family, prompts.records[row // group].image_size, prompts.input_sizes[row // group], rules
-        )
-        for row, text in enumerate(texts)
+        read_detections(text, family, record.image_size, input_size, rules, record.categories)
+        for text, (record, input_size) in zip(texts, asked, strict=True)
     ]
 
 

@@ -87,7 +87,7 @@ def _rotary_positions(base: Any, prompts: PromptBatch) -> Tensor:
 
 
 class QwenVL(Architecture):
-    """Qwen2-VL and Qwen2.5-VL."""
+    """Qwen2-VL and Qwen2.5-VL, and GLM-V, which counts positions alike."""
 
     axes = 3
 
@@ -151,6 +151,9 @@ _BY_MODEL_TYPE: dict[str, type[Architecture]] = {
     "qwen3_vl": Qwen3VL,
     "qwen3_vl_moe": Qwen3VL,
     "internvl": InternVL,
+    "glm4v": QwenVL,
+    "glm4v_moe": QwenVL,
+    "glm46v": QwenVL,
 }
 
 

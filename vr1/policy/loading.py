@@ -7,19 +7,32 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    Gemma4ImageProcessor,
+    Glm4vImageProcessor,
+    Glm46VImageProcessor,
+)
 
 from vr1.errors import UserError
 from vr1.families import Family, family_of
 from vr1.policy.policy import Policy
 
+_GLM_PROCESSORS = (Glm4vImageProcessor, Glm46VImageProcessor)
+# The numbers of image tokens that Gemma 4 was trained with, which its processor refuses others than.
+_SOFT_TOKENS = (70, 140, 280, 560, 1120)
+
 
 def set_resolution(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
     """Set the smallest and largest area of the model's input.
 
-    Qwen's image processors resize an image to an area between two bounds, which are set here. InternVL's cuts an image
-    into tiles of one size, whose number follows from the areas. How an image is resized within the bounds is the
-    processor's own rule.
+    The image processors of Qwen and GLM resize an image to an area between two bounds, which are set here. InternVL's
+    cuts an image into tiles of one size, whose number follows from the areas. Gemma 4's resizes every image to about
+    one of five areas, of which the largest up to ``max_pixels`` is set. How an image is resized within the bounds is
+    the processor's own rule.
 
     Args:
         image_processor: of transformers; changed in place.
@@ -29,9 +42,15 @@ def set_resolution(image_processor: Any, min_pixels: int | None, max_pixels: int
     Raises:
         UserError: the smallest is above the largest, or the processor resizes all images to one size.
     """
+    if isinstance(image_processor, Gemma4ImageProcessor):
+        _set_soft_tokens(image_processor, min_pixels, max_pixels)
+        return
     size = dict(image_processor.size)
     if hasattr(image_processor, "merge_size"):
-        smallest, largest = min_pixels or size["shortest_edge"], max_pixels or size["longest_edge"]
+        # GLM's counts the pixels of all the frames of a patch, and takes a still image for as many equal ones.
+        frames = image_processor.temporal_patch_size if isinstance(image_processor, _GLM_PROCESSORS) else 1
+        smallest = min_pixels * frames if min_pixels else size["shortest_edge"]
+        largest = max_pixels * frames if max_pixels else size["longest_edge"]
         _check_order(smallest, largest)
         size.update(shortest_edge=smallest, longest_edge=largest)
         image_processor.size = type(image_processor.size)(**size)
@@ -50,6 +69,23 @@ def set_resolution(image_processor: Any, min_pixels: int | None, max_pixels: int
         )
 
 
+def _set_soft_tokens(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Choose the number of image tokens of Gemma 4."""
+    token = (image_processor.patch_size * image_processor.pooling_kernel_size) ** 2
+    if min_pixels is not None:
+        raise UserError(
+            f"policy: min_pixels={min_pixels}: the {type(image_processor).__name__} of this model resizes every image"
+            " to about one area; leave it out and set max_pixels"
+        )
+    if max_pixels is None:
+        return
+    fitting = [tokens for tokens in _SOFT_TOKENS if tokens * token <= max_pixels]
+    if not fitting:
+        least = _SOFT_TOKENS[0] * token
+        raise UserError(f"policy: max_pixels={max_pixels}: this model takes at least {least} pixels; raise it")
+    image_processor.max_soft_tokens = fitting[-1]
+
+
 def _check_order(smallest: int, largest: int) -> None:
     if smallest > largest:
         raise UserError(f"policy: min_pixels={smallest} is more than max_pixels={largest}; lower it")
@@ -57,7 +93,7 @@ def _check_order(smallest: int, largest: int) -> None:
 
 EMBEDDED_MODEL = str(files("vr1") / "embedded")
 # Names of the parts that turn an image into features, in transformers' models.
-_VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector")
+_VISION_PARTS = ("visual", "vision_tower", "multi_modal_projector", "embed_vision", "audio_tower", "embed_audio")
 # Parts that stay in ``dtype`` when the rest is quantized to 4 bits.
 UNQUANTIZED = (*(f"model.{name}" for name in _VISION_PARTS), "lm_head")
 

@@ -26,6 +26,11 @@ __all__ = ["Policy", "join_prefixes"]
 
 # Prompts go through the model together when the longest has at most this many times the tokens of the shortest.
 _MAX_LENGTH_RATIO = 1.25
+# Names of the tokens of images, videos and sounds in the configs of transformers.
+_MEDIA_TOKENS = (
+    *("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id"),
+    *(f"{medium}_{end}_token_id" for medium in ("image", "video") for end in ("start", "end")),
+)
 
 
 class Policy(nn.Module):
@@ -84,8 +89,7 @@ class Policy(nn.Module):
     @property
     def forbidden_tokens(self) -> list[int]:
         """Tokens that stand for images: if one were sampled, the next forward would require an image for it."""
-        names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-        return sorted({token for name in names if (token := getattr(self.base.config, name, None)) is not None})
+        return sorted({token for name in _MEDIA_TOKENS if (token := getattr(self.base.config, name, None)) is not None})
 
     @property
     def eos_tokens(self) -> list[int]:

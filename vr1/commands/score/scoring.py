@@ -193,7 +193,9 @@ def _score(
     """The fields to add to each line of a chunk, and the boxes read from its answer."""
     answers = [line.answer for line in chunk]
     detections = [
-        read_detections(answer.completion, family, answer.image_size, answer.input_size, rewards.box_rules)
+        read_detections(
+            answer.completion, family, answer.image_size, answer.input_size, rewards.box_rules, answer.categories
+        )
         for answer in answers
     ]
     output = rewards(detections, [answer.targets for answer in answers])
