@@ -1,5 +1,6 @@
 """Progressive rule refinement: stricter thresholds of the reward as training advances."""
 
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,7 +22,7 @@ from callbacks.schedule import (
 )
 from vr1.errors import UserError
 from vr1.modules.state import HasTrainingState
-from vr1.rewards import Reward
+from vr1.rewards import STAGES, Criterion, Reward
 
 
 def reward_of(pl_module: "pl.LightningModule") -> Reward | None:
@@ -43,7 +44,8 @@ class RuleRefinement(Callback):
     Args:
         stages: the schedule, in order. None is the paper's: *beginner* (0.5, 0.5, 0.75), and *advanced*
             (0.75, 0.75, 0.9) from the middle of training. An empty list switches the callback off; the reward then
-            keeps its own criterion. A stage replaces the whole criterion, ``strict`` included.
+            keeps its own criterion. A stage replaces the whole criterion, ``strict`` included; those of the paper keep
+            the reward's ``strict``. Of a reward that names its ``stages``, a schedule has only criteria of these.
         switch_at: share of training, from 0 to 1, at which the last stage begins, in place of the stage's own
             beginning; at 1 it never begins. A single number that a sweep can vary.
 
@@ -59,9 +61,9 @@ class RuleRefinement(Callback):
         that results of checkpoints from different stages are comparable.
 
     Raises:
-        UserError: the stages are not a schedule (:class:`~callbacks.schedule.Stage`), a stage begins at a fraction of a
-            training without a limit, the module has no :class:`~vr1.rewards.Reward`, or a monitored metric is not
-            logged.
+        UserError: the stages are not a schedule (:class:`~callbacks.schedule.Stage`), the reward does not have the
+            criterion of a stage, a stage begins at a fraction of a training without a limit, the module has no
+            :class:`~vr1.rewards.Reward`, or a monitored metric is not logged.
 
     Example::
 
@@ -81,6 +83,7 @@ class RuleRefinement(Callback):
     """
 
     def __init__(self, stages: list[Stage] | None = None, switch_at: float | None = None) -> None:
+        self._is_papers = stages is None
         self.stages = paper_stages() if stages is None else list(stages)
         if switch_at is not None:
             self.stages = last_begins_at(self.stages, switch_at)
@@ -113,14 +116,31 @@ class RuleRefinement(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if stage != "fit" or not self.stages:
             return
-        if reward_of(pl_module) is None:
+        if (reward := reward_of(pl_module)) is None:
             raise UserError(
                 f"RuleRefinement requires a module with a reward, and {type(pl_module).__name__} has none: leave the"
                 " callback out, or give it `stages: []`"
             )
+        self._agree_with(reward)
         if trainer.global_step == 0:
             # One callback may serve several trainers; a checkpoint is loaded after this.
             self._reset()
+
+    def _agree_with(self, reward: Reward) -> None:
+        """Take the criteria of the reward's own stages, or refuse a schedule that has others."""
+        own = {name: reward.criterion.at_stage(name) for name in reward.stages}
+        if self._is_papers:
+            named: dict[str, Criterion] = {**own}
+            self.stages = [replace(stage, criterion=named.get(stage.name, stage.criterion)) for stage in self.stages]
+        if set(own) == set(STAGES):
+            return
+        for stage in self.stages:
+            if stage.criterion not in own.values():
+                raise UserError(
+                    f"RuleRefinement's stage {stage.name!r} has {stage.criterion}, but reward.stages are"
+                    f" {' and '.join(own)} ({', '.join(map(str, own.values()))}): give the callback these, or"
+                    " `stages: []` to keep the reward's own criterion"
+                )
 
     @override
     def on_sanity_check_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

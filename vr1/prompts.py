@@ -71,6 +71,7 @@ class PromptBatch:
         token_types: ``[B, P]`` int64, the type of each token as the processor gives it (Qwen: 0 text, 1 image).
         types_name: name of this argument of the model; empty where it takes none.
         image_tokens: B counts of image tokens.
+        image_counts: B counts of images; the boxes are on the one that the record names.
         markers: special tokens that are part of an answer and stay in its text.
     """
 
@@ -83,6 +84,7 @@ class PromptBatch:
     token_types: Tensor
     types_name: str
     image_tokens: list[int]
+    image_counts: list[int]
     markers: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
@@ -101,15 +103,15 @@ class PromptBatch:
     def vision_of(self, row: int) -> dict[str, Tensor]:
         """The image tensors of one prompt.
 
-        A tensor has one row for each image, or rows in proportion to the image's tokens.
+        A tensor has one row for each image, or rows in proportion to the prompt's image tokens.
 
         Raises:
             UserError: a tensor of another layout.
         """
         parts = {}
         for name, value in self.vision.items():
-            counts = [1] * len(self)
-            if len(value) != len(self):
+            counts = self.image_counts
+            if len(value) != sum(self.image_counts):
                 counts = [len(value) * tokens // sum(self.image_tokens) for tokens in self.image_tokens]
             if sum(counts) != len(value):
                 raise UserError(f"{name} has {len(value)} entries, which cannot be split among {len(self)} prompts")
@@ -130,6 +132,7 @@ class PromptEncoder:
         self.processor, self.family, self.max_prompt_tokens = processor, family, max_prompt_tokens
         added = processor.tokenizer.get_added_vocab()
         self._refusals: dict[tuple[int, int], str | None] = {}
+        self._input_sizes: dict[tuple[int, int], tuple[int, int]] = {}
         self._markers = frozenset(added[marker] for marker in family.markers if marker in added)
 
     def __call__(self, records: Sequence[DetectionRecord]) -> PromptBatch:
@@ -150,13 +153,14 @@ class PromptEncoder:
         return PromptBatch(
             records=list(records),
             instructions=instructions,
-            input_sizes=input_sizes(self.processor, encoded, [record.image_size for record in records]),
+            input_sizes=self._input_sizes_of(encoded, records),
             tokens=tokens,
             mask=mask,
             vision={name: value for name, value in encoded.items() if name not in _TEXT and isinstance(value, Tensor)},
             token_types=encoded.get(types_name, (tokens == self.processor.image_token_id).long()),
             types_name=types_name,
             image_tokens=(tokens == self.processor.image_token_id).sum(1).tolist(),
+            image_counts=[len(record.prompt_images) for record in records],
             markers=self._markers,
         )
 
@@ -178,14 +182,46 @@ class PromptEncoder:
                 self._refusals[image_size] = " ".join(str(error).split())
         return self._refusals[image_size]
 
-    def chat(self, instruction: str) -> str:
-        """The prompt text: one user message of an image and the instruction, and the start of the model's answer.
+    def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """The size to which the model's processor resizes an image.
+
+        Args:
+            image_size: width and height in pixels.
+
+        Returns:
+            Width and height in pixels; for an image that is split into tiles, of all tiles together.
+
+        Raises:
+            UserError: the processor refuses such an image.
+        """
+        if image_size not in self._input_sizes:
+            try:
+                encoded = self.processor.image_processor(images=[Image.new("RGB", image_size)], return_tensors="pt")
+            except ValueError as error:
+                raise UserError(
+                    f"the model's processor refuses an image of {image_size[0]} x {image_size[1]} pixels ({error});"
+                    " remove, crop or pad it"
+                ) from error
+            [self._input_sizes[image_size]] = input_sizes(self.processor, encoded, [image_size])
+        return self._input_sizes[image_size]
+
+    def chat(self, instruction: str, images: int = 1) -> str:
+        """The prompt text: one user message of images and the instruction, and the start of the model's answer.
 
         Without a chat template (PaliGemma) it is the image token and the instruction.
+
+        Args:
+            instruction: the question.
+            images: number of images.
+
+        Raises:
+            UserError: several images, of which a model without a chat template takes one.
         """
         if self.processor.chat_template is None:
+            if images > 1:
+                raise UserError(f"{images} images in one prompt: this model takes one; choose another model or data")
             return f"{self.processor.image_token}{instruction}"
-        content = [{"type": "image"}, {"type": "text", "text": instruction}]
+        content = [{"type": "image"}] * images + [{"type": "text", "text": instruction}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
@@ -223,9 +259,12 @@ class PromptEncoder:
         """The processor's output for a batch. An error names the record."""
         try:
             return self.processor(
-                text=[self.chat(instruction) for instruction in instructions],
+                text=[
+                    self.chat(instruction, len(record.prompt_images))
+                    for record, instruction in zip(records, instructions, strict=True)
+                ],
                 # A list for each prompt: some processors take a flat list for the images of one prompt.
-                images=[[record.image] for record in records],
+                images=[record.prompt_images for record in records],
                 padding=True,
                 padding_side="left",
                 return_tensors="pt",
@@ -235,11 +274,23 @@ class PromptEncoder:
                 for record, instruction in zip(records, instructions, strict=True):
                     self._process([record], [instruction])
                 raise
-            width, height = records[0].image_size
+            if isinstance(error, UserError):
+                raise UserError(f"{records[0].origin}: {error}") from error
+            sizes = " and ".join(
+                f"{width} x {height}" for width, height in (one.size for one in records[0].prompt_images)
+            )
             raise UserError(
-                f"{records[0].origin}: the model's processor refuses the image of {width} x {height} pixels ({error});"
+                f"{records[0].origin}: the model's processor refuses the image of {sizes} pixels ({error});"
                 " remove, crop or pad it"
             ) from error
+
+    def _input_sizes_of(self, encoded: Any, records: Sequence[DetectionRecord]) -> list[tuple[int, int]]:
+        """The input size of the image of each record that its boxes are on."""
+        sizes = iter(
+            input_sizes(self.processor, encoded, [image.size for record in records for image in record.prompt_images])
+        )
+        own = [[next(sizes) for _ in record.prompt_images] for record in records]
+        return [parts[0 if record.image_first else -1] for parts, record in zip(own, records, strict=True)]
 
     def _check_lengths(self, records: Sequence[DetectionRecord], tokens: Tensor, mask: Tensor) -> None:
         lengths = mask.sum(1)

@@ -63,6 +63,9 @@ class DetectionRecord:
         set_name: name of the data set that it belongs to, of several; empty with a single one.
         referring: the single category is an expression that refers to one object, such as "the man on the left".
         replaces: unreadable records in whose place this one is returned; almost always none.
+        references: further images of the prompt, such as a crop of what is sought, decoded like ``image``; no box is
+            on them.
+        image_first: whether ``image`` comes before them in the prompt, and not after them.
     """
 
     image: Image.Image
@@ -76,6 +79,13 @@ class DetectionRecord:
     set_name: str = ""
     referring: bool = False
     replaces: tuple[Replacement, ...] = ()
+    references: tuple[Image.Image, ...] = ()
+    image_first: bool = False
+
+    @property
+    def prompt_images(self) -> list[Image.Image]:
+        """All images of the prompt, in its order."""
+        return [self.image, *self.references] if self.image_first else [*self.references, self.image]
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -51,6 +51,37 @@ def test_sets_the_criterion_of_the_real_reward(tmp_path):
     assert model.reward.criterion == HARD
 
 
+RELEASED = {"criterion": Criterion(0.5, 0.5, 0.75, strict=True), "stages": ["beginner", "advanced"]}
+
+
+def test_the_papers_stages_are_those_that_the_reward_has(tmp_path):
+    model = TinyDetector()
+    model.reward = Reward(**RELEASED)
+    fit(tmp_path, None, model)
+    assert model.reward.criterion == Criterion(0.75, 0.75, 0.9, strict=True)
+    model.reward = Reward(criterion=Criterion(0.5, 0.5, 0.75, strict=True))
+    fit(tmp_path, None, model)
+    assert model.reward.criterion.strict, "a reward with all stages keeps its own comparison as well"
+
+
+@pytest.mark.parametrize(
+    ("reward", "stages", "name"),
+    [
+        ({"criterion": Criterion(0.5, 0.0, 1.0, strict=True), "stages": ["off"]}, None, "beginner"),
+        (RELEASED, two(at_step=2), "easy"),
+        (RELEASED, [Stage(name="a", criterion=Criterion(0.5, 0.5, 0.75, strict=True)), *two(at_step=2)[1:]], "hard"),
+    ],
+)
+def test_a_stage_that_the_reward_does_not_have_is_refused(tmp_path, reward, stages, name):
+    model = TinyDetector()
+    model.reward = Reward(**reward)
+    with pytest.raises(UserError, match=rf"stage '{name}' has Criterion.*but reward\.stages are .*`stages: \[\]`"):
+        fit(tmp_path, stages, model)
+    # Switched off, it leaves the reward as it is.
+    fit(tmp_path, [], model)
+    assert model.reward.criterion == reward["criterion"]
+
+
 @pytest.mark.parametrize(("fraction", "total", "step"), [(0.1, 30, 3), (1 / 3, 10, 4), (0.0, 10, 0), (1.0, 10, None)])
 def test_fraction_of_max_steps(tmp_path, fraction, total, step):
     model, _, _ = fit(tmp_path, two(at_fraction=fraction), max_steps=total)

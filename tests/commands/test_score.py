@@ -93,6 +93,30 @@ def test_prints_a_table(answers, capsys):
     }
 
 
+OTHERS = {
+    "InternVL": [
+        "<ref>cat</ref><box>[[1, 2, 30, 40]]</box>",
+        "<ref>dog</ref><box>[[1, 2, 30, 40], [5, 6, 7, 8]]</box>",
+    ],
+    "PaliGemma": ["<loc0010><loc0020><loc0500><loc1000> cat"],
+    "Qwen2VL": ["<|object_ref_start|>cat<|object_ref_end|><|box_start|>(1,2),(30,40)<|box_end|>"],
+    "Gemma": ['[{"box_2d": [2, 1, 40, 30], "label": "cat"}]'],
+}
+FINE = ["A cat, I think.", "[]", LOOSE["completion"], '[{"bbox_2d": [1, 2, 3, 4]}]', "[[1, 2, 3, 4]]"]
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_answers_of_another_family_are_counted_and_it_is_named(answers, capsys, family):
+    texts = OTHERS[family] + FINE
+    answers.write_text("".join(json.dumps(LOOSE | {"completion": text}) + "\n" for text in texts))
+    assert main(["--completions", str(answers)]) == 0
+    hints = [line for line in capsys.readouterr().out.splitlines() if "try --family" in line]
+    count = len(OTHERS[family])
+    assert hints == [f"{count} answer{'s look' if count > 1 else ' looks'} like {family}'s: try --family {family}"]
+    assert main(["--completions", str(answers), "--family", family]) == 0
+    assert f"like {family}'s" not in capsys.readouterr().out
+
+
 def test_what_could_not_be_read_is_counted(answers, capsys):
     [line] = [json.loads(line) for line in answers.read_text().splitlines()][:1]
     texts = ['[{"box_2d": [1, 2, 3, 4]}, {"box_2d": [1, 2, 3, 4]}]', '[{"label": "cat"}]', '[{"point_2d": [1, 2]}]']

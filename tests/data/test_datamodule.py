@@ -21,6 +21,9 @@ class Ids:
     def refusal(self, image_size):
         return None
 
+    def input_size(self, image_size):
+        return image_size
+
 
 class Reader(LightningModule):
     """Remembers the records of every batch by epoch, and trains one number."""

@@ -221,7 +221,7 @@ def test_every_question_of_a_conversation_counts(make):
         (answers('[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5, 6, 7, 8]}]'), "line with several boxes"),
         (answers("[1, 2, 3]"), "line without four numbers"),
         (answers("<loc0010><loc0020><loc0100><loc0200>"), "line without four numbers"),
-        (answers("[1, 2, 3, 4]", image=["a.jpg", "b.jpg"]), "line with several images"),
+        (answers("[1, 2, 3, 4]", image=["a.jpg", "b.jpg"]), "line with several images: set scene to last or first"),
         (answers("[1, 2, 99, 30]"), "box that reaches outside its image: set frame"),
     ],
 )
@@ -264,6 +264,83 @@ def test_a_frame_that_needs_the_size_of_the_input(make):
     ]
     table, *_ = make({**item, "resized_width": "560", "resized_height": 560}, frame="input")
     assert table.boxes_xyxy.round(9).tolist() == BOX
+
+
+def test_a_frame_of_inputs_whose_size_the_processor_knows(make, tmp_path):
+    resized = {(50, 40): (560, 560), (100, 80): (200, 80)}
+    lines = [
+        {"image": "b.jpg", "expression": "cup", "bbox_xyxy": [112, 280, 336, 560]},
+        {
+            "image": "coco/a.jpg",
+            "expression": "jug",
+            "bbox_xyxy": [20, 8, 40, 16],
+            "input_width": 20,
+            "input_height": 16,
+        },
+        {"image": "coco/a.jpg", "expression": "can", "bbox_xyxy": [20, 8, 40, 16]},
+    ]
+    lines[1]["bbox_xyxy"] = [2, 4, 10, 16]
+    table, problems, notes = make(*lines, frame="input", input_size=resized.get)
+    assert not len(problems)
+    # The line's own size counts where there is one.
+    assert table.boxes_xyxy.round(9).tolist() == [*BOX, [10, 20, 50, 80], [10, 8, 20, 16]]
+    assert notes[0].startswith(
+        "2 boxes are read in pixels of the input that the model's processor makes of their images"
+    )
+    assert "such as 560 x 560 of 50 x 40" in notes[0]
+
+
+def test_a_frame_of_inputs_of_the_model_in_training(make, tmp_path, encoder):
+    make(*[{"image": "b.jpg", "expression": "cup", "bbox_xyxy": [14, 28, 42, 56]}] * 2)
+    data = ReferringDataModule(tmp_path, train={"all": tmp_path / "rec.jsonl"}, frame="input")
+    with pytest.raises(ValueError, match="line without input_width and input_height"):
+        data.build("train")
+    data.take_input_sizes(encoder.input_size)
+    [record, _] = data.build("train")
+    # The model writes these very numbers.
+    [size] = encoder([record]).input_sizes
+    assert size == encoder.input_size((50, 40)) != (50, 40)
+    written = encoder.family.from_image(record.boxes_xyxy, record.image_size, size)
+    assert written.round(9).tolist() == [[14, 28, 42, 56]]
+
+
+@pytest.mark.parametrize("scene", ["last", "first"])
+def test_several_images_in_a_line(make, tmp_path, picture, scene):
+    picture("crop.jpg", (20, 10))
+    names = ["CROP.jpg", "b.jpg"] if scene == "last" else ["b.jpg", {"path": "crop.jpg"}]
+    lines = [
+        {"images": names, "expression": "<image> is in <image>", "solution": [10, 20, 30, 40]},
+        {"image": "b.jpg", "expression": "cup", "solution": [10, 20, 30, 40]},
+    ]
+    make(*lines, scene=scene)
+    data = ReferringDataModule(tmp_path, train={"all": tmp_path / "rec.jsonl"}, scene=scene)
+    with_crop, alone = data.build("train")
+    assert with_crop.image.size == (50, 40)
+    assert [image.size for image in with_crop.prompt_images] == ([(20, 10), (50, 40)], [(50, 40), (20, 10)])[
+        scene == "first"
+    ]
+    assert with_crop.boxes_xyxy.tolist() == alone.boxes_xyxy.tolist() == [[10, 20, 30, 40]]
+    assert with_crop.categories == ("is in",)
+    assert [image.size for image in alone.prompt_images] == [(50, 40)]
+    selected = ReferringDataModule(
+        tmp_path, train={"all": tmp_path / "rec.jsonl"}, scene=scene, selection=Selection(max_objects=1)
+    )
+    assert len(selected.build("train")[0].prompt_images) == 2
+
+
+def test_a_further_image_that_is_missing(make):
+    item = {"images": ["gone.jpg", "b.jpg"], "expression": "cup", "solution": [1, 2, 3, 4]}
+    table, problems, _ = make(item, {**item, "images": ["b.jpg"]}, scene="last")
+    [(kind, [where])] = problems.by_kind.items()
+    assert kind.startswith("image that cannot be opened")
+    assert "gone.jpg" in kind
+    assert where.startswith("line 1")
+    assert len(table) == 1
+
+
+def test_a_place_of_the_scene_that_is_none(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.scene='middle' must be last or first"):
+        ReferringDataModule(tmp_path, scene="middle")
 
 
 @pytest.mark.parametrize("frame", [None, "pixels", 1000])

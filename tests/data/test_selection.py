@@ -98,6 +98,9 @@ class CountingEncoder:
     def refusal(self, image_size):
         return None
 
+    def input_size(self, image_size):
+        return image_size
+
 
 def curriculum(rank=0, world=1, batch_size=4):
     """The training loader of a data module whose records are ordered by their number of objects."""

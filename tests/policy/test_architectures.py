@@ -244,7 +244,7 @@ def test_the_resolution_of_a_processor_with_a_number_of_tokens(source, records):
             assert width / height == pytest.approx(record.image.width / record.image.height, rel=0.2)
     with pytest.raises(ValueError, match="max_pixels=500: this model takes at least 10080 pixels"):
         replace(source, max_pixels=500).processor()
-    with pytest.raises(ValueError, match="min_pixels=500: the Gemma4ImageProcessor .* leave it out"):
+    with pytest.raises(ValueError, match=r"min_pixels=500: the Gemma4ImageProcessor .* leave it out"):
         replace(source, min_pixels=500).processor()
 
 

@@ -166,7 +166,12 @@ class AnnotatedSource(RecordSource):
             areas=table.areas[rows],
             crowd=table.crowd[rows],
             referring=table.referring,
+            references=tuple(open_image(self._images / name) for name in self._references(image_row)),
+            image_first=table.image_first,
         )
+
+    def _references(self, image_row: int) -> tuple[str, ...]:
+        return self.table.references[image_row] if self.table.references else ()
 
     def _upright(self, image_row: int, boxes: Boxes) -> tuple[Image.Image, Boxes]:
         path = self._images / self.table.file_names[image_row]

@@ -120,6 +120,8 @@ class AnnotationTable:
         crowd: ``[A]`` bool.
         rounded: ``[A]`` bool, boxes that reached outside their image by at most a pixel and were clipped.
         referring: the categories are expressions, each for one object of one image.
+        references: for each of the I images, the paths of those that are shown with it; empty where none has any.
+        image_first: whether an image is shown before them, and not after them.
     """
 
     image_ids: list[int]
@@ -133,6 +135,8 @@ class AnnotationTable:
     crowd: NDArray[np.bool_]
     rounded: NDArray[np.bool_]
     referring: bool = False
+    references: tuple[tuple[str, ...], ...] = ()
+    image_first: bool = False
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -154,6 +158,7 @@ class AnnotationTable:
             image_ids=[self.image_ids[row] for row in rows],
             file_names=[self.file_names[row] for row in rows],
             sizes=self.sizes[rows],
+            references=tuple(self.references[row] for row in rows) if self.references else (),
         )
         new_rows = np.cumsum(keep) - 1
         return table._keep_objects(keep[self.image_rows], image_rows=new_rows[self.image_rows])
@@ -220,6 +225,7 @@ class TableBuilder:
 
     Args:
         referring: the categories are expressions; see `AnnotationTable`.
+        image_first: whether images are shown before their references; see `AnnotationTable`.
 
     Example:
         >>> builder = TableBuilder()
@@ -230,8 +236,9 @@ class TableBuilder:
         (('cat',), [[1.0, 2.0, 40.0, 20.0]], [True])
     """
 
-    def __init__(self, *, referring: bool = False) -> None:
-        self._referring = referring
+    def __init__(self, *, referring: bool = False, image_first: bool = False) -> None:
+        self._referring, self._image_first = referring, image_first
+        self._references: list[tuple[str, ...]] = []
         self._names: list[str] = []
         self._sizes: list[tuple[int, int]] = []
         self._categories: dict[str, int] = {}
@@ -243,9 +250,10 @@ class TableBuilder:
         self._rounded: list[bool] = []
         self._clip = BoxClipper()
 
-    def add_image(self, file_name: str, size: tuple[int, int]) -> None:
-        """The next image: its path relative to the folder of images, its width and height in pixels."""
+    def add_image(self, file_name: str, size: tuple[int, int], references: Sequence[str] = ()) -> None:
+        """The next image: its path in the folder of images, its size in pixels, and images that are shown with it."""
         self._names.append(file_name)
+        self._references.append(tuple(references))
         self._sizes.append(size)
 
     def add_category(self, name: str) -> int:
@@ -284,4 +292,6 @@ class TableBuilder:
             crowd=np.array(self._crowd, np.bool_),
             rounded=np.array(self._rounded, np.bool_),
             referring=self._referring,
+            references=tuple(self._references) if any(self._references) else (),
+            image_first=self._image_first,
         )

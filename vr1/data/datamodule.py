@@ -1,6 +1,7 @@
 """The base of every data module: its loading settings, its splits and its loaders."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import lightning as L
@@ -17,6 +18,8 @@ from vr1.seeding import run_seed
 from vr1.types import DetectionRecord
 
 Source = Dataset[DetectionRecord]
+InputSize = Callable[[tuple[int, int]], tuple[int, int]]
+"""The (width, height) that the model's processor resizes an image of a (width, height) to."""
 Split = Literal["train", "val", "test", "predict"]
 _SPLITS_OF: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "val"),
@@ -38,6 +41,9 @@ class Encoder(Protocol):
 
     def refusal(self, image_size: tuple[int, int]) -> str | None:
         """Why the model takes no images of a (width, height); None if it does."""
+
+    def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """The (width, height) that the model's processor resizes an image of a (width, height) to."""
 
 
 class TrainedModule(Protocol):
@@ -93,6 +99,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
         self.selection, self.shuffle = selection, shuffle and not selection.curriculum
         self.sources: dict[Split, Source] = {}
         self.refusal: Refusal | None = None
+        self.input_size: InputSize | None = None
 
     @abstractmethod
     def read(self, split: Split) -> Source:
@@ -122,6 +129,14 @@ class RecordDataModule(L.LightningDataModule, ABC):
         """
         self.refusal = refusal
 
+    def take_input_sizes(self, input_size: InputSize) -> None:
+        """Read boxes that are written in pixels of the model's input, in the sources that are built from now on.
+
+        Args:
+            input_size: what the model's processor makes of the size of an image.
+        """
+        self.input_size = input_size
+
     @property
     def skips_bad_records(self) -> bool:
         """Whether records that cannot be used are left out, counted and reported, in place of an error."""
@@ -148,6 +163,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
         """Open the sources that a stage needs, so that bad data are found before training."""
         if self.trainer is not None:
             self.refuse_images(self._module().encoder.refusal)
+            self.take_input_sizes(self._module().encoder.input_size)
         for split in _SPLITS_OF[stage]:
             if split not in self.sources:
                 self.sources[split] = self.build(split)

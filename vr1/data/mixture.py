@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vr1.data.datamodule import RecordDataModule, Source, Split
+from vr1.data.datamodule import InputSize, RecordDataModule, Source, Split
 from vr1.data.refused import Refusal
 from vr1.data.selection import SelectedSource
 from vr1.data.source import DataReport, RecordSource
@@ -112,6 +112,11 @@ class MixtureDataModule(RecordDataModule):
         """The same for all parts, each of which has its own setting of faulty records."""
         for part in self.parts.values():
             part.refuse_images(refusal)
+
+    def take_input_sizes(self, input_size: InputSize) -> None:
+        """The same for all parts."""
+        for part in self.parts.values():
+            part.take_input_sizes(input_size)
 
     def read(self, split: Split) -> Source:
         """The mixed training records, or the records of the parts to evaluate one after the other.

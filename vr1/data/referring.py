@@ -13,18 +13,21 @@ from vr1.boxes import rescale
 from vr1.data.annotated import AnnotatedDataModule
 from vr1.data.annotations import AnnotationTable, TableBuilder, box_fault
 from vr1.data.coco_objects import BoxFormat
-from vr1.data.datamodule import MissingSplitError, Source, Split
+from vr1.data.datamodule import InputSize, MissingSplitError, Source, Split
 from vr1.data.image_files import ImageFolder
 from vr1.data.images import ImageError
 from vr1.data.mixture import SetsSource
-from vr1.data.referring_line import LineError, Referred, image_of, referred
+from vr1.data.referring_line import LineError, Referred, images_of, referred
 from vr1.data.validation import Problems, is_side, side
 from vr1.errors import UserError
 from vr1.types import as_boxes
 
 BoxFrame = Literal["pixels", "input"] | float
-"""Unit of written boxes: pixels of the image, pixels of the input that the line gives the size of, or the number that
-both axes end at, such as 1000 or 1."""
+"""Unit of written boxes: pixels of the image, pixels of the model's input, or the number that both axes end at, such as
+1000 or 1."""
+
+Scene = Literal["first", "last"]
+"""Which of several images of a line the box is on."""
 
 _INPUT_SIZES = (("input_width", "input_height"), ("resized_width", "resized_height"))
 # Boxes that show a frame: of fewer, some lie in a corner by chance.
@@ -37,13 +40,19 @@ class _Line(NamedTuple):
 
     where: str
     image: str
+    references: tuple[str, ...]
     size: tuple[int, int]
     input_size: tuple[int, int] | None
     item: Referred
 
 
 def read_referring(
-    path: Path, images: Path, box_format: BoxFormat | None = None, frame: BoxFrame | None = None
+    path: Path,
+    images: Path,
+    box_format: BoxFormat | None = None,
+    frame: BoxFrame | None = None,
+    scene: Scene | None = None,
+    input_size: InputSize | None = None,
 ) -> tuple[AnnotationTable, Problems, list[str]]:
     """Read a file of referring expressions. Every expression is an image of the table, and a category of its own.
 
@@ -52,6 +61,9 @@ def read_referring(
         images: the folder to which ``image`` is relative; sizes that the file does not give are read from the images.
         box_format: what ``bbox`` holds; ``bbox_xyxy`` and ``solution`` always hold corners.
         frame: unit of the boxes; None takes pixels, and refuses boxes that look like another unit.
+        scene: which of several images the box is on; the others are shown with it. None refuses such lines.
+        input_size: what the model's processor makes of the size of an image, for boxes in pixels of the input where a
+            line does not give its size; None refuses such lines.
 
     Returns:
         The table of the valid lines, the problems of the others, and notes on what was changed.
@@ -59,9 +71,15 @@ def read_referring(
     Raises:
         UserError: if the file is missing or not JSON, holds no list, or a setting has to say what its boxes are.
     """
-    problems, builder = Problems(str(path)), TableBuilder(referring=True)
-    folder = ImageFolder(images)
-    lines = [line for where, item in _items(path, problems) for line in _lines(where, item, folder, problems)]
+    problems, builder = Problems(str(path)), TableBuilder(referring=True, image_first=scene == "first")
+    folder, notes = ImageFolder(images), []
+    lines = [line for where, item in _items(path, problems) for line in _lines(where, item, folder, problems, scene)]
+    if frame == "input" and input_size is not None and (unsized := [one for one in lines if one.input_size is None]):
+        notes.append(
+            f"{len(unsized)} boxes are read in pixels of the input that the model's processor makes of their images,"
+            f" such as {_by(input_size(unsized[0].size))} of {_by(unsized[0].size)}, since their lines do not give it"
+        )
+        lines = [one if one.input_size else one._replace(input_size=input_size(one.size)) for one in lines]
     _check_format(path, lines, box_format)
     _check_frame(path, lines, box_format, frame)
     for line in lines:
@@ -77,9 +95,13 @@ def read_referring(
         if fault is not None or box is None:
             problems.add(fault or "", line.where, line.image)
             continue
-        builder.add_image(line.image, line.size)
+        builder.add_image(line.image, line.size, line.references)
         builder.add_object(line.item.text, box)
-    return builder.table(), problems, builder.notes()
+    return builder.table(), problems, [*notes, *builder.notes()]
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _items(path: Path, problems: Problems) -> list[tuple[str, Any]]:
@@ -103,16 +125,24 @@ def _items(path: Path, problems: Problems) -> list[tuple[str, Any]]:
     return items
 
 
-def _lines(where: str, item: Any, folder: ImageFolder, problems: Problems) -> list[_Line]:
+def _lines(where: str, item: Any, folder: ImageFolder, problems: Problems, scene: Scene | None) -> list[_Line]:
     """The expressions of one line; none of them where one is faulty."""
     name = ""
     try:
         if not isinstance(item, dict):
             raise LineError("line that is no JSON object")
-        name = image_of(item)
+        *others, name = images_of(item)
+        if others and scene is None:
+            raise LineError("line with several images: set scene to last or first, the one that the box is on")
+        if others and scene == "first":
+            others, name = [*others[1:], name], others[0]
         found = referred(item)
         # As the line gives it, or as the image has it.
         size = _sides(item, ("width", "height")) or folder.size(name)
+        for other in others:
+            # Their sizes are not used; this finds a missing file before training.
+            folder.size(other)
+        references = tuple(folder.find(other) or other for other in others)
     except LineError as error:
         problems.add(str(error), where, name)
         return []
@@ -121,7 +151,7 @@ def _lines(where: str, item: Any, folder: ImageFolder, problems: Problems) -> li
         return []
     input_size = next((found_size for names in _INPUT_SIZES if (found_size := _sides(item, names))), None)
     places = [where] if len(found) == 1 else [f"{where}, question {number}" for number in range(1, len(found) + 1)]
-    return [_Line(place, name, size, input_size, one) for place, one in zip(places, found, strict=True)]
+    return [_Line(place, name, references, size, input_size, one) for place, one in zip(places, found, strict=True)]
 
 
 def _sides(item: dict[str, Any], names: Sequence[str]) -> tuple[int, int] | None:
@@ -199,8 +229,11 @@ class ReferringDataModule(AnnotatedDataModule):
         test: files to test and predict on; with the callback ``callbacks.Evaluation`` each is reported by its name.
         box_format: what a field named ``bbox`` holds, ``xyxy`` or ``xywh``; ``bbox_xyxy`` and ``solution`` are corners.
         frame: unit of the boxes: ``pixels`` of the image, ``1000`` or ``1`` (what both axes end at), or ``input``,
-            pixels of the resized image, whose ``input_width`` and ``input_height`` each line gives. None takes pixels,
-            and refuses boxes that look like another unit.
+            pixels of the resized image. Its size is ``input_width`` and ``input_height`` of the line; without them,
+            what the processor of the model makes of the image. None takes pixels, and refuses boxes that look like
+            another unit.
+        scene: which of several images of a line the box is on, ``last`` or ``first``. The others, such as a crop of
+            what is sought, are shown to the model in the order of the line. None refuses lines with several images.
         settings: faulty records, selection and loading; see `AnnotatedDataModule` and `RecordDataModule`.
     """
 
@@ -212,6 +245,7 @@ class ReferringDataModule(AnnotatedDataModule):
         test: dict[str, Path] | None = None,
         box_format: Literal["xyxy", "xywh"] | None = None,
         frame: Literal["pixels", "input"] | float | None = None,
+        scene: Literal["last", "first"] | None = None,
         **settings: Any,
     ) -> None:
         # Each expression is a question of its own, and has one box.
@@ -220,7 +254,9 @@ class ReferringDataModule(AnnotatedDataModule):
             raise UserError(f"data.box_format={box_format!r} must be xyxy or xywh")
         if frame not in (None, "pixels", "input") and (isinstance(frame, bool | str) or frame <= 0):
             raise UserError(f"data.frame={frame!r} must be pixels, input, or the number that both axes end at")
-        self.images, self.box_format, self.frame = Path(images), box_format, frame
+        if scene not in (None, "last", "first"):
+            raise UserError(f"data.scene={scene!r} must be last or first")
+        self.images, self.box_format, self.frame, self.scene = Path(images), box_format, frame, scene
         self.files: dict[Split, dict[str, Path]] = {
             "train": train or {},
             "val": val or {},
@@ -241,5 +277,12 @@ class ReferringDataModule(AnnotatedDataModule):
                 f"data.{name}: no file is named; name one, such as --data.{name} '{{refcoco_{name}: "
                 f"refcoco_{name}.jsonl}}'"
             )
-        read = partial(read_referring, images=self.images, box_format=self.box_format, frame=self.frame)
+        read = partial(
+            read_referring,
+            images=self.images,
+            box_format=self.box_format,
+            frame=self.frame,
+            scene=self.scene,
+            input_size=self.input_size,
+        )
         return SetsSource({name: self.open(path, self.images, read=read) for name, path in self.files[split].items()})

@@ -49,22 +49,24 @@ class Referred(NamedTuple):
     per_mille: bool = False
 
 
-def image_of(item: dict[str, Any]) -> str:
-    """The name of the image.
+def images_of(item: dict[str, Any]) -> list[str]:
+    """The names of the images, in the order of the line.
 
     Raises:
-        LineError: there is none, or several.
+        LineError: there is none, or one has no name.
+
+    Example:
+        >>> images_of({"images": ["crop.jpg", {"path": "scene.jpg"}]})
+        ['crop.jpg', 'scene.jpg']
     """
-    image = next((item[key] for key in ("image", "file_name", "images") if item.get(key)), None)
-    if isinstance(image, list) and len(image) == 1:
-        image = image[0]
-    if isinstance(image, dict):
-        image = image.get("path")
-    if isinstance(image, list):
-        raise LineError("line with several images")
-    if not is_text(image):
+    found = next((item[key] for key in ("image", "file_name", "images") if item.get(key)), None)
+    images = [
+        image.get("path") if isinstance(image, dict) else image
+        for image in (found if isinstance(found, list) else [found])
+    ]
+    if not all(map(is_text, images)):
         raise LineError("line without an 'image'")
-    return str(image)
+    return [str(image) for image in images]
 
 
 def referred(item: dict[str, Any]) -> list[Referred]:

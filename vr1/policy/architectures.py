@@ -117,7 +117,9 @@ class Qwen3VL(Architecture):
             level.split(lengths) if isinstance(level, Tensor) else level for level in output.deepstack_features
         )
         levels = [output.pooler_output, *deepstack]
-        return tuple(torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+        images = [torch.cat(parts, dim=1) for parts in zip(*levels, strict=True)]
+        # A prompt may have several images.
+        return torch.cat(images).split(prompts.image_tokens)
 
     def inputs(self, base: Any, tokens: Tensor, image: Tensor | None) -> dict[str, Any]:
         """Embeddings, and the features that the first layers add at the image tokens."""

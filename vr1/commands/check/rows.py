@@ -36,9 +36,10 @@ class Row:
         tokens: length of its prompt, image tokens included; 0 where there is none.
         faults: what is wrong with it: kind and detail. Training stops at such a record, or leaves it out.
         remarks: what is unusual about it, likewise; no reason to stop.
-        picture: digest of the pixels; equal for equal images.
+        picture: digest of the pixels of its images; equal for equal images.
         question: the categories that its prompt names.
         boxes: M boxes in pixels of the image.
+        images: number of images of its prompt.
     """
 
     origin: str
@@ -53,6 +54,7 @@ class Row:
     picture: bytes = b""
     question: tuple[str, ...] = ()
     boxes: tuple[tuple[float, ...], ...] = ()
+    images: int = 1
 
 
 class _Rows(Dataset[Row]):
@@ -93,10 +95,19 @@ class _Rows(Dataset[Row]):
             tokens=tokens,
             faults=long,
             remarks=tuple(_remarks(record, boxes)),
-            picture=hashlib.blake2b(repr(record.image_size).encode() + record.image.tobytes(), digest_size=16).digest(),
+            picture=_digest(record),
             question=record.categories,
             boxes=tuple(map(tuple, boxes.tolist())),
+            images=len(record.prompt_images),
         )
+
+
+def _digest(record: DetectionRecord) -> bytes:
+    """A digest of the pixels of all images of a prompt."""
+    digest = hashlib.blake2b(digest_size=16)
+    for image in record.prompt_images:
+        digest.update(repr(image.size).encode() + image.tobytes())
+    return digest.digest()
 
 
 def _remarks(record: DetectionRecord, boxes: Boxes) -> Iterator[tuple[str, str]]:

@@ -47,6 +47,7 @@ def check(encoder: PromptEncoder, data: RecordDataModule, out: Path) -> int:
 def _check(encoder: PromptEncoder, data: RecordDataModule, out: Path) -> int:
     limit, unlimited = encoder.max_prompt_tokens, PromptEncoder(encoder.processor, encoder.family, _NO_LIMIT)
     data.report_bad_records()
+    data.take_input_sizes(encoder.input_size)
     sources, unopened = _open(data)
     out.mkdir(parents=True, exist_ok=True)
     summaries = []

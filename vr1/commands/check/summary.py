@@ -54,6 +54,9 @@ class Summary:
         sets = Counter(row.set_name for row in readable)
         if set(sets) != {""}:
             lines.append("sets: " + ", ".join(f"{name} {count:,}" for name, count in sorted(sets.items())))
+        if further := sum(row.images - 1 for row in readable):
+            several = sum(row.images > 1 for row in readable)
+            lines.append(f"records with several images: {several:,}, {further:,} beside those that the boxes are on")
         lines.append("categories: " + _most_common(Counter(label for row in readable for label in row.labels)))
         lines += ["objects a record:", *_bars(counts, OBJECTS)]
         lines += ["square root of a box's area, pixels of the image:", *_bars(sides, SIDES)]

@@ -14,7 +14,7 @@ from typing import IO
 
 from vr1.detections import read_detections
 from vr1.errors import UserError
-from vr1.families import Family
+from vr1.families import GLM4V, Family, Florence2, Gemma, Griffon, InternVL, PaliGemma, Qwen2VL, Qwen25VL
 from vr1.metrics.answer_file import AnswerLine, read_answer_lines
 from vr1.metrics.answer_schema import RecordedAnswer
 from vr1.metrics.evaluation import table_text, write_evaluation
@@ -29,6 +29,7 @@ class ScoreSummary:
         names: the rewards, in the order of the table.
 
     Attributes:
+        looks_like: by name of a family, how many answers it reads that the chosen one cannot read.
         appendix: a text to print below the table.
 
     Example:
@@ -40,6 +41,7 @@ class ScoreSummary:
         self.sums = dict.fromkeys(names, 0.0)
         self.answers = self.well_formed = self.valid = self.parsed = self.matched = self.targets = 0
         self.problems: Counter[str] = Counter()
+        self.looks_like: Counter[str] = Counter()
         self.started = time.perf_counter()
         self.appendix = ""
 
@@ -85,10 +87,16 @@ class ScoreSummary:
         }
         left, right = max(map(len, rows)), max(map(len, rows.values()))
         table = "\n".join(f"{name:<{left}}  {value:>{right}}" for name, value in rows.items())
-        return f"{table}\n\n{self.appendix}" if self.appendix else table
+        hints = [
+            f"{count:,} answer{'s look' if count > 1 else ' looks'} like {name}'s: try --family {name}"
+            for name, count in self.looks_like.most_common()
+        ]
+        return "\n\n".join(filter(None, [table, "\n".join(hints), self.appendix]))
 
 
 _CHUNK = 256
+# One of each form; forms that differ in their frame alone cannot be told apart.
+_FORMS = (Qwen25VL(), Qwen2VL(), InternVL(), Gemma(), GLM4V(), PaliGemma(), Griffon(), Florence2())
 SECONDS_BETWEEN_REPORTS = 5.0
 
 
@@ -201,10 +209,23 @@ def _score(
     output = rewards(detections, [answer.targets for answer in answers])
     scores = {name: values.tolist() for name, values in [*output.terms.items(), ("total", output.total)]}
     summary.add(scores, output.matches)
+    summary.looks_like.update(name for one in detections if (name := _other_family(one)) is not None)
     for row, match in enumerate(output.matches):
         # float32 holds six digits.
         earned = {name: round(values[row], 6) for name, values in scores.items()}
         yield {"rewards": earned, "parsed": match.num_predicted, "matched": len(match.overlap)}, match.detections
+
+
+def _other_family(detections: Detections) -> str | None:
+    """The family that reads an answer of which the chosen one did not find all; None where there is none."""
+    labels = detections.labels
+    if detections.well_formed or (labels and all(map(str.strip, labels)) and not detections.problems):
+        return None
+    for family in _FORMS:
+        answer = family.read(detections.completion)
+        if answer.follows_template and answer.labels and all(map(str.strip, answer.labels)):
+            return type(family).__name__
+    return None
 
 
 def _with_fields(line: AnswerLine, result: dict[str, object]) -> str:
