@@ -128,10 +128,9 @@ class RuleRefinement(Callback):
 
     def _agree_with(self, reward: Reward) -> None:
         """Take the criteria of the reward's own stages, or refuse a schedule that has others."""
-        own = {name: reward.criterion.at_stage(name) for name in reward.stages}
+        own: dict[str, Criterion] = {name: reward.criterion.at_stage(name) for name in reward.stages}
         if self._is_papers:
-            named: dict[str, Criterion] = {**own}
-            self.stages = [replace(stage, criterion=named.get(stage.name, stage.criterion)) for stage in self.stages]
+            self.stages = [replace(stage, criterion=own.get(stage.name, stage.criterion)) for stage in self.stages]
         if set(own) == set(STAGES):
             return
         for stage in self.stages:

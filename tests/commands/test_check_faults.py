@@ -45,11 +45,11 @@ def picture(tmp_path):
 def checked(tmp_path, tiny_model):
     """The text of `check` on the training data of a configuration."""
 
-    def _checked(data):
+    def _checked(data, status=1):
         (tmp_path / "data.config.yaml").write_text(yaml.safe_dump({"data": data}))
         arguments = ["--config", CONFIGS / "raccoon.yaml", "--config", tmp_path / "data.config.yaml"]
         arguments += ["--model", tiny_model, "--data.num_workers", 0, "--out", tmp_path / "checked"]
-        assert run(tmp_path, "check", *arguments) == 1
+        assert run(tmp_path, "check", *arguments) == status
         return (tmp_path / "checked" / "check.txt").read_text()
 
     return _checked
@@ -318,3 +318,20 @@ def test_the_faults_of_the_readers_are_all_here():
     for name in ("coco_objects.py", "voc.py", "yolo.py", "referring_line.py", "image_checks.py"):
         for found in kind.findall((rooms / name).read_text()):
             assert found[:22] in here, f"{name}: {found}"
+
+
+def test_several_images_and_boxes_in_pixels_of_the_input(tmp_path, picture, checked):
+    picture("images/crop.png", (60, 40))
+    lines = []
+    for number in range(3):
+        picture(f"images/{number}.png")
+        names = ["crop.png"] * number + [f"{number}.png"]
+        lines.append({"images": names, "expression": f"cat {number}", "solution": [10 + number, 10, 50, 40]})
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    settings = {"images": str(tmp_path / "images"), "train": {"all": str(tmp_path / "lines.jsonl")}}
+    text = checked(
+        {"class_path": "vr1.data.ReferringDataModule", "init_args": settings | {"frame": "input", "scene": "last"}}, 0
+    )
+    assert "records with several images: 2, 3 beside those that the boxes are on" in text
+    assert "note: 3 boxes are read in pixels of the input that the model's processor makes of their images" in text
+    assert "anomalies: none" in text
