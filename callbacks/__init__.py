@@ -15,6 +15,7 @@ from callbacks.report import Report
 from callbacks.rule_refinement import RuleRefinement
 from callbacks.schedule import Plateau, Stage
 from callbacks.throughput import Throughput
+from callbacks.weight_average import WeightAverage
 
 __all__ = [
     "BeforeAfter",
@@ -35,4 +36,5 @@ __all__ = [
     "RuleRefinement",
     "Stage",
     "Throughput",
+    "WeightAverage",
 ]

@@ -47,6 +47,17 @@ def test_a_schedule_reaches_both_halves() -> None:
         assert torch.equal(value, before[name]), name
 
 
+def test_matrices_alone_or_none_at_all() -> None:
+    """Adapters have matrices only."""
+    matrices, vectors = nn.Linear(3, 2, bias=False), nn.LayerNorm(3)
+    for model, alone in (
+        (matrices, torch.optim.Muon(matrices.parameters(), lr=0.1)),
+        (vectors, torch.optim.AdamW(vectors.parameters(), lr=0.1)),
+    ):
+        (group,) = MuonAdamW(model.named_parameters(), lr=0.1).param_groups
+        assert group["params"] == alone.param_groups[0]["params"]
+
+
 def test_resumes_from_its_state() -> None:
     uninterrupted, interrupted = small_model(), small_model()
     descend(uninterrupted, optimizer := MuonAdamW(uninterrupted.named_parameters(), lr=0.01), steps=1)

@@ -24,8 +24,8 @@ def test_a_public_name_is_there(name):
 
 
 def test_what_is_not_there_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'vr1' has no attribute 'Detektor'"):
-        vr1.Detektor  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'vr1' has no attribute 'Detectors'"):
+        vr1.Detectors  # noqa: B018
 
 
 def test_the_import_waits_for_nothing(tmp_path):

@@ -68,9 +68,15 @@ class MuonAdamW(Optimizer):
             raise UserError("MuonAdamW: give (name, parameter) pairs, as `module.named_parameters()` does")
         matrices = [entry for entry in named if _is_matrix(*entry)]
         rest = [entry for entry in named if not _is_matrix(*entry)]
-        self._muon = Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        self._adamw = AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay)
-        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
+        # Either may be missing: adapters have matrices only.
+        self._parts: list[Optimizer] = []
+        if matrices or not rest:
+            self._parts.append(
+                Muon(matrices, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        if rest:
+            self._parts.append(AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay))
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -87,8 +93,8 @@ class MuonAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         # Schedules and loaded checkpoints change the groups and the state of this object: both optimizers use these.
-        for optimizer, groups in ((self._muon, self.param_groups[:1]), (self._adamw, self.param_groups[1:])):
-            optimizer.param_groups, optimizer.state = groups, self.state
+        for optimizer, group in zip(self._parts, self.param_groups, strict=True):
+            optimizer.param_groups, optimizer.state = [group], self.state
             optimizer.step()
         return loss
 

@@ -534,4 +534,17 @@ FAULTS = [
         ("cache_capacity(needs.completion_tokens) * (1 + 1 / layers)", "needs.completion_tokens * (1 + 1 / layers)"),
         ('sizes["gradients"] = trained * width', 'sizes["gradients"] = sizes["weights"]'),
     ),
+    # The average of the weights.
+    *_faults(
+        "callbacks/weight_average.py",
+        "tests/callbacks/test_weight_average.py",
+        ("1 - self.decay)", "self.decay)"),
+        ("self._exchanged = any(True for _ in _averaged(trainer))", "pass"),
+        ("if self._exchanged or not states:", "if not states:"),
+        ("weights.update(dict.fromkeys(own, average))", "weights[own[0]] = average"),
+        ("by_number[number] = {**by_number[number], _KEY: latest}", "pass"),
+        ("            state[_KEY].copy_(parameter)\n", ""),
+        ("                if not state:\n                    continue\n", ""),
+        ("self._exchange(trainer, average=False)\n        for optimizer", "for optimizer"),
+    ),
 ]

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from callbacks import WeightAverage
 from tests.checkpoints.test_resume import RewardedByHash
 from tests.save_at import SaveAt
 from vr1.data import SceneDataModule, SceneStyle
@@ -96,7 +97,7 @@ class Rows(Callback):
         trainer.save_checkpoint(self.folder / "end.ckpt")
 
 
-def train(made, folder, steps, save=None, ckpt_path=None, world=1, **settings):
+def train(made, folder, steps, save=None, ckpt_path=None, world=1, average=None, **settings):
     pl.seed_everything(1)
     trainer = pl.Trainer(
         **{
@@ -111,7 +112,11 @@ def train(made, folder, steps, save=None, ckpt_path=None, world=1, **settings):
             "enable_model_summary": False,
             "default_root_dir": folder,
             "gradient_clip_val": 1.0,
-            "callbacks": [Rows(folder), *([SaveAt(3, save)] if save else [])],
+            "callbacks": [
+                Rows(folder),
+                *([WeightAverage(average)] if average else []),
+                *([SaveAt(3, save)] if save else []),
+            ],
             **settings,
         }
     )
@@ -138,6 +143,7 @@ def on_one(source, out):
     train(supervised(source), out / "one_sft", steps=5)
     lora = replace(source, lora=Lora(rank=2), gradient_checkpointing=True)
     train(module(lora, optimizer=ADAM), out / "one_lora", steps=5, save=out / "one_lora.ckpt")
+    train(module(source), out / "one_average", steps=5, average=0.6)
 
 
 def two(**settings):
@@ -171,6 +177,12 @@ def on_two(source, out):
         **two(sharded_checkpoints=True),
     )
     train(module(lora, optimizer=ADAM), out / "lora_on", steps=5, ckpt_path=out / "one_lora.ckpt", **two())
+    # The average of sharded weights, in one file and in shards, and resumed from the latter.
+    train(module(source), out / "average", steps=5, average=0.6, **two())
+    shards = two(sharded_checkpoints=True)
+    train(module(source), out / "average_shards", steps=5, average=0.6, save=out / "average.shards", **shards)
+    shards = two(sharded_checkpoints=True)
+    train(module(source), out / "average_on", steps=5, average=0.6, ckpt_path=out / "average.shards", **shards)
     # Rollouts of validation between steps, and gathering in bfloat16.
     train(
         module(source),

@@ -90,6 +90,12 @@ def test_shards_on_the_disk(out):
     assert not [path for path in out.iterdir() if path.name.startswith(".")], "no temporary files are left"
 
 
+def test_the_average_of_sharded_weights(out):
+    average = weights(out / "one_average" / "end.ckpt")
+    for kind in ("average", "average_shards", "average_on"):
+        assert_alike(weights(out / kind / "end.ckpt"), average)
+
+
 def test_shards_are_exported(out, tmp_path):
     folder = tmp_path / "out"
     assert main(["export", "--ckpt", str(out / "shards" / "end.ckpt"), "--out", str(folder)]) == 0
