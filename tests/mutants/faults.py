@@ -279,7 +279,7 @@ FAULTS = [
         "vr1/optimizers.py",
         "tests/test_optimizers.py",
         ("parameter.dim() == 2 and", "parameter.dim() >= 2 and"),
-        ("optimizer.param_groups, optimizer.state = groups, self.state", "optimizer.state = self.state"),
+        ("optimizer.param_groups, optimizer.state = [group], self.state", "optimizer.state = self.state"),
     ),
     *_faults(
         "vr1/rewards/counts.py",
