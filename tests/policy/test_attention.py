@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from vr1.policy.attention import CompletionAttention, PromptAttention
+from vr1.policy.attention import CompletionAttention, PromptAttention, Scores
 from vr1.policy.policy import join_prefixes
 from vr1.types import Prefix
 
 HEADS, SHARED, WIDTH, SCALE = 6, 2, 8, 0.3
+# Plain, and as in Gemma 2: capped, and with windows that end within the prompt.
+SCORES = [Scores(SCALE), Scores(SCALE, cap=0.7), Scores(SCALE, window=3), Scores(SCALE, cap=0.7, window=2)]
 PROMPTS = torch.tensor([[False, True, True, True], [True, True, True, True], [False, False, True, True]])
 
 
@@ -21,9 +23,13 @@ def drawn(batch, length, generator):
     ]
 
 
-def written_out(query, key, value, allowed):
+def written_out(query, key, value, allowed, cap=None):
     """One attention under a mask ``[B, Q, S]``; ``[B, Q, H, E]``."""
     keys, values = (part.repeat_interleave(HEADS // SHARED, dim=1) for part in (key, value))
+    if cap is not None:
+        exponentials = (cap * torch.tanh(torch.einsum("bhqe,bhse->bhqs", query, keys) * SCALE / cap)).exp()
+        weights = exponentials * allowed[:, None]
+        return torch.einsum("bhqs,bhse->bqhe", weights / weights.sum(-1, keepdim=True), values)
     return scaled_dot_product_attention(query, keys, values, attn_mask=allowed[:, None], scale=SCALE).transpose(1, 2)
 
 
@@ -37,23 +43,30 @@ def prefix_of(keys, values, mask, number=0):
     )
 
 
+each_scores = pytest.mark.parametrize("scores", SCORES, ids=str)
+
+
+@each_scores
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_prompt_sees_what_comes_before(padded):
+def test_a_prompt_sees_what_comes_before(padded, scores):
     mask = PROMPTS if padded else torch.ones_like(PROMPTS)
     query, key, value = drawn(3, 4, torch.Generator().manual_seed(0))
     attention = PromptAttention(mask)
-    ours = attention(0, query, key, value, SCALE)
+    ours = attention(0, query, key, value, scores)
     allowed = torch.ones(4, 4, dtype=torch.bool).tril() & mask[:, None]
-    expected = written_out(query, key, value, allowed)
+    if scores.window is not None:
+        allowed = allowed.triu(1 - scores.window)
+    expected = written_out(query, key, value, allowed, scores.cap)
     torch.testing.assert_close(ours[mask], expected[mask])
     assert torch.isfinite(ours).all(), "what padding computes goes on into the layers above"
     assert attention.keys[0] is key
-    attention(0, query, key + 1, value + 1, SCALE)
+    attention(0, query, key + 1, value + 1, scores)
     assert attention.keys[0] is key, "a recomputed layer replaced keys that are in use"
 
 
+@each_scores
 @pytest.mark.parametrize("padded", [False, True])
-def test_each_completion_sees_its_prompt_and_itself_only(ragged_completions, padded):
+def test_each_completion_sees_its_prompt_and_itself_only(ragged_completions, padded, scores):
     _, mask = ragged_completions
     batch = len(mask)
     prompt_mask = PROMPTS if padded else torch.ones_like(PROMPTS)
@@ -61,18 +74,22 @@ def test_each_completion_sees_its_prompt_and_itself_only(ragged_completions, pad
     _, prompt_key, prompt_value = drawn(batch, 4, generator)
     query, key, value = drawn(1, int(mask.sum()), generator)
     attention = CompletionAttention(prefix_of(prompt_key, prompt_value, prompt_mask), mask)
-    ours = attention(0, query, key, value, SCALE)[0]
+    ours = attention(0, query, key, value, scores)[0]
 
     # Who sees whom, token by token, over all prompts and completions in one row.
     row, which, place = mask.nonzero(as_tuple=True)
     to_prompts = (row[:, None, None] == torch.arange(batch)[:, None]) & prompt_mask
     same = (row[:, None] == row) & (which[:, None] == which) & (place[:, None] >= place)
+    if scores.window is not None:
+        # How far back a prompt's token lies: the rest of the prompt, then the completion up to the token itself.
+        to_prompts &= (4 - torch.arange(4) + place[:, None, None]) < scores.window
+        same &= (place[:, None] - place) < scores.window
     allowed = torch.cat([to_prompts.flatten(1), same], dim=1)[None]
     keys, values = (
         torch.cat([part.transpose(0, 1).flatten(1, 2)[None], own], dim=2)
         for part, own in ((prompt_key, key), (prompt_value, value))
     )
-    expected = written_out(query, keys, values, allowed)[0]
+    expected = written_out(query, keys, values, allowed, scores.cap)[0]
     torch.testing.assert_close(ours, expected)
     weights = torch.randn(ours.shape, generator=generator)
     inputs = (query, key, value, prompt_key, prompt_value)

@@ -4,14 +4,20 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from vr1.policy.attention import Scores, capped_attention
 from vr1.rollout.cache import GroupCache
 from vr1.types import Prefix
 
 GROUP, HEADS, SHARED, WIDTH = 3, 6, 2, 8
 
 
+# Plain, and as in Gemma 2: capped, and with windows that leave the prompt, and then the first own tokens, behind.
+SCORES = [Scores(0.3), Scores(0.3, cap=0.7), Scores(0.3, window=3), Scores(0.3, cap=0.7, window=30)]
+
+
+@pytest.mark.parametrize("scores", SCORES, ids=str)
 @pytest.mark.parametrize("padded", [False, True])
-def test_equals_attention_over_whole_rows(padded):
+def test_equals_attention_over_whole_rows(padded, scores):
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape):
@@ -36,14 +42,20 @@ def test_equals_attention_over_whole_rows(padded):
     for step in range(70):
         key, value, query = drawn(len(rows), SHARED, 1), drawn(len(rows), SHARED, 1), drawn(len(rows), HEADS, 1)
         stored.append((key, value))
-        ours = cache(0, query, key, value, scaling=0.3)
+        ours = cache(0, query, key, value, scores)
         of_prompt = (prompt_keys[rows // GROUP], prompt_values[rows // GROUP])
         keys, values = (
             torch.cat([before, *parts], dim=2).repeat_interleave(HEADS // SHARED, dim=1)
             for before, parts in zip(of_prompt, zip(*stored, strict=True), strict=True)
         )
         allowed = torch.cat([mask[rows // GROUP], torch.ones(len(rows), step + 1, dtype=torch.bool)], dim=1)
-        whole = scaled_dot_product_attention(query, keys, values, attn_mask=allowed[:, None, None], scale=0.3)
+        if scores.window is not None:
+            allowed[:, : -scores.window] = False
+        allowed = allowed[:, None, None]
+        if scores.cap is None:
+            whole = scaled_dot_product_attention(query, keys, values, attn_mask=allowed, scale=0.3)
+        else:
+            whole = capped_attention(query, keys, values, allowed, 0.3, scores.cap)
         torch.testing.assert_close(ours, whole.transpose(1, 2), atol=1e-5, rtol=1e-4)
         if step in leaving:
             kept = torch.tensor(leaving[step])

@@ -2,13 +2,16 @@
 
 transformers lets a model's attention be replaced by a registered function; `attend` is that function. Which tokens see
 which travels with each call as ``sharing``: `PromptAttention` for prompts, `CompletionAttention` for completions after
-their prompts, `vr1.rollout.cache.GroupCache` for single new tokens. Without it, `attend` is plain scaled-dot-product
-attention.
+their prompts, `vr1.rollout.cache.GroupCache` for single new tokens. Without it, `attend` is plain attention.
+
+Gemma 2 caps its scores (``cap * tanh(score / cap)``), and every other of its layers sees a window: the last W tokens.
+Torch's fused attention does not cap, so `capped_attention` computes the scores themselves.
 
 Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, T completion tokens of all rows together,
-H query heads, K key and value heads, E head width, Q queries, S keys.
+H query heads, K key and value heads, E head width, Q queries, S keys, W tokens of a window.
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,13 +21,28 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from vr1.types import Prefix
 
-__all__ = ["CompletionAttention", "PromptAttention", "Sharing", "attend"]
+__all__ = ["CompletionAttention", "PromptAttention", "Scores", "Sharing", "attend", "capped_attention"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How a layer computes its attention's scores.
+
+    Args:
+        scaling: factor on the products of queries and keys.
+        cap: bound of the scores, approached by tanh; None for no bound.
+        window: a token sees itself and as many tokens before it that they are this many; None for all.
+    """
+
+    scaling: float
+    cap: float | None = None
+    window: int | None = None
 
 
 class Sharing(Protocol):
     """The attention of one layer in one call of the language model."""
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Compute the attention of a layer.
 
         Args:
@@ -32,7 +50,7 @@ class Sharing(Protocol):
             query: ``[rows, H, Q, E]``.
             key: ``[rows, K, S, E]``.
             value: ``[rows, K, S, E]``.
-            scaling: factor on the scores.
+            scores: how scores are computed.
 
         Returns:
             ``[rows, Q, H, E]``.
@@ -57,15 +75,69 @@ def attend(
         key: ``[rows, K, S, E]``.
         value: ``[rows, K, S, E]``.
         attention_mask: used without ``sharing`` only.
-        sharing: decides which tokens see which; None computes transformers' own sdpa attention.
-        settings: further arguments of transformers, ``scaling`` among them.
+        sharing: decides which tokens see which; None computes transformers' own attention.
+        settings: further arguments of transformers: ``scaling``, and ``softcap`` and ``sliding_window`` of some models.
 
     Returns:
         ``[rows, Q, H, E]``, and None for the attention weights.
     """
-    if sharing is None:
+    cap = settings.get("softcap")
+    if sharing is not None:
+        scores = Scores(settings["scaling"], cap, settings.get("sliding_window"))
+        return sharing(module.layer_idx, query, key, value, scores), None
+    if cap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    return sharing(module.layer_idx, query, key, value, settings["scaling"]), None
+    # Windows are part of the mask here.
+    if attention_mask is None:
+        attention_mask = causal_mask(query.shape[2], key.shape[2], None, query.device)
+    keys, values = (_expand_heads(part, query) for part in (key, value))
+    return capped_attention(query, keys, values, attention_mask, settings["scaling"], cap).transpose(1, 2), None
+
+
+def capped_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling: float, cap: float) -> Tensor:
+    """Attention with scores ``cap * tanh(q k scaling / cap)``.
+
+    Args:
+        query: ``[..., Q, E]``.
+        key: ``[..., S, E]``.
+        value: ``[..., S, E]``.
+        visible: ``[..., Q, S]`` bool, true where a query sees a key.
+        scaling: factor on the products.
+        cap: bound of the scores.
+
+    Returns:
+        ``[..., Q, E]``.
+
+    Example:
+        >>> one = torch.ones(1, 1, 4)
+        >>> bool((capped_attention(one, one, one, torch.ones(1, 1, dtype=torch.bool), 0.5, 50.0) == 1).all())
+        True
+
+    Source: Gemma 2, arXiv 2408.00118, section 2.
+    """
+    scores = torch.tanh(query @ key.transpose(-1, -2) * scaling / cap) * cap
+    scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+
+
+def causal_mask(queries: int, keys: int, window: int | None, device: Any) -> Tensor:
+    """Which keys each of the last tokens of a row sees: itself and those before it, within the window if there is one.
+
+    Args:
+        queries: Q, tokens at the end of the row.
+        keys: S, tokens of the row.
+        window: W, itself among them; None for all.
+        device: of the result.
+
+    Returns:
+        ``[Q, S]`` bool.
+
+    Example:
+        >>> causal_mask(2, 3, 2, "cpu").int().tolist()
+        [[1, 1, 0], [0, 1, 1]]
+    """
+    distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
 class PromptAttention:
@@ -82,25 +154,40 @@ class PromptAttention:
     def __init__(self, mask: Tensor) -> None:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._visible: Tensor | None = None
-        if not bool(mask.all()):
-            width = mask.shape[1]
-            causal = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
-            # Padding sees itself: a softmax over nothing is NaN, which spreads through the layers above.
-            itself = torch.eye(width, dtype=torch.bool, device=mask.device)
-            self._visible = ((causal & mask[:, None]) | itself)[:, None]
+        self._mask, self._is_full = mask, bool(mask.all())
+        # By window; None where causal attention without a mask is the same.
+        self._visible: dict[int | None, Tensor | None] = {}
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention of one layer; see `Sharing`."""
         # A layer that backward recomputes has stored its keys and values the first time.
         if layer == len(self.keys):
             self.keys.append(key)
             self.values.append(value)
         keys, values = (_expand_heads(part, query) for part in (key, value))
+        visible = self._visible_in(scores)
+        if scores.cap is not None:
+            assert visible is not None
+            return capped_attention(query, keys, values, visible, scores.scaling, scores.cap).transpose(1, 2)
         result = F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=self._visible, is_causal=self._visible is None, scale=scaling
+            query, keys, values, attn_mask=visible, is_causal=visible is None, scale=scores.scaling
         )
         return result.transpose(1, 2)
+
+    def _visible_in(self, scores: Scores) -> Tensor | None:
+        """``[B or 1, 1, P, P]`` bool; None where the causal attention of torch is the same."""
+        width = self._mask.shape[1]
+        window = scores.window if scores.window is not None and scores.window < width else None
+        if self._is_full and window is None and scores.cap is None:
+            return None
+        if window not in self._visible:
+            visible = causal_mask(width, width, window, self._mask.device)[None]
+            if not self._is_full:
+                # Padding sees itself: a softmax over nothing is NaN, which spreads through the layers above.
+                itself = torch.eye(width, dtype=torch.bool, device=self._mask.device)
+                visible = (visible & self._mask[:, None]) | itself
+            self._visible[window] = visible[:, None]
+        return self._visible[window]
 
 
 class CompletionAttention:
@@ -123,15 +210,12 @@ class CompletionAttention:
         # From the row to padded completions, where padding reads some token; and back.
         self._to_padded = (present.cumsum(0) - 1).clamp(min=0)
         self._to_row = present.nonzero()[:, 0]
-        causal = torch.ones(longest, longest, dtype=torch.bool, device=mask.device).tril()
-        visible = torch.cat([prefix.mask[:, None].expand(-1, longest, -1), causal.expand(batch, -1, -1)], dim=-1)
-        # One mask for all completions of a prompt, and for all prompts if they have the same length.
-        self._visible = (
-            visible[:1, None] if bool(prefix.mask.all()) else visible.repeat_interleave(group, dim=0)[:, None]
-        )
         self._shape = (batch, group, longest)
+        # One mask for all completions of a prompt, and for all prompts if they have the same length.
+        self._prompt_mask = prefix.mask[:1] if bool(prefix.mask.all()) else prefix.mask.repeat_interleave(group, dim=0)
+        self._visible: dict[int | None, Tensor] = {}
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention of one layer with one row; see `Sharing`."""
         batch, group, longest = self._shape
         heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[3]
@@ -141,10 +225,24 @@ class CompletionAttention:
         )
         # Query heads that share a key head become more queries to it, so that keys and values need no copies.
         queries = self._padded(query).reshape(batch * group, kv_heads, -1, width)
-        visible = self._visible.repeat(1, 1, heads // kv_heads, 1)
-        result = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, scale=scaling)
+        visible = self._visible_in(scores.window).repeat(1, 1, heads // kv_heads, 1)
+        if scores.cap is not None:
+            result = capped_attention(queries, keys, values, visible, scores.scaling, scores.cap)
+        else:
+            result = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, scale=scores.scaling)
         result = result.reshape(batch * group, heads, longest, width).transpose(1, 2).reshape(-1, heads, width)
         return result.index_select(0, self._to_row)[None]
+
+    def _visible_in(self, window: int | None) -> Tensor:
+        """``[B * G or 1, 1, C, P + C]`` bool; prompts are padded on the left, so distances count through them."""
+        longest, width = self._shape[2], self._prompt_mask.shape[1]
+        if window is not None and window >= width + longest:
+            window = None
+        if window not in self._visible:
+            visible = causal_mask(longest, width + longest, window, self._prompt_mask.device)
+            present = F.pad(self._prompt_mask, (0, longest), value=True)
+            self._visible[window] = (visible & present[:, None])[:, None]
+        return self._visible[window]
 
     def _padded(self, part: Tensor) -> Tensor:
         """One row for each completion: ``[1, heads, T, E]`` -> ``[B * G, heads, C, E]``."""

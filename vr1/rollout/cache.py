@@ -7,6 +7,7 @@ head width, S tokens of the completions so far.
 import torch
 from torch import Tensor
 
+from vr1.policy.attention import Scores
 from vr1.types import Prefix
 
 # Capacity for completion tokens at first. It doubles when it is full, so that a high token limit alone costs nothing.
@@ -64,18 +65,23 @@ class GroupCache:
         self._length = 0
         self._slot_of_row = torch.arange(self._prompts * group, device=prefix.mask.device)
 
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention of one new token in each row, as `vr1.policy.attention.Sharing` with Q = S = 1."""
-        output = self.attend(layer, query[:, :, 0] * scaling, torch.cat([key, value], dim=1)[:, :, 0])
+        own = torch.cat([key, value], dim=1)[:, :, 0]
+        output = self.attend(layer, query[:, :, 0] * scores.scaling, own, scores.cap, scores.window)
         return output.view(len(output), 1, *query.shape[1::2])
 
-    def attend(self, layer: int, query: Tensor, own: Tensor) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, own: Tensor, cap: float | None = None, window: int | None = None
+    ) -> Tensor:
         """The same attention with keys and values in one tensor, which saves copies.
 
         Args:
             layer: number of the layer, from 0; layers are called in order.
             query: ``[R, H, E]``, scaled.
             own: ``[R, 2 * K, E]``, the new token's keys, then its values.
+            cap: bound of the scores, approached by tanh; None for no bound.
+            window: tokens that the new one sees, itself among them; None for all.
 
         Returns:
             ``[R, H * E]``.
@@ -83,9 +89,15 @@ class GroupCache:
         keys, values = self._store(layer, own)
         queries = self._group_queries(query)
         to_prompt = torch.bmm(queries, self.prompt_keys[layer])
+        to_own = torch.bmm(queries.view(len(keys), -1, keys.shape[2]), keys.transpose(1, 2))
+        if cap is not None:
+            to_prompt, to_own = (torch.tanh(part / cap) * cap for part in (to_prompt, to_own))
         if self._padding is not None:
             to_prompt.masked_fill_(self._padding, -torch.inf)
-        to_own = torch.bmm(queries.view(len(keys), -1, keys.shape[2]), keys.transpose(1, 2))
+        if window is not None:
+            # Prompts are padded on the left, so that all of them end just before the first own token.
+            to_own[..., : max(self._length - window, 0)] = -torch.inf
+            to_prompt[..., : max(to_prompt.shape[2] + self._length - window, 0)] = -torch.inf
         scores = torch.cat([to_prompt, to_own.view(*queries.shape[:2], -1)], dim=-1)
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
         of_prompt, of_own = weights.split([to_prompt.shape[2], self._length], dim=-1)
