@@ -28,7 +28,7 @@ from vr1.policy.architectures import architecture_of
 from vr1.prompts import PromptEncoder
 from vr1.rollout import Sampling, generate
 
-SHARING = ["qwen2_vl", "qwen3_vl", "internvl", "glm4v", "glm4v_moe", "glm46v"]
+SHARING = ["qwen2_vl", "qwen3_vl", "internvl", "glm4v", "glm4v_moe", "glm46v", "griffon_g"]
 # An image that sees itself both ways, a window, a recurrent state.
 UNSHARED = ["paligemma", "gemma3", "gemma4", "qwen3_5", "qwen3_5_moe"]
 FAMILIES = {
@@ -43,6 +43,7 @@ FAMILIES = {
     "gemma4": Gemma,
     "qwen3_5": Qwen3VL,
     "qwen3_5_moe": Qwen3VL,
+    "griffon_g": Griffon,
 }
 
 

@@ -35,6 +35,7 @@ from transformers import (
 from tests.policy.tiny_glm import glm4v, glm4v_moe, glm46v
 from tests.policy.tiny_hybrids import gemma4, qwen3_5, qwen3_5_moe
 from tests.policy.tiny_parts import HIDDEN, SIZE, qwen_ids, text_settings, tokenizer_for
+from vr1.policy import tiny_griffon
 from vr1.policy.tiny import CHAT_TEMPLATE
 
 
@@ -130,6 +131,16 @@ def gemma3():
     )
 
 
+def griffon_g():
+    """Capped scores, and a window that is shorter than a prompt."""
+    tokenizer = tiny_griffon.build_tokenizer()
+    sizes = tiny_griffon.GriffonSizes(
+        **{"hidden": 64, "layers": 3, "heads": 4, "kv_heads": 2, "intermediate": 96, "window": 16, "image": 56},
+        **{"vision_hidden": 32, "vision_layers": 3, "vision_heads": 2, "vision_intermediate": 48},
+    )
+    return tiny_griffon.build_model(tokenizer, sizes), tiny_griffon.build_processor(tokenizer, sizes)
+
+
 def llava():
     """A kind that no family and no architecture is known for."""
     tokenizer = tokenizer_for("llava")
@@ -161,6 +172,7 @@ KINDS = {
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,
     "glm46v": glm46v,
+    "griffon_g": griffon_g,
     "llava": llava,
 }
 

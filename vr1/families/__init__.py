@@ -28,7 +28,7 @@ __all__ = [
     "family_of",
 ]
 
-_BY_MODEL_TYPE: tuple[type[Family], ...] = (Qwen25VL, Qwen2VL, Qwen3VL, InternVL, PaliGemma, Gemma, GLM4V)
+_BY_MODEL_TYPE: tuple[type[Family], ...] = (Qwen25VL, Qwen2VL, Qwen3VL, InternVL, PaliGemma, Gemma, GLM4V, Griffon)
 
 
 def family_of(model_type: str) -> Family:

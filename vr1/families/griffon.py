@@ -7,10 +7,8 @@ from vr1.families.item_grammar import ItemGrammar
 class Griffon(Family):
     """Griffon-G, whose questions are also those of Vision-R1-Data.
 
-    For recorded answers, and for other models that are trained to answer like Griffon. Griffon's own weights cannot be
-    loaded, since transformers has no class for them: generate with the authors' package, record each answer as a line
-    of a file, and evaluate it by ``python -m vr1 score --family Griffon``. Without an object the answer is ``None``; no
-    published text says what Griffon writes.
+    Its weights are loaded by `vr1.griffon`. The image is resized to a square, so that each axis has its own scale.
+    Without an object the answer is ``None``; no published text says what Griffon writes.
 
     Source: Vision-R1, arXiv 2503.18013, supplementary (questions and answers of Griffon-G).
 
@@ -24,6 +22,7 @@ class Griffon(Family):
         (('cat',), [[0.001, 0.345, 0.1, 0.5]])
     """
 
+    model_types = ("griffon_g",)
     frame = 1.0
     wording = Wording(
         one="Locate the exact position of {categories} in the picture, if you can.",

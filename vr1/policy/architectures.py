@@ -4,7 +4,7 @@ One small class for each kind of transformers' model classes; `architecture_of` 
 
 
 Shape letters: B prompts, P prompt tokens, L tokens of a row, A axes of the rotary positions, D hidden size, F width of
-an image feature.
+an image feature, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -23,9 +23,11 @@ class Architecture(ABC):
 
     Attributes:
         axes: A, axes of the rotary positions.
+        sees_windows: layers of the language model may see a window of tokens.
     """
 
     axes: int
+    sees_windows: bool = False
 
     @abstractmethod
     def positions(self, base: Any, prompts: PromptBatch) -> Tensor:
@@ -74,6 +76,10 @@ class Architecture(ABC):
             **inputs, position_ids=self.position_ids(positions), attention_mask=mask, use_cache=False, **settings
         )
         return output.last_hidden_state
+
+    def logits(self, base: Any, hidden: Tensor) -> Tensor:
+        """Float32 logits ``[..., V]`` of hidden states ``[..., D]``."""
+        return base.lm_head(hidden).float()
 
 
 def _rotary_positions(base: Any, prompts: PromptBatch) -> Tensor:
@@ -147,6 +153,16 @@ class InternVL(Architecture):
         return positions[0]
 
 
+class GriffonG(InternVL):
+    """Griffon-G: one axis of positions as InternVL's, windows in every other layer, and capped logits."""
+
+    sees_windows = True
+
+    def logits(self, base: Any, hidden: Tensor) -> Tensor:
+        """Float32 logits ``[..., V]``, capped as the model's own forward does."""
+        return base.logits(hidden).float()
+
+
 _BY_MODEL_TYPE: dict[str, type[Architecture]] = {
     "qwen2_vl": QwenVL,
     "qwen2_5_vl": QwenVL,
@@ -156,19 +172,22 @@ _BY_MODEL_TYPE: dict[str, type[Architecture]] = {
     "glm4v": QwenVL,
     "glm4v_moe": QwenVL,
     "glm46v": QwenVL,
+    "griffon_g": GriffonG,
 }
 
 
 def architecture_of(config: Any) -> Architecture | None:
     """The architecture of a model whose completions can share a prompt; None if each completion needs its own row.
 
-    Completions that share a prompt are separated by the attention alone. Layers with sliding windows or a recurrent
-    state (``layer_types``) would mix them.
+    Completions that share a prompt are separated by the attention alone. Layers with a recurrent state
+    (``layer_types``) would mix them; windows are known of the architectures that say so.
 
     Args:
         config: of the whole model.
     """
-    layers = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
-    if config.model_type not in _BY_MODEL_TYPE or layers != {"full_attention"}:
+    if config.model_type not in _BY_MODEL_TYPE:
         return None
-    return _BY_MODEL_TYPE[config.model_type]()
+    architecture = _BY_MODEL_TYPE[config.model_type]()
+    layers = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
+    known = {"full_attention", "sliding_attention"} if architecture.sees_windows else {"full_attention"}
+    return architecture if layers <= known else None

@@ -17,6 +17,7 @@ from transformers import (
     Glm46VImageProcessor,
 )
 
+import vr1.griffon  # noqa: F401  registers Griffon-G with these classes
 from vr1.errors import UserError
 from vr1.families import Family, family_of
 from vr1.policy.policy import Policy
@@ -170,10 +171,18 @@ class PolicySource:
             )
         try:
             config = AutoConfig.from_pretrained(self.path)
+        except UserError as error:
+            raise UserError(f"policy.path={self.path}: {error}") from error
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"policy.path={self.path}: no model was found there ({error}); check the path or name"
             ) from error
+        # The layout of LLaVA's own code, whose sizes are elsewhere; transformers would take its defaults for them.
+        if hasattr(config, "mm_vision_tower"):
+            raise UserError(
+                f"policy.path={self.path}: these are {config.model_type} weights in the layout of LLaVA's code, as"
+                " those of Griffon v1; give Griffon-G's with Gemma 2, or weights that were converted for transformers"
+            )
         if not hasattr(config, "vision_config"):
             raise UserError(
                 f"policy.path={self.path}: a {config.model_type} model takes no images; give a vision-language"

@@ -198,7 +198,8 @@ class Policy(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits ``[..., V]`` of hidden states ``[..., D]``."""
-        return self.base.lm_head(hidden).float()
+        assert self.architecture is not None
+        return self.architecture.logits(self.base, hidden)
 
     def log_probs(
         self, prompts: PromptBatch, tokens: Tensor, mask: Tensor, temperature: float = 1.0, prefix: Prefix | None = None
