@@ -23,13 +23,16 @@ def main(argv: Sequence[str]) -> int:
     settings = _parser().parse_args(argv)
     command = shlex.join(["python", "-m", "vr1", "export", *argv])
     try:
-        print(export(settings.ckpt, settings.out, settings.merge, settings.dtype, settings.base, command))
+        options = {name: vars(settings)[name] for name in ("ckpt", "out", "merge", "dtype", "base", "released")}
+        print(export(**options, command=command))
     except Exception as error:
         return report_user_error("vr1 export", error)
     return 0
 
 
-def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | None, command: str = "") -> str:
+def export(
+    ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | None, command: str = "", released: bool = False
+) -> str:
     """Write the model of a checkpoint.
 
     Args:
@@ -39,6 +42,7 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
         dtype: dtype of the written weights; None takes that of the run.
         base: folder or hub name of the base model; None takes the one that the run used.
         command: this command, for the model card.
+        released: write Griffon-G under the names of its released weights.
 
     Returns:
         A one-line summary.
@@ -52,6 +56,7 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
     from vr1.checkpoints.model_card import model_card
     from vr1.checkpoints.shards import read_shards
     from vr1.checkpoints.state import run_of, source_of
+    from vr1.griffon.released_folder import write_released
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not an empty folder; name another one")
@@ -64,12 +69,18 @@ def export(ckpt: Path, out: Path, merge: bool, dtype: str | None, base: str | No
     if merge and source.lora is None:
         raise UserError("--merge: this run trained all weights, so there are no adapters to merge; leave --merge out")
     adapters = source.lora is not None and not merge
+    if released and adapters:
+        raise UserError("--released writes a full model, and this run trained adapters; add --merge")
     # Checkpoints of version 0.1.0 do not store the prompt.
     run = {"prompt": source.family().prompt_info()} if "prompt" not in run_of(checkpoint) else {}
     run_of(checkpoint).update(run, policy=asdict(source))
     card = model_card(run_of(checkpoint), checkpoint["global_step"], adapters, command)
     network = trained_network(checkpoint, merge, dtype)
-    write_model(network, source.processor(), out, dtype, card)
+    if released:
+        write_released(network, source.processor(), out, source.path)
+        (out / "README.md").write_text(card, encoding="utf-8")
+    else:
+        write_model(network, source.processor(), out, dtype, card)
     what = f"adapters for {source.path}" if adapters else "a full model"
     return f"{out}: {what} after {checkpoint['global_step']} steps, with processor and model card"
 
@@ -98,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a run (.ckpt), or its folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; new or empty")
     parser.add_argument("--merge", action="store_true", help="write one full model instead of adapters")
+    parser.add_argument(
+        "--released", action="store_true", help="Griffon-G only: write the names and files of its released weights"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the written weights; default: that of the run")
     parser.add_argument("--base", help="folder or hub name of the base model; default: the one that the run used")
     return parser
