@@ -4,6 +4,7 @@ Nothing here needs vLLM; the tests that do are in tests/vllm.
 """
 
 import os
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -248,3 +249,10 @@ def test_a_process_is_left_as_it_was(monkeypatch):
     assert torch.set_num_threads is original
     assert torch.get_num_threads() == threads
     assert ("LOCAL_WORLD_SIZE" in os.environ, os.environ["LD_PRELOAD"], os.environ["VLLM_KEPT"]) == (False, "", "1")
+
+
+def test_prompts_of_several_images_are_refused(encoder, records):
+    one, two, _ = records
+    prompts = encoder([one, replace(two, references=(one.image,))])
+    with pytest.raises(UserError, match=rf"{re.escape(two.origin)}: 2 images in one prompt.*leave model\.sampler out"):
+        VLLMSampler().sample(None, prompts, Sampling(group_size=1), None)

@@ -110,7 +110,8 @@ class DetectionModule(L.LightningModule, ABC):
 
     def configure_model(self) -> None:
         """Load the weights; Lightning calls this when the strategy is ready for them."""
-        if not hasattr(self, "policy"):
+        # Lightning calls it once for each of fit, validate, test and predict.
+        if "policy" not in dict(self.named_children()):
             self.policy = self.source.load()
 
     def configure_optimizers(self) -> Any:
