@@ -4,6 +4,7 @@ A hook of MkDocs (`hooks` in ``mkdocs.yml``). Each function returns a page as Ma
 
 - ``reference/configs.md``: every file in ``configs/``, with its opening comment and its settings;
 - ``reference/commands.md``: every command, with its help;
+- ``tutorials/*.md``: every notebook of `tutorials/`, its text and its code;
 - ``reference/families.md``: every model family, with a question and an answer;
 - ``reference/api/*.md``: every public class and function, by package; mkdocstrings fills in the docstrings.
 """
@@ -22,6 +23,7 @@ CONFIGS, PACKAGE = ROOT / "configs", ROOT / "vr1"
 # Packages and modules without a page of their own: what is behind the command line, and the embedded model.
 WITHOUT_PAGE = {"cli", "commands", "embedded", "runs", "distributed", "timing", "seeding"}
 # The first paragraph of a page is the docstring of its package; these come first, in reading order.
+TUTORIALS = ("your_photographs", "your_reward", "reading_a_run", "qlora_on_one_gpu")
 READING_ORDER = ("types", "data", "families", "prompts", "policy", "rollout", "detections", "matching", "rewards")
 READING_ORDER += ("advantage", "losses", "modules", "optimizers", "checkpoints", "strategies", "metrics", "drawing")
 
@@ -88,6 +90,34 @@ def details(title: str, language: str, text: str) -> str:
     """A block that opens on a click."""
     body = "\n".join(f"    {line}".rstrip() for line in f"```{language}\n{text.rstrip()}\n```".splitlines())
     return f'??? note "{title}"\n\n{body}'
+
+
+def tutorial_pages() -> dict[str, str]:
+    """A page that lists the notebooks, and a page for each of them, by its path in the documentation."""
+    paths = sorted((ROOT / "tutorials").glob("*.py"), key=lambda path: TUTORIALS.index(path.stem))
+    pages = {f"tutorials/{path.stem}.md": notebook_page(path) for path in paths}
+    listed = [f"- [{page.splitlines()[0].lstrip('# ')}]({Path(name).name})" for name, page in pages.items()]
+    opening = [
+        "# Tutorials",
+        "Notebooks as plain Python, which editors open cell by cell and `python` runs as they are, from the folder of"
+        " the clone. As files of Jupyter:",
+        "```bash\npip install jupytext\njupytext --to ipynb tutorials/*.py\n```",
+        "\n".join(listed),
+    ]
+    return {"tutorials/index.md": "\n\n".join(opening) + "\n", **pages}
+
+
+def notebook_page(path: Path) -> str:
+    """The cells of a notebook as Markdown: its text, and its code in blocks."""
+    parts = []
+    for cell in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        kind, _, body = cell.partition("\n")
+        if "[markdown]" in kind:
+            parts.append("\n".join(line.removeprefix("#").removeprefix(" ") for line in body.strip().splitlines()))
+        else:
+            parts.append(f"```python\n{body.strip()}\n```")
+    parts.append(f"The notebook: `tutorials/{path.name}`.")
+    return "\n\n".join(parts) + "\n"
 
 
 def commands_page() -> str:
@@ -204,7 +234,7 @@ def pages() -> dict[str, str]:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     made = {"configs": configs_page(), "commands": commands_page(), "families": families_page()}
-    return {**{f"reference/{name}.md": text for name, text in made.items()}, **api_pages()}
+    return {**{f"reference/{name}.md": text for name, text in made.items()}, **tutorial_pages(), **api_pages()}
 
 
 def on_config(config: Any) -> Any:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vr1.optimizers import MuonAdamW
+from vr1.optimizers import MuonAdamW, gradient_norm
 
 
 def small_model() -> nn.ModuleDict:
@@ -87,3 +87,13 @@ def test_matrices_of_tokens_are_adamws_however_deep_they_stand() -> None:
     assert [id(parameter) for parameter in muon] == [id(model["model"]["proj"].weight)]
     assert len(adamw) == 5
     assert {id(parameter) for parameter in (*muon, *adamw)} == {id(parameter) for parameter in model.parameters()}
+
+
+def test_the_norm_of_all_gradients() -> None:
+    model = small_model()
+    optimizer = MuonAdamW(model.named_parameters(), lr=0.1)
+    assert gradient_norm(optimizer) is None
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(gradient_norm(optimizer), flat.norm())

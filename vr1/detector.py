@@ -36,9 +36,12 @@ class Detector:
     Example:
         >>> from vr1.data import SceneSource
         >>> record = SceneSource(1, "val")[0]
-        >>> found = Detector.load().find(record.image, record.categories).detections
+        >>> detector = Detector.load(device="cpu")
+        >>> found = detector.find(record.image, record.categories).detections
         >>> found.boxes_xyxy.shape[1], len(found.labels) == len(found.scores)
         (4, True)
+        >>> detector.answer(record).completion == found.completion
+        True
     """
 
     def __init__(
@@ -116,8 +119,18 @@ class Detector:
         Raises:
             UserError: no category, or the model cannot take the image.
         """
-        prompts = self.encoder([self._record(image, categories, referring, targets, name)])
-        prompts = prompts.to(next(self.policy.parameters()).device)
+        return self.answer(_record(image, categories, referring, targets, name))
+
+    def answer(self, record: DetectionRecord) -> Prediction:
+        """Ask the model the question of a record, of a data set for example, whose boxes the answer is compared with.
+
+        Args:
+            record: image, question and true boxes.
+
+        Raises:
+            UserError: the model cannot take the image.
+        """
+        prompts = self.encoder([record]).to(next(self.policy.parameters()).device)
         with torch.inference_mode():
             answers = answer_prompts(
                 self.policy, prompts, self.sampling, self.encoder.processor.tokenizer, self.encoder.family
@@ -132,28 +145,27 @@ class Detector:
             targets: the true boxes.
         """
         record = prediction.record
-        prompts = self.encoder(
-            [self._record(record.image, record.categories, record.referring, targets, record.origin)]
-        )
+        prompts = self.encoder([_record(record.image, record.categories, record.referring, targets, record.origin)])
         answer = ScoredCompletion(completion=prediction.completion, scores=tuple(prediction.detections.scores.tolist()))
         return predictions_of(prompts, [answer], self.family, self.reward)[0]
 
-    def _record(
-        self, image: Image.Image, categories: Sequence[str], referring: bool, targets: Targets | None, name: str
-    ) -> DetectionRecord:
-        names = tuple(filter(None, (" ".join(category.split()) for category in categories)))
-        if not names:
-            raise UserError("nothing to find is named; give the names of categories, such as cat, dog")
-        targets = targets or _NOTHING
-        boxes = as_boxes(targets.boxes_xyxy)
-        return DetectionRecord(
-            image=image,
-            boxes_xyxy=boxes,
-            labels=targets.labels,
-            categories=names,
-            image_id=1,
-            origin=name,
-            areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
-            crowd=np.zeros(len(boxes), bool),
-            referring=referring,
-        )
+
+def _record(
+    image: Image.Image, categories: Sequence[str], referring: bool, targets: Targets | None, name: str
+) -> DetectionRecord:
+    names = tuple(filter(None, (" ".join(category.split()) for category in categories)))
+    if not names:
+        raise UserError("nothing to find is named; give the names of categories, such as cat, dog")
+    targets = targets or _NOTHING
+    boxes = as_boxes(targets.boxes_xyxy)
+    return DetectionRecord(
+        image=image,
+        boxes_xyxy=boxes,
+        labels=targets.labels,
+        categories=names,
+        image_id=1,
+        origin=name,
+        areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
+        crowd=np.zeros(len(boxes), bool),
+        referring=referring,
+    )

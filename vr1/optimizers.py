@@ -1,4 +1,4 @@
-"""Muon for the matrices of a model and AdamW for the rest, as one optimizer; and learning rates that nobody chose."""
+"""Muon for the matrices of a model and AdamW for the rest, as one optimizer; norms of gradients; unchosen rates."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from vr1.errors import UserError
 
-__all__ = ["MuonAdamW", "is_default_learning_rate"]
+__all__ = ["MuonAdamW", "gradient_norm", "is_default_learning_rate"]
 
 # Their rows are vectors of single tokens: they are not maps from one space to another.
 _TOKEN_TABLES = ("embed_tokens", "lm_head")
@@ -27,6 +28,22 @@ def is_default_learning_rate(optimizer: Optimizer) -> bool:
     setting = inspect.signature(type(optimizer)).parameters.get("lr")
     rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
     return setting is not None and bool(rates) and all(rate == setting.default for rate in rates)
+
+
+def gradient_norm(optimizer: Optimizer) -> Tensor | None:
+    """The norm of all gradients together, a scalar; of sharded ones that of all processes. None without a gradient.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> layer.weight.grad = torch.tensor([[3.0, 4.0]])
+        >>> gradient_norm(AdamW(layer.parameters()))
+        tensor(5.)
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return None
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class MuonAdamW(Optimizer):

@@ -280,3 +280,16 @@ def test_gradients_are_gone_between_steps_and_whole_before(source, tmp_path):
     assert all(seen[1][1])
     assert seen[2][1]
     assert not any(seen[3][1])
+
+
+@pytest.mark.parametrize("kind", [build, supervised], ids=["grpo", "sft"])
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_the_norm_of_the_gradient_is_logged_before_it_is_clipped(source, tmp_path, kind, clip):
+    """Plain gradient descent at a rate of 0.1 moves the weights by a tenth of the gradient that it gets."""
+    module, logged, unclipped = kind(source), Logged(), Logged()
+    fit(module, tmp_path, logged, steps=1, batch_size=2, accumulate_grad_batches=2, gradient_clip_val=clip)
+    fit(kind(source), tmp_path, unclipped, steps=1, batch_size=2, accumulate_grad_batches=2)
+    norm = logged.rows[-1][f"{module.objective}/grad_norm"]
+    assert norm == pytest.approx(unclipped.rows[-1][f"{module.objective}/grad_norm"], rel=1e-6)
+    assert norm > 0.01
+    assert float(update(module, source).norm()) == pytest.approx(0.1 * (clip or norm), rel=1e-3)

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 
 from vr1.checkpoints.files import AtomicCheckpointIO
 from vr1.checkpoints.state import adapt_window, add_run, check_weights, drop_base
@@ -21,7 +22,7 @@ from vr1.metrics.answer_file import ScoredCompletion
 from vr1.metrics.answer_schema import QuestionKey
 from vr1.modules.evaluation import EvaluationMetrics, answer_prompts, complete_answers, predictions_of
 from vr1.modules.state import RunInfo, TrainingState
-from vr1.optimizers import is_default_learning_rate
+from vr1.optimizers import gradient_norm, is_default_learning_rate
 from vr1.policy.loading import PolicySource
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch, PromptEncoder
@@ -189,6 +190,11 @@ class DetectionModule(L.LightningModule, ABC):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """The loss of one update."""
 
+    @property
+    @abstractmethod
+    def objective(self) -> str:
+        """What is trained for at present, ``grpo`` or ``sft``: the beginning of the names of its figures."""
+
     def on_train_start(self) -> None:
         """Restore the random generators of the checkpoint, if it was written by as many processes as there are now."""
         if len(self._random_states) == self.trainer.world_size:
@@ -204,6 +210,18 @@ class DetectionModule(L.LightningModule, ABC):
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             for parameter in self.policy.parameters():
                 parameter.grad = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Log the norm of the gradient before it is clipped, and clip it."""
+        norm = gradient_norm(optimizer)
+        if norm is not None:
+            self.log(f"{self.objective}/grad_norm", norm, batch_size=1)
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def share_of(self, count: Tensor) -> Tensor:
         """This process's count over the mean count of all: weighted by it, a mean of their means is the mean of all."""

@@ -92,6 +92,11 @@ class GRPOModule(DetectionModule):
         self._rates: list[list[float]] = []
         self._is_trained = True
 
+    @property
+    def objective(self) -> str:
+        """``sft`` in a warm start, then ``grpo``."""
+        return "sft" if self.training_state.warm_start else "grpo"
+
     def setup(self, stage: str) -> None:
         """Check the settings, and note whether there is a training, which may need a reference."""
         super().setup(stage)

@@ -33,6 +33,11 @@ class SFTModule(DetectionModule):
         super().__init__(optimizer=optimizer, **kwargs)
         self.target_order = target_order
 
+    @property
+    def objective(self) -> str:
+        """``sft``."""
+        return "sft"
+
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """Mean negative log-probability of the answers' tokens."""
         return supervised_loss(self, batch, self.target_order)
