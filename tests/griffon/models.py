@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor
 
+from vr1.families import Griffon
 from vr1.griffon.released import to_released
 from vr1.policy.tiny_griffon import GriffonSizes, build_model, build_processor, build_tokenizer
+from vr1.rollout.sampler import SharedPrefixSampler
+from vr1.types import Rollout
 
 # A window of 16 tokens; prompts have 60 and more.
 SMALL = GriffonSizes(
@@ -39,6 +43,36 @@ RELEASED_KEYS = {
     "image_aspect_ratio": "square",
     "unshared_visual_encoder": True,
 }
+
+
+class TrueBoxes(SharedPrefixSampler):
+    """Answers with the true boxes in the form of Griffon, whatever the model would say.
+
+    Args:
+        moved: standard deviation of the noise that is added to them, in 0..1.
+    """
+
+    def __init__(self, moved: float = 0.0) -> None:
+        super().__init__()
+        self.moved = moved
+
+    def sample(self, policy, prompts, sampling, tokenizer, draw=0, prefix=None, with_graph=False) -> Rollout:
+        """The answers, with their log-probs under the policy."""
+        generator, family = np.random.default_rng(draw), Griffon()
+        texts = []
+        for record, size in zip(prompts.records, prompts.input_sizes, strict=True):
+            boxes = family.from_image(record.boxes_xyxy, record.image_size, size)
+            noise = generator.normal(0, self.moved, (sampling.group_size, *boxes.shape))
+            texts.append([family.write(np.clip(boxes + one, 0, 1), record.labels) for one in noise])
+        rows = [[*tokenizer(text, add_special_tokens=False)["input_ids"], 107] for row in texts for text in row]
+        longest = max(len(row) for row in rows)
+        shape = (len(prompts), sampling.group_size, longest)
+        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows]).view(shape)
+        mask = torch.tensor([[place < len(row) for place in range(longest)] for row in rows]).view(shape)
+        with torch.no_grad():
+            log_probs, _ = policy.log_probs(prompts, tokens, mask)
+        finished, seconds = torch.ones(shape[:2], dtype=torch.bool), {"prefill": 1.0, "decode": 1.0}
+        return Rollout(tokens=tokens, mask=mask, finished=finished, log_probs=log_probs, texts=texts, seconds=seconds)
 
 
 def small_model(sizes: GriffonSizes = SMALL, seed: int = 0):

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.checkpoints import test_resume as resume
-from tests.griffon.models import SMALL, released_tensors, small_model, write_released
+from tests.griffon.models import SMALL, TrueBoxes, released_tensors, small_model, write_released
 from tests.modules.test_grpo import build, fit, weights
 from vr1.advantage import BoxAdvantage
 from vr1.cli import main
@@ -23,7 +22,6 @@ from vr1.policy.architectures import architecture_of
 from vr1.prompts import PromptEncoder
 from vr1.rewards import Criterion, Reward
 from vr1.rollout import Sampling, generate
-from vr1.types import Rollout
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .*_dataloader' does not have many workers")
 WINDOWS = [4, 16, 70, 4096]
@@ -134,30 +132,11 @@ def test_a_grpo_step(source, kind, tmp_path):
         assert all("lora_" in name and ".language_model." in name for name in changed)
 
 
-def test_credit_for_each_box(source, tmp_path, monkeypatch):
+def test_credit_for_each_box(source, tmp_path):
     """An untrained model writes no boxes, so the answers of the rollout are true boxes that are moved at random."""
-
-    def answers(policy, prompts, sampling, tokenizer, draw=0, prefix=None, with_graph=False):
-        generator, family = np.random.default_rng(draw), source.family()
-        texts = []
-        for record in prompts.records:
-            boxes = family.from_image(record.boxes_xyxy, record.image_size, (56, 56))
-            moved = [np.clip(boxes + generator.normal(0, 0.03, boxes.shape), 0, 1) for _ in range(sampling.group_size)]
-            texts.append([family.write(one, record.labels) for one in moved])
-        rows = [[*tokenizer(text, add_special_tokens=False)["input_ids"], 107] for row in texts for text in row]
-        longest = max(len(row) for row in rows)
-        shape = (len(prompts), sampling.group_size, longest)
-        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows]).view(shape)
-        mask = torch.tensor([[place < len(row) for place in range(longest)] for row in rows]).view(shape)
-        with torch.no_grad():
-            log_probs, _ = policy.log_probs(prompts, tokens, mask)
-        finished = torch.ones(shape[:2], dtype=torch.bool)
-        seconds = {"prefill": 1.0, "decode": 1.0}
-        return Rollout(tokens=tokens, mask=mask, finished=finished, log_probs=log_probs, texts=texts, seconds=seconds)
-
-    monkeypatch.setattr("vr1.modules.grpo.generate", answers)
     reward = Reward(criterion=Criterion(0.5, 0.0, 1.0))
-    module = build(source, advantage=BoxAdvantage(answer_weight=0.0), reward=reward)
+    advantage = BoxAdvantage(answer_weight=0.0)
+    module = build(source, advantage=advantage, reward=reward, sampler=TrueBoxes(moved=0.03))
     module.configure_model()
     before = weights(module)
     trainer = fit(module, tmp_path, steps=1)

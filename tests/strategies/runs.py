@@ -197,13 +197,13 @@ def on_two(source, out):
     )
 
 
-def as_torchrun(rank, port, source, out):
+def as_torchrun(rank, port, source, out, work):
     """One of two processes, with the environment that torchrun gives it."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_RANK": "0"}
     os.environ |= {"LOCAL_WORLD_SIZE": "2"}
-    on_two(source, out)
+    work(source, out)
     torch.distributed.destroy_process_group()
 
 
@@ -213,5 +213,5 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start_two(source, out):
-    torch.multiprocessing.spawn(as_torchrun, (free_port(), source, out), nprocs=2)
+def start_two(source, out, work=on_two):
+    torch.multiprocessing.spawn(as_torchrun, (free_port(), source, out, work), nprocs=2)
