@@ -68,8 +68,9 @@ def predict(needs: Needs) -> MemoryPlan:
     policy = empty_policy(needs)
     if not policy.shares_prompt:
         raise UserError(
-            "only models whose completions share their prompt (Qwen-VL, InternVL) can be planned; leave"
-            " policy.share_prompt out, or measure this one in a run of one step (callbacks.Throughput logs its peak)"
+            "only models whose completions share their prompt (Qwen-VL, InternVL, GLM-V, Griffon-G) can be planned;"
+            " leave policy.share_prompt out, or measure this one in a run of one step (callbacks.Throughput logs its"
+            " peak)"
         )
     prompts = largest_prompts(needs)
     state = _training_state(policy, needs)
