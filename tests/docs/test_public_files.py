@@ -24,7 +24,7 @@ def steps(workflow):
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
 def test_steps_of_workflows_are_scripts_that_exist(workflow):
     for command in steps(workflow):
-        if command.startswith(".ci/"):
+        if command.startswith((".ci/", "tests/")):
             script = ROOT / command
             assert os.access(script, os.X_OK), f"{command} cannot be executed"
             assert script.read_text().startswith("#!/usr/bin/env bash\n")

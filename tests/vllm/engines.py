@@ -1,7 +1,6 @@
 """Engines on the embedded model, started once and shared by the tests of a process, and comparisons with the policy."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
@@ -15,7 +14,8 @@ from vr1.rollout.vllm.checks import find_vllm
 NEEDS_VLLM = pytest.mark.skipif(
     find_vllm() is None, reason="vLLM is not installed; tests/vllm/run makes an environment with it"
 )
-SOURCE = PolicySource()
+# Large images are allowed, which make prompts of several hundred tokens; small ones stay as they are.
+SOURCE = PolicySource(max_pixels=320_000)
 ADAPTERS = replace(SOURCE, lora=Lora(rank=5, alpha=10))
 PROMPT_TOKENS, NEW_TOKENS = 1024, 160
 ROLLOUT = Sampling(group_size=8, max_new_tokens=NEW_TOKENS)
@@ -39,10 +39,14 @@ def new_sampler(source=SOURCE, **settings):
     return sampler
 
 
-@cache
-def shared_sampler(source=None):
-    """One engine for full weights, and one for each other source; a test synchronises before it samples."""
-    return new_sampler(source or SOURCE)
+_SHARED: dict[str, VLLMSampler] = {}
+
+
+def shared_sampler(source=SOURCE):
+    """One engine for each source; a test synchronises before it samples."""
+    if repr(source) not in _SHARED:
+        _SHARED[repr(source)] = new_sampler(source)
+    return _SHARED[repr(source)]
 
 
 def scenes(count, split="val", **style):
@@ -65,15 +69,15 @@ def gaps(policy, prompts, rollout, temperature=1.0):
     return (log_probs - rollout.log_probs).abs()[rollout.mask]
 
 
-def train(policy, prompts, steps=3, rate=2e-4):
-    """Some optimizer steps that change every trainable weight visibly."""
+def train(policy, rate, steps=3):
+    """Some optimizer steps on correct answers to scenes unlike those that the model knows."""
+    encoder = workload(SOURCE).encoder
+    prompts = encoder(scenes(6, "train", tint=0.5, noise=14.0))
+    tokens, mask = encoder.targets(prompts, policy.eos_tokens[0])
     optimizer = torch.optim.AdamW([part for part in policy.parameters() if part.requires_grad], lr=rate)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(20, 400, (len(prompts), 2, 12), generator=generator)
-    mask = torch.ones_like(tokens, dtype=torch.bool)
     for _ in range(steps):
         log_probs, _ = policy.train().log_probs(prompts, tokens, mask)
-        (-log_probs.mean()).backward()
+        (-log_probs.sum() / mask.sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
     return policy.eval()

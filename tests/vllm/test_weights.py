@@ -34,27 +34,29 @@ def gap(sampler, policy, prompts, draw=1):
     return mean
 
 
-def test_all_weights_after_optimizer_steps_and_stale_ones_before(capsys):
+def test_all_weights_after_optimizer_steps_and_stale_ones_before():
     policy, sampler, prompts = SOURCE.load().eval(), shared_sampler(), encode(scenes(4))
     sampler.synchronise(policy, prompts)
     vision = [value.clone() for name, value in policy.named_parameters() if "visual" in name]
-    train(policy, prompts)
+    train(policy, rate=1e-4)
     moved = [value for name, value in policy.named_parameters() if "visual" in name]
     assert all((old != new).any() for old, new in zip(vision, moved, strict=True)), "the vision tower is trained"
     with pytest.raises(UserError, match=r"log-probs of vLLM and of the policy differ by .* in this rollout"):
         gap(sampler, policy, prompts)
     sampler.synchronise(policy, prompts)
-    assert gap(sampler, policy, prompts) < 1e-4
+    after = gap(sampler, policy, prompts)
+    print(f"after 3 optimizer steps of all weights: mean difference {after:.2e}")
+    assert after < 1e-4
 
 
 def test_a_long_prompt_after_an_update():
     """A prompt of several hundred tokens, of which most are cached by the old weights."""
     policy, sampler = SOURCE.load().eval(), shared_sampler()
-    prompts = encode(scenes(2, canvas_sizes=((560, 448),)))
+    prompts = encode(scenes(2, canvas_sizes=((560, 448),), object_size=(60.0, 160.0)))
     assert prompts.mask.sum(1).min() > 300
     sampler.synchronise(policy, prompts)
     before = gap(sampler, policy, prompts)
-    train(policy, prompts)
+    train(policy, rate=1e-4)
     sampler.synchronise(policy, prompts)
     assert max(before, gap(sampler, policy, prompts)) < 1e-4
 
@@ -65,7 +67,7 @@ def test_a_missing_tied_head_is_noticed(monkeypatch):
 
     policy, sampler, prompts = SOURCE.load().eval(), shared_sampler(), encode(scenes(4))
     sampler.synchronise(policy, prompts)
-    train(policy, prompts)
+    train(policy, rate=1e-4)
     vllm_sampler_weights = vllm_sampler.all_weights
     monkeypatch.setattr(vllm_sampler, "all_weights", without_head)
     sampler.synchronise(policy, prompts)
@@ -74,11 +76,12 @@ def test_a_missing_tied_head_is_noticed(monkeypatch):
 
 
 def test_keys_of_old_weights_are_noticed(monkeypatch):
-    """With the cache of prompts kept, images and prompts are those of the old weights."""
-    policy, sampler, prompts = SOURCE.load().eval(), shared_sampler(), encode(scenes(4))
+    """With the cache of prompts kept, a long prompt has keys and values of the old weights."""
+    policy, sampler = SOURCE.load().eval(), shared_sampler()
+    prompts = encode(scenes(2, canvas_sizes=((560, 448),), object_size=(60.0, 160.0)))
     sampler.synchronise(policy, prompts)
     gap(sampler, policy, prompts)
-    train(policy, prompts)
+    train(policy, rate=1e-4)
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "reset", lambda engine: engine._llm.llm_engine.reset_encoder_cache())
         sampler.synchronise(policy, prompts)
@@ -108,7 +111,7 @@ def test_adapters_off_on_changed_and_trained():
         sampler.synchronise(policy, prompts)
         assert gap(sampler, policy, prompts) < 1e-4
         assert sampler.sample(policy, prompts, ROLLOUT, tokenizer()).texts != untrained
-    train(policy, prompts, rate=5e-3)
+    train(policy, rate=1e-3)
     with pytest.raises(UserError, match="the engine has other weights"):
         gap(sampler, policy, prompts)
     sampler.synchronise(policy, prompts)
@@ -141,9 +144,9 @@ def test_a_4_bit_base_with_adapters_and_limits_of_resolution():
     """The engine has the same numbers: the base as it is dequantized for every product."""
     source = replace(SOURCE, lora=Lora(rank=2), quantize="nf4", max_pixels=60_000, min_pixels=20_000)
     policy, sampler = with_noise(source.load().eval(), 1), new_sampler(source)
-    prompts = encode(scenes(3, canvas_sizes=((560, 448),)), source)
+    prompts = encode(scenes(3, canvas_sizes=((560, 448),), object_size=(60.0, 160.0)), source)
     sampler.synchronise(policy, prompts)
-    assert gap(sampler, policy, prompts) < 1e-4
+    assert gap(sampler, policy, prompts) < 5e-4
     unquantized = replace(source, quantize=None).load().eval()
     rollout = sampler.sample(policy, prompts, ROLLOUT, tokenizer())
-    assert gaps(with_noise(unquantized, 1), prompts, rollout).mean() > 1e-3, "4 bits make a difference"
+    assert gaps(with_noise(unquantized, 1), prompts, rollout).mean() > 5e-3, "4 bits make a difference"

@@ -20,12 +20,14 @@ def main(argv: Sequence[str]) -> int:
     _parser().parse_args(argv)
     # Imported here, so that --help does not wait for torch.
     from vr1.commands.doctor.checks import check_functions, check_machine, check_packages
+    from vr1.commands.doctor.samplers import check_vllm
 
     results = _show("packages", check_packages())
     if any(result.state == "fault" for result in results):
         print("\nFix the packages first: the other checks need them.")
         return 1
     results += _show("machine", check_machine()) + _show("functions", check_functions())
+    results += _show("samplers", [check_vllm()])
     count = {state: sum(result.state == state for result in results) for state in ("fault", "note")}
     print(f"\nfaults: {count['fault']}, notes: {count['note']}")
     return int(count["fault"] > 0)

@@ -220,9 +220,11 @@ class Engine:
             for request in requests
         ]
         asked = [{"prompt": request.text, "multi_modal_data": {"image": request.image}} for request in requests]
-        outputs = self._llm.generate(
-            asked, settings, use_tqdm=False, **({"lora_request": self._adapter} if self._lora else {})
-        )
+        # vLLM draws from the global generator before it draws with the seeds of the requests.
+        with preserved_process():
+            outputs = self._llm.generate(
+                asked, settings, use_tqdm=False, **({"lora_request": self._adapter} if self._lora else {})
+            )
         completions = [_completion(output, end_tokens) for output in outputs]
         if self._sleeps:
             self._llm.sleep(level=1)
