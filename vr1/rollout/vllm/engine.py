@@ -43,13 +43,13 @@ class Request:
     """One completion to sample.
 
     Attributes:
-        text: the chat prompt, its image as one placeholder.
-        image: the image, as stored.
+        text: the chat prompt, each image as one placeholder.
+        images: the images, as stored.
         seed: of the completion's random numbers.
     """
 
     text: str
-    image: Image.Image
+    images: Sequence[Image.Image]
     seed: int
 
 
@@ -219,7 +219,7 @@ class Engine:
             )
             for request in requests
         ]
-        asked = [{"prompt": request.text, "multi_modal_data": {"image": request.image}} for request in requests]
+        asked = [{"prompt": request.text, "multi_modal_data": {"image": list(request.images)}} for request in requests]
         # vLLM draws from the global generator before it draws with the seeds of the requests.
         with preserved_process():
             outputs = self._llm.generate(

@@ -33,6 +33,8 @@ __all__ = ["VLLMSampler", "completion_seed"]
 _MAX_GAP = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 # Completions of the comparison at the start.
 _COMPARED = Sampling(group_size=2, max_new_tokens=64)
+# Images of a prompt, at most.
+_MAX_IMAGES = 16
 # Arguments of vllm.LLM that follow from the training.
 _OWN = {"model", "dtype", "max_model_len", "enable_lora", "max_lora_rank", "logprobs_mode", "kv_cache_memory_bytes"}
 
@@ -134,7 +136,7 @@ class VLLMSampler(Sampler):
             "max_model_len": work.max_prompt_tokens + work.max_new_tokens,
             "max_num_seqs": self.max_sequences,
             "max_num_batched_tokens": max(8192, work.max_prompt_tokens),
-            "limit_mm_per_prompt": {"image": 1},
+            "limit_mm_per_prompt": {"image": _MAX_IMAGES},
             "mm_processor_kwargs": _pixel_limits(work.encoder.processor.image_processor),
             "mm_processor_cache_gb": 1,
             "skip_mm_profiling": True,
@@ -212,8 +214,8 @@ class VLLMSampler(Sampler):
         started, group = time.perf_counter(), sampling.group_size
         requests = [
             Request(
-                text=self._work.encoder.chat(instruction),
-                image=record.image,
+                text=self._work.encoder.chat(instruction, len(record.prompt_images)),
+                images=record.prompt_images,
                 seed=completion_seed(draw, record.image_id, place),
             )
             for record, instruction in zip(prompts.records, prompts.instructions, strict=True)
