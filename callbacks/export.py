@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from callbacks.outputs import require_module, run_folder
-from vr1.checkpoints.export import write_model
+from vr1.checkpoints.export import package_of, write_model
 from vr1.checkpoints.model_card import model_card
 from vr1.errors import UserError
 from vr1.modules.base import DetectionModule
@@ -59,5 +59,7 @@ class Export(Callback):
         run = pl_module.run()
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             network = pl_module.policy.network
-            card = model_card(run, trainer.global_step, adapters=pl_module.policy.has_adapters)
+            policy = pl_module.policy
+            package = package_of(policy.network)
+            card = model_card(run, trainer.global_step, adapters=policy.has_adapters, package=package)
             write_model(network, pl_module.processor, self._folder, self.dtype, card)

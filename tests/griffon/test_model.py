@@ -151,6 +151,12 @@ def test_a_released_model_is_saved_under_the_names_of_vr1(small, released, tmp_p
     assert again.generation_config.eos_token_id == [107, 1]
 
 
+def test_what_is_left_out_is_counted(released, caplog):
+    GriffonGForConditionalGeneration.from_pretrained(released)
+    [line] = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert line.startswith(f"{released}: 2 tensors of a second image encoder")
+
+
 def test_an_output_layer_in_the_file_is_read_too(small, released):
     index = json.loads((released / "model.safetensors.index.json").read_text())
     file = released / "model-00001-of-00002.safetensors"

@@ -212,6 +212,8 @@ def test_an_exported_run_answers_as_it_was_trained(trained, released, records, t
         else:
             loaded = AutoModelForImageTextToText.from_pretrained(folder)
         torch.testing.assert_close(logits(loaded, released, records), expected, atol=1e-5, rtol=1e-5)
+        card = (folder / "README.md").read_text()
+        assert "import vr1.griffon  # registers the model's class\nfrom PIL import Image" in card
         if kind == "full":
             torch.testing.assert_close(logits(loaded, folder, records), expected, atol=1e-5, rtol=1e-5)
         plain = AutoModelForImageTextToText.from_pretrained(released)

@@ -39,6 +39,17 @@ def write_model(network: Any, processor: Any, folder: Path, dtype: str | None = 
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def package_of(network: Any) -> str:
+    """The package that registers the class of a model with transformers; empty for a class of transformers.
+
+    Args:
+        network: a model, or a peft model around one.
+    """
+    base = network.get_base_model() if isinstance(network, PeftModel) else network
+    module = type(base).__module__
+    return "" if module.startswith("transformers.") else module.rpartition(".")[0]
+
+
 def trained_network(checkpoint: dict[str, Any], merge: bool = False, dtype: str | None = None) -> Any:
     """The model of a checkpoint.
 

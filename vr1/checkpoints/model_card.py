@@ -16,7 +16,7 @@ _NOT_RECORDED = "Not recorded: the run was not started by `python -m vr1`."
 _ABSOLUTE_PATH = re.compile(r"""(?:(?<=^)|(?<=[\s=:,'"\[{(]))~?(?:/[^/\s'",:\]})]+)+/?""")
 
 
-def model_card(run: dict[str, Any], step: int, adapters: bool, command: str = "") -> str:
+def model_card(run: dict[str, Any], step: int, adapters: bool, command: str = "", package: str = "") -> str:
     """A model card in Markdown, with the front matter that the Hugging Face hub reads.
 
     Absolute paths of the machine are shortened to their last part.
@@ -28,6 +28,7 @@ def model_card(run: dict[str, Any], step: int, adapters: bool, command: str = ""
         step: optimizer steps that were made.
         adapters: the folder holds only adapters.
         command: the command that wrote the folder, if it was not the run itself.
+        package: the package that registers the model's class, if it is not transformers itself.
 
     Example:
         >>> from vr1.families import Qwen25VL
@@ -48,7 +49,7 @@ def model_card(run: dict[str, Any], step: int, adapters: bool, command: str = ""
         f" (Vision-R1, arXiv 2503.18013) for {step} optimizer steps.",
         *([_FOUR_BITS] if policy["quantize"] and adapters else []),
         "## Prompt\n\n" + _prompt(run["prompt"]),
-        "## Use\n\nRun this in the folder of the model:\n\n" + _code("python", _example(run["prompt"])),
+        "## Use\n\nRun this in the folder of the model:\n\n" + _code("python", _example(run["prompt"], package)),
         "## Figures\n\n" + _figures(run["figures"]),
         "## Data\n\n" + (_yaml(config["data"]) if config and config.get("data") else _NOT_RECORDED),
         "## Command\n\n" + _code("bash", commands or _NOT_RECORDED),
@@ -80,10 +81,11 @@ def _prompt(prompt: dict[str, Any]) -> str:
     return f"{markdown_table(['question', 'text'], rows)}\n\nCoordinates in answers: {frame}."
 
 
-def _example(prompt: dict[str, Any]) -> str:
+def _example(prompt: dict[str, Any], package: str) -> str:
     """A script that loads the model and answers one question."""
+    imported = f"import {package}  # registers the model's class\n" if package else ""
     return f"""
-from PIL import Image
+{imported}from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 folder = "."

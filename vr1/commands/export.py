@@ -51,7 +51,7 @@ def export(
         UserError: the checkpoint, its base or the folder cannot be used.
     """
     # Imported here, so that --help does not wait for torch.
-    from vr1.checkpoints.export import trained_network, write_model
+    from vr1.checkpoints.export import package_of, trained_network, write_model
     from vr1.checkpoints.files import read_checkpoint
     from vr1.checkpoints.model_card import model_card
     from vr1.checkpoints.shards import read_shards
@@ -74,8 +74,8 @@ def export(
     # Checkpoints of version 0.1.0 do not store the prompt.
     run = {"prompt": source.family().prompt_info()} if "prompt" not in run_of(checkpoint) else {}
     run_of(checkpoint).update(run, policy=asdict(source))
-    card = model_card(run_of(checkpoint), checkpoint["global_step"], adapters, command)
     network = trained_network(checkpoint, merge, dtype)
+    card = model_card(run_of(checkpoint), checkpoint["global_step"], adapters, command, package_of(network))
     if released:
         write_released(network, source.processor(), out, source.path)
         (out / "README.md").write_text(card, encoding="utf-8")

@@ -176,7 +176,7 @@ def tower_folder(name: str, folder: str) -> Path:
     for folder_of_tower in places:
         if last and (folder_of_tower / "config.json").is_file():
             return folder_of_tower
-    place = places[0] if last else "a folder that mm_vision_tower names"
+    place = places[0] if last and Path(folder).is_dir() else "a folder of that name beside the downloaded weights"
     raise UserError(
         f"{folder}: the config of its vision tower (mm_vision_tower={name}) is missing; copy config.json and"
         f" preprocessor_config.json of that CLIP model to {place} (weights are not needed)"

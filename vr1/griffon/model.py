@@ -4,6 +4,7 @@ Shape letters: I images, S side of the map of patches, N tokens of an image, B r
 language model, F width of the vision tower, V vocabulary.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import logging
 
 from vr1.griffon.config import END_OF_TURN_ID, PROJECTORS, GriffonGConfig
-from vr1.griffon.released import KEY_MAPPING, LEFT_OUT, check_names
+from vr1.griffon.released import KEY_MAPPING, LEFT_OUT, check_names, region_names
 
 _logger = logging.get_logger(__name__)
 
@@ -250,6 +251,13 @@ class GriffonGForConditionalGeneration(GriffonGPreTrainedModel, GenerationMixin)
             for name, theirs, ours in info["mismatched_keys"]
         }
         check_names(str(pretrained_model_name_or_path), info["missing_keys"], info["unexpected_keys"], other)
+        if left_out := region_names(Path(pretrained_model_name_or_path)):
+            _logger.warning(
+                "%s: %d tensors of a second image encoder, for referring by an image, are left out; `vr1 export"
+                " --released` copies them",
+                pretrained_model_name_or_path,
+                len(left_out),
+            )
         # Loading replaces parameters.
         model.model.freeze_unused()
         if model.config.released is not None:

@@ -6,6 +6,9 @@ vr1's follow the layout of transformers' vision-language models.
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import safe_open
 
 from vr1.errors import UserError
 
@@ -70,6 +73,19 @@ def is_left_out(name: str) -> bool:
         True
     """
     return name.startswith((*REGION_NAMES, *INDEX_NAMES))
+
+
+def region_names(folder: Path) -> dict[str, Path]:
+    """The tensors of the second image encoder in a folder of released weights, and the file of each.
+
+    Args:
+        folder: a folder with safetensors files; one without any has no such tensors.
+    """
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            found |= dict.fromkeys([name for name in list(tensors.keys()) if name.startswith(REGION_NAMES)], file)
+    return found
 
 
 def check_names(folder: str, missing: Iterable[str], unexpected: Iterable[str], other_sizes: Iterable[str]) -> None:

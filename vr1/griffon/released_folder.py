@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig
 
 from vr1.errors import UserError
 from vr1.griffon.config import RELEASED_TYPE, GriffonGConfig
-from vr1.griffon.released import REGION_NAMES, to_released
+from vr1.griffon.released import region_names, to_released
 
 _TOWER = "checkpoints/clip-vit-large-patch14-336_to_1022"
 # Keys that the released code reads besides those of Gemma 2, for models that were not made from released weights.
@@ -89,8 +89,7 @@ def _released_config(config: GriffonGConfig) -> dict[str, Any]:
 def _region_tensors(base: Path) -> dict[str, Tensor]:
     """Tensors of the second image encoder in a folder of released weights."""
     found: dict[str, Tensor] = {}
-    for file in sorted(base.glob("*.safetensors")):
+    for name, file in region_names(base).items():
         with safe_open(file, framework="pt") as tensors:
-            names = [name for name in list(tensors.keys()) if name.startswith(REGION_NAMES)]
-            found |= {name: tensors.get_tensor(name) for name in names}
+            found[name] = tensors.get_tensor(name)
     return found
