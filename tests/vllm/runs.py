@@ -53,11 +53,11 @@ class Steps(Callback):
         groups = pl_module.training_state.scored_groups
         (rollout,) = pl_module.training_state.rollout_batches.values()
         self.steps[trainer.global_step] = {
-            # A rollout of a checkpoint has no texts.
+            # An update on the rollout of a checkpoint has no texts, rewards and gap.
             "texts": groups.texts if groups else None,
             "sampler": rollout.sampler_log_probs.sum().item(),
-            "reward": metrics["reward/total"],
-            "gap": metrics["grpo/sampler_gap"],
+            "reward": metrics.get("reward/total"),
+            "gap": metrics.get("grpo/sampler_gap"),
             "effective": metrics["grpo/effective_samples"],
         }
 
@@ -103,7 +103,7 @@ def fit(made, folder, callbacks=(), ckpt_path=None, steps=STEPS, world=1, **sett
 
 def killed(folder):
     """A training of two updates a rollout, killed in the middle of a rollout after a checkpoint."""
-    fit(module(updates_per_rollout=2), folder, [SaveAndDie(folder / "last.ckpt")])
+    fit(module(updates_per_rollout=2), folder, [SaveAndDie(folder / "last.ckpt")], enable_checkpointing=True)
 
 
 def resumed(folder):

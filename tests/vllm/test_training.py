@@ -60,11 +60,11 @@ def test_a_killed_training_resumes_with_the_same_completions(tmp_path):
     for step, found in resumed.items():
         expected = undisturbed[int(step)]
         assert found["sampler"] == expected["sampler"], step
-        assert found["reward"] == expected["reward"], step
         if int(step) == SAVED_AFTER + 1:
             assert found["texts"] is None, "this update uses the rollout of the checkpoint"
         else:
             assert found["texts"] == expected["texts"], step
+            assert found["reward"] == expected["reward"], step
 
 
 def test_two_processes_sample_and_reward_what_one_does(alone, tmp_path):
