@@ -1,5 +1,7 @@
 """The interface of samplers: all completions come from it, in training and evaluation, with weights of that moment."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from vr1 import SFTModule
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.errors import UserError
 from vr1.modules.grpo import GRPOModule
+from vr1.policy import Lora
 from vr1.rewards import Reward, RewardTerm
 from vr1.rollout import Sampler, Sampling, SharedPrefixSampler, generate
 from vr1.types import Rollout
@@ -139,6 +142,15 @@ def test_the_default_is_the_decoder_with_the_same_random_numbers(source, encoder
     assert (rollout.tokens == expected.tokens).all()
     assert (rollout.log_probs == expected.log_probs).all()
     assert not rollout.prefix.state.requires_grad
+
+
+def test_with_dropout_the_gap_says_nothing_of_the_sampler(source, tmp_path):
+    sampler = Scripted(gap=0.5)
+    made = module(replace(source, lora=Lora(rank=2, dropout=0.5)), sampler)
+    run = trainer(tmp_path, max_steps=1, max_epochs=-1)
+    run.fit(made, scenes())
+    assert sampler.gaps == []
+    assert run.callback_metrics["grpo/sampler_gap"] > 0
 
 
 def test_a_sampler_can_stop_the_training(source, tmp_path):

@@ -35,6 +35,7 @@ def vllm_present(monkeypatch):
     registry = SimpleNamespace(get_supported_archs=lambda: ARCHITECTURES)
     monkeypatch.setattr(checks, "import_vllm", lambda: SimpleNamespace(ModelRegistry=registry))
     monkeypatch.setattr(checks, "find_vllm", lambda: InstalledVLLM(distribution="vllm", version="0.32.1"))
+    monkeypatch.setattr(checks, "engine_device", lambda: "cpu")
     monkeypatch.setattr(checks, "adapter_rank", lambda rank: 16 if rank <= 16 else None)
 
 
@@ -72,6 +73,11 @@ def test_a_version_that_was_never_tested(source, vllm_present, monkeypatch):
 def test_a_model_that_vllm_does_not_know(source, vllm_present, monkeypatch):
     monkeypatch.setattr("tests.rollout.test_vllm.ARCHITECTURES", ["LlamaForCausalLM"])
     assert "vLLM does not know Qwen2_5_VLForConditionalGeneration; leave model.sampler out" in refusal(source)
+
+
+def test_an_engine_for_another_kind_of_device(source, vllm_present, monkeypatch):
+    monkeypatch.setattr(checks, "engine_device", lambda: "cuda")
+    assert "this vLLM was built for cuda, and the training runs on cpu" in refusal(source)
 
 
 def test_adapters_of_a_rank_that_vllm_does_not_hold(source, vllm_present):

@@ -313,7 +313,9 @@ class GRPOModule(DetectionModule):
         share = self.share_of(rollout.mask.sum())
         mean = mean_where(gap, rollout.mask)
         self._log("grpo", {"sampler_gap": mean * share, "sampler_gap_max": gap.max()}, len(rollout.tokens))
-        self.sampler.check_gap(float(mean), self.sampling)
+        # With dropout, the training pass differs from every sampler.
+        if not self.policy.has_dropout:
+            self.sampler.check_gap(float(mean), self.sampling)
 
     def _log_rollout(
         self, rollout: Rollout, rewards: RewardedGroups, advantages: Advantages, reference_seconds: float

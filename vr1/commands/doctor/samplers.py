@@ -5,7 +5,7 @@ from typing import get_args
 
 from vr1.commands.doctor.checks import CheckResult
 from vr1.errors import UserError
-from vr1.rollout.vllm.checks import TESTED, InstalledVLLM, find_vllm, import_vllm
+from vr1.rollout.vllm.checks import TESTED, InstalledVLLM, engine_device, find_vllm
 
 __all__ = ["check_vllm"]
 
@@ -40,11 +40,9 @@ def _abilities() -> str:
     Raises:
         UserError: it finds no device.
     """
-    import_vllm()
+    device = engine_device()
     from vllm.config.lora import MaxLoRARanks
-    from vllm.platforms import current_platform
 
-    device = str(current_platform.device_type)
     if not device:
         raise UserError("it finds no device that it was built for")
     invariant = os.environ.get("VLLM_BATCH_INVARIANT") == "1"

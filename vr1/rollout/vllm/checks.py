@@ -18,7 +18,17 @@ from vr1.policy.loading import PolicySource
 from vr1.rollout.sampler import Workload
 from vr1.rollout.vllm.memory import GIB, EngineMemory, cache_bytes_per_token, engine_memory, parameter_count
 
-__all__ = ["TESTED", "InstalledVLLM", "check_model", "check_sleep", "check_version", "find_vllm", "import_vllm"]
+__all__ = [
+    "TESTED",
+    "InstalledVLLM",
+    "adapter_rank",
+    "check_model",
+    "check_sleep",
+    "check_version",
+    "engine_device",
+    "find_vllm",
+    "import_vllm",
+]
 
 # The versions of vLLM that the tests pass with.
 TESTED = SpecifierSet(">=0.32,<0.33")
@@ -107,9 +117,14 @@ def check_model(workload: Workload, dtype: str, cache_gib: float) -> None:
         cache_gib: memory for keys and values.
 
     Raises:
-        UserError: something does not fit.
+        UserError: something does not fit, or the engine would run on another kind of device.
     """
-    source = workload.source
+    source, built_for = workload.source, engine_device()
+    if built_for != workload.device.type:
+        raise UserError(
+            f"model.sampler: this vLLM was built for {built_for or 'no device here'}, and the training runs on"
+            f" {workload.device.type}; install the other one, or set trainer.accelerator"
+        )
     _check_architecture(source)
     if source.lora is not None:
         _check_rank(source.lora.rank)
@@ -132,6 +147,14 @@ def _check_architecture(source: PolicySource) -> None:
             f"policy.path={source.path}: vLLM does not know {' or '.join(names) or config.model_type}; leave"
             " model.sampler out, which samples from every model"
         )
+
+
+def engine_device() -> str:
+    """The kind of device that vLLM was built for and finds here: ``cuda``, ``cpu``; empty if it finds none."""
+    import_vllm()
+    from vllm.platforms import current_platform
+
+    return str(current_platform.device_type)
 
 
 def adapter_rank(rank: int) -> int | None:

@@ -103,12 +103,12 @@ def start_llm(path: str, options: dict[str, Any]) -> Any:
         UserError: vLLM refuses; the message is the last line of its own.
     """
     vllm = import_vllm()
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        # One engine a process: without this, all of them would take the first GPU.
-        os.environ["RANK"] = str(torch.distributed.get_rank())
-        os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
-        options = {**options, "distributed_executor_backend": "external_launcher"}
     with preserved_process():
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            # One engine a process: without this, all of them would take the first GPU.
+            os.environ["RANK"] = str(torch.distributed.get_rank())
+            os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
+            options = {**options, "distributed_executor_backend": "external_launcher"}
         try:
             llm = vllm.LLM(model=path, **options)
         except (ValueError, RuntimeError, NotImplementedError) as error:
