@@ -240,7 +240,7 @@ class Evaluation(Callback):
         rank_zero_info(table_text(metrics))
         for name, tiles in (("best", best), ("worst", worst)):
             if tiles:
-                sheet = draw_grid(tiles, f"{name} {len(tiles)} of {len(rows)} answers")
+                sheet = draw_grid(tiles, f"{name} {len(tiles)} of {len(rows)} answers, by total reward")
                 write_picture(trainer, self._folder, f"gallery/{name}.png", sheet, key=f"gallery/{name}")
 
     def _close(self) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vr1.errors import UserError
+from vr1.runs.folder import TILES
 from vr1.types import Prediction
 
 
@@ -91,7 +93,7 @@ def write_picture(trainer: "pl.Trainer", folder: Path, name: str, picture: Image
         trainer: the trainer that runs.
         folder: what :func:`run_folder` returned.
         name: path below ``folder``, with ``.png``.
-        picture: RGB picture.
+        picture: RGB picture; the file says where the tiles of a sheet are.
         key: name of the picture in the loggers, which store one picture per step under it.
 
     Returns:
@@ -101,7 +103,9 @@ def write_picture(trainer: "pl.Trainer", folder: Path, name: str, picture: Image
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    texts = PngInfo()
+    texts.add_text(TILES, json.dumps(picture.info.get("tiles", [])))
+    picture.save(path, pnginfo=texts)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(key, np.asarray(picture), trainer.global_step, dataformats="HWC")

@@ -1,6 +1,7 @@
 """The report that a training writes, also when it is stopped or fails."""
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -26,7 +27,11 @@ def test_a_training_writes_a_page(tmp_path):
     folder = tmp_path / "version_0"
     page = (folder / "report.html").read_text()
     assert "after (step 4)" in page
-    assert page.count("data:image/jpeg") == 3
+    assert page.count('"src":"data:image/jpeg') == 3, "galleries"
+    # Two images in the gallery, at three validations each.
+    assert re.findall(r'alt="(image .*?)"', page) == [
+        f"image {number} {moment}" for number in (1, 2) for moment in ("before training", "step 2", "step 4")
+    ]
     assert '"switches":[[2,"advanced"]]' in page
     assert '"name":"rule/xi0"' in page, "what only the log has"
     facts = json.loads((folder / "run.json").read_text())

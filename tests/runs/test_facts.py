@@ -3,6 +3,7 @@
 import subprocess
 
 from vr1.runs import run_facts
+from vr1.runs.facts import given_settings
 
 
 def test_versions_command_and_seed(monkeypatch):
@@ -29,3 +30,21 @@ def test_state_of_the_repository(tmp_path, monkeypatch):
 def test_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert run_facts()["git"] is None
+
+
+def test_settings_that_were_given(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("trainer: {max_steps: 9}\nmodel: {class_path: my.Module, init_args: {seed: 1}}\n")
+    second.write_text("model: {init_args: {seed: 2}}\n")
+    damaged = tmp_path / "c.yaml"
+    damaged.write_text("a: [")
+    arguments = ["fit", "--config", str(first), f"--config={second}", "--config", str(damaged), "--config", "missing"]
+    arguments += ["--trainer.max_steps", "5", "--model.lora.rank=4", "--trainer.fast_dev_run", "--data.root", "-1"]
+    assert given_settings(arguments) == {
+        "trainer.max_steps": "5",
+        "model": "my.Module",
+        "model.seed": "2",
+        "model.lora.rank": "4",
+        "trainer.fast_dev_run": "",
+        "data.root": "-1",
+    }

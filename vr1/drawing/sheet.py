@@ -72,7 +72,7 @@ def draw_grid(
         legend: explain the colours of boxes drawn with ``judge``.
 
     Returns:
-        An RGB picture.
+        An RGB picture; its ``info["tiles"]`` has the corners of each tile in pixels.
 
     Raises:
         UserError: ``tiles`` is empty.
@@ -90,9 +90,13 @@ def draw_grid(
     header, top = _header(sheet_width, title, legend)
     sheet = Image.new("RGB", (sheet_width, top + rows * (height + MARGIN)), PAPER)
     sheet.paste(header, (0, 0))
+    corners = []
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
-        sheet.paste(tile, (MARGIN + column * (width + MARGIN), top + row * (height + MARGIN)))
+        left, upper = MARGIN + column * (width + MARGIN), top + row * (height + MARGIN)
+        sheet.paste(tile, (left, upper))
+        corners.append((left, upper, left + tile.width, upper + tile.height))
+    sheet.info["tiles"] = corners
     return sheet
 
 

@@ -5,12 +5,16 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from vr1.runs.folder import flat_settings
 
 PACKAGES = (
     "vr1",
@@ -33,11 +37,12 @@ def run_facts() -> dict[str, Any]:
 
     Returns:
         ``started`` (UTC, ISO 8601), ``command``, ``seed`` (None where nothing was seeded), ``versions`` by package and
-        ``git`` (``commit``, ``branch`` and the number of ``changed`` files; None outside a repository).
+        ``git`` (``commit``, ``branch`` and the number of ``changed`` files; None outside a repository), and ``given``
+        (`given_settings` of the command line).
 
     Example:
         >>> sorted(run_facts())
-        ['command', 'git', 'seed', 'started', 'versions']
+        ['command', 'git', 'given', 'seed', 'started', 'versions']
     """
     seed = os.environ.get("PL_GLOBAL_SEED")
     return {
@@ -46,7 +51,36 @@ def run_facts() -> dict[str, Any]:
         "seed": int(seed) if seed is not None and seed.lstrip("-").isdigit() else None,
         "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "git": _git(Path.cwd()),
+        "given": given_settings(sys.argv[1:]),
     }
+
+
+def given_settings(arguments: Sequence[str]) -> dict[str, str]:
+    """The settings that configurations and a command line set, by their names; the later ones win.
+
+    Args:
+        arguments: of a command of vr1. A file that cannot be read is left out.
+
+    Example:
+        >>> given_settings(["fit", "--model.sampling.group_size", "16", "--out=runs/a"])
+        {'model.sampling.group_size': '16', 'out': 'runs/a'}
+    """
+    given: dict[str, str] = {}
+    remaining = list(arguments)
+    while remaining:
+        name, is_assigned, value = remaining.pop(0).partition("=")
+        if not name.startswith("--"):
+            continue
+        if not is_assigned and remaining and not remaining[0].startswith("--"):
+            value = remaining.pop(0)
+        if name != "--config":
+            given[name[2:]] = value
+            continue
+        with suppress(OSError, ValueError, yaml.YAMLError):
+            settings = flat_settings(yaml.safe_load(Path(value).read_text(encoding="utf-8")) or {})
+            # A later file may set an argument of a class without naming the class again.
+            given |= {key.replace(".init_args", ""): str(setting) for key, setting in settings.items()}
+    return given
 
 
 def _command() -> str:

@@ -30,31 +30,77 @@ class Panel:
         metrics: names of metrics; a name that ends in ``/`` or ``_`` stands for all metrics that begin with it.
         bounded: the values lie between 0 and 1, so the axis begins at 0.
         overview: :func:`draw_curves` draws it.
+        meaning: what it says about a training, in a sentence.
     """
 
     title: str
     metrics: tuple[str, ...]
     bounded: bool = False
     overview: bool = True
+    meaning: str = ""
 
 
 PANELS = (
-    Panel("Reward (training)", ("reward/total", "reward/")),
     Panel(
-        "Detection (validation)", ("val/map", "val/map_ranked", "val/map_50", "val/map_75", "val/ar_100"), bounded=True
+        "Reward (training)", ("reward/total", "reward/"), meaning="Of the sampled answers; noisy, so look at the trend."
     ),
-    Panel("Detection, ranked (validation)", ("val/map_50_ranked", "val/map_75_ranked"), bounded=True, overview=False),
-    Panel("Reward (validation)", ("val/reward", "val/reward_"), overview=False),
-    Panel("Valid answers (validation)", ("val/valid_rate", "val/well_formed_rate"), bounded=True),
-    Panel("KL to the reference", ("grpo/kl",)),
-    Panel("Supervised loss", ("sft/loss",)),
-    Panel("Loss", ("grpo/loss",)),
-    Panel("Thresholds", ("rule/xi0", "rule/xi1", "rule/xi2"), overview=False),
-    Panel("Completion length in tokens", ("grpo/completion_tokens",)),
-    Panel("Zero-variance groups", ("grpo/zero_variance_groups",), bounded=True),
-    Panel("Boxes with an advantage", ("grpo/boxes_with_advantage",), bounded=True, overview=False),
-    Panel("Sampler against training pass", ("grpo/sampler_gap", "grpo/sampler_gap_max"), overview=False),
-    Panel("Tokens per second", ("perf/tokens_per_second",)),
+    Panel(
+        "Detection (validation)",
+        ("val/map", "val/map_ranked", "val/map_50", "val/map_75", "val/ar_100"),
+        bounded=True,
+        meaning="COCO's figures of greedy answers: what counts in the end.",
+    ),
+    Panel(
+        "Detection, ranked (validation)",
+        ("val/map_50_ranked", "val/map_75_ranked"),
+        bounded=True,
+        overview=False,
+        meaning="Boxes ranked by the probabilities of their tokens.",
+    ),
+    Panel(
+        "Reward (validation)",
+        ("val/reward", "val/reward_"),
+        overview=False,
+        meaning="Of greedy answers, at the thresholds of the stage.",
+    ),
+    Panel(
+        "Valid answers (validation)",
+        ("val/valid_rate", "val/well_formed_rate"),
+        bounded=True,
+        meaning="Share of answers in the exact form, with boxes inside the image.",
+    ),
+    Panel("KL to the reference", ("grpo/kl",), meaning="Per token. Above 1 the policy has left the reference."),
+    Panel("Supervised loss", ("sft/loss",), meaning="Mean negative log-probability of the true answers' tokens."),
+    Panel(
+        "Thresholds", ("rule/xi0", "rule/xi1", "rule/xi2"), overview=False, meaning="Of the stage that rewards follow."
+    ),
+    Panel(
+        "Completion length in tokens",
+        ("grpo/completion_tokens",),
+        meaning="A steady rise is boxes that are not there.",
+    ),
+    Panel(
+        "Zero-variance groups",
+        ("grpo/zero_variance_groups",),
+        bounded=True,
+        meaning="Share of groups whose answers all earn the same: they teach nothing.",
+    ),
+    Panel(
+        "Boxes with an advantage",
+        ("grpo/boxes_with_advantage",),
+        bounded=True,
+        overview=False,
+        meaning="Share of boxes that are better or worse than those of the other answers.",
+    ),
+    Panel("Norm of the gradient", ("grpo/grad_norm", "sft/grad_norm"), overview=False, meaning="Before it is clipped."),
+    Panel(
+        "Sampler against training pass",
+        ("grpo/sampler_gap", "grpo/sampler_gap_max"),
+        overview=False,
+        meaning="Difference of log-probabilities: below 1e-4 in float32, some 1e-2 in bfloat16.",
+    ),
+    Panel("Tokens per second", ("perf/tokens_per_second",), meaning="Sampled by each process."),
+    Panel("Loss", ("grpo/loss",), overview=False, meaning="Near 0 by construction: advantages of a group sum to 0."),
 )
 
 

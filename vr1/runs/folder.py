@@ -96,6 +96,8 @@ def _is_class(item: Any) -> bool:
 
 
 Points = list[tuple[int, float]]
+TILES = "vr1 tiles"
+"""The name of a text in a gallery's file: the corners of its tiles in pixels, as JSON."""
 _RUN_FILES = ("curves.json", "metrics.csv", "before_after.json")
 _VERSION = re.compile(r"version_(\d+)")
 _STEP = re.compile(r"step_(\d+)")

@@ -1,6 +1,7 @@
 """The report of a run folder as one HTML page without other files, requests or libraries."""
 
 import base64
+import csv
 import html
 import io
 import json
@@ -14,7 +15,7 @@ from PIL import Image
 
 from vr1.errors import UserError
 from vr1.runs.figures import panels_of
-from vr1.runs.folder import Points, Run, read_run
+from vr1.runs.folder import TILES, Points, Run, read_run
 from vr1.runs.tables import Comparison
 
 Gallery = tuple[int, Path]
@@ -81,6 +82,8 @@ _PICTURE_BYTES = 3_500_000
 _MAX_POINTS = 400
 # The others are below a heading that opens them.
 _OPEN_PANELS = 9
+# Of the pictures of single images through training.
+_FILM_IMAGES, _FILM_STEPS, _FILM_WIDTH = 3, 6, 360
 
 
 def write_report(folder: Path) -> Path:
@@ -116,7 +119,11 @@ def build_page(run: Run) -> str:
         UserError: a picture of the run is damaged.
     """
     panels = [
-        {"title": panel.title, "lines": [{"name": name, "points": thin(run.series[name])} for name in panel.metrics]}
+        {
+            "title": panel.title,
+            "meaning": panel.meaning,
+            "lines": [{"name": name, "points": thin(run.series[name])} for name in panel.metrics],
+        }
         for panel in panels_of(run.series)
     ]
     pictures = embedded(run.galleries, _PICTURE_BYTES)
@@ -130,12 +137,14 @@ def build_page(run: Run) -> str:
     sections = [
         _head(run, name),
         _section("Before and after", _before_after(run.comparison)),
+        _section("Through training", _film(run.galleries)),
         _section("Gallery", _gallery(len(run.galleries), len(pictures))),
         _section("Curves", _curves(panels)),
         _section("Stages", _stages(run)),
+        _section("Classes", _classes(run.folder / "evaluation" / "per_class.csv")),
         _section("Data", _data(run.data)),
         _section("How to repeat it", _facts(run.facts)),
-        _section("Settings", _settings(run.config)),
+        _section("Settings", _settings(run.facts.get("given") or {}, run.config)),
     ]
     page = (_HERE / "page.html").read_text(encoding="utf-8")
     parts = {
@@ -248,8 +257,57 @@ def _facts(facts: dict[str, Any]) -> str:
     return f"<pre>{html.escape(str(facts.get('command', '')))}</pre>{_table(['', ''], rows)}"
 
 
-def _settings(config: str) -> str:
-    return f"<details><summary>config.yaml</summary><pre>{html.escape(config)}</pre></details>" if config else ""
+def _settings(given: dict[str, Any], config: str) -> str:
+    """What configurations and command line set, and all settings with the defaults."""
+    table = _table(["set by its configurations and the command line", ""], [[k, str(v)] for k, v in given.items()])
+    full = f"<details><summary>config.yaml</summary><pre>{html.escape(config)}</pre></details>" if config else ""
+    return (table if given else "") + full
+
+
+def _film(galleries: Sequence[Gallery]) -> str:
+    """The same images at several validations, side by side; nothing where the galleries do not name their tiles."""
+    chosen = [(step, tiles) for step, path in _spread(galleries, _FILM_STEPS) if (tiles := _tiles(path))]
+    if len(chosen) < 2:
+        return ""
+    rows = []
+    for image in range(min(_FILM_IMAGES, *(len(tiles) for _, tiles in chosen))):
+        figures = "".join(
+            f'<figure><img src="{tiles[image]}" alt="image {image + 1} {_moment(step)}">'
+            f"<figcaption>{_moment(step)}</figcaption></figure>"
+            for step, tiles in chosen
+        )
+        rows.append(f'<div class="film" tabindex="0">{figures}</div>')
+    return "".join(rows)
+
+
+def _moment(step: int) -> str:
+    return f"step {step}" if step else "before training"
+
+
+def _tiles(path: Path) -> list[str]:
+    """The first tiles of a gallery as ``data:`` URLs: the picture says where they are."""
+    try:
+        with Image.open(path) as picture:
+            corners = json.loads(picture.info.get(TILES, "[]"))[:_FILM_IMAGES]
+            tiles = [picture.convert("RGB").crop(box) for box in corners]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as a picture ({error}); remove it to continue without") from None
+    urls = []
+    for tile in tiles:
+        tile.thumbnail((_FILM_WIDTH, 2 * _FILM_WIDTH), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        tile.save(buffer, "JPEG", quality=80, optimize=True)
+        urls.append("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
+    return urls
+
+
+def _classes(path: Path) -> str:
+    """The table by class of an evaluation in the run's folder."""
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    return _table(head, rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

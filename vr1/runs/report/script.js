@@ -38,6 +38,9 @@
     box.className = "chart";
     const title = document.createElement("h3");
     title.textContent = panel.title;
+    const meaning = document.createElement("p");
+    meaning.className = "meaning";
+    meaning.textContent = panel.meaning;
     const keys = document.createElement("div");
     keys.className = "keys";
     const labels = lines.map((line, index) => {
@@ -94,7 +97,7 @@
     });
     svg.addEventListener("pointerleave", () => showValues(null));
     showValues(null);
-    box.prepend(title);
+    box.prepend(title, meaning);
     box.append(keys);
     place.append(box);
   }
