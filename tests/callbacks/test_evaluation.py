@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from callbacks import Evaluation
 from callbacks.evaluation import BestWorst, quality
 from tests.callbacks.tiny import TinyDetector
+from tests.processes import two_ranks
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.drawing.boxes import example_prediction
@@ -78,7 +79,7 @@ def test_ids_of_the_given_annotations(tmp_path):
 def test_two_processes_write_one_evaluation(tmp_path):
     one, two = Evaluation(tmp_path / "one"), Evaluation(tmp_path / "two")
     trainer(tmp_path, [one]).test(TinyDetector(images=5), verbose=False)
-    trainer(tmp_path, [two], devices=2, strategy="ddp_spawn").test(TinyDetector(images=5), verbose=False)
+    trainer(tmp_path, [two], **two_ranks()).test(TinyDetector(images=5), verbose=False)
     assert not list((tmp_path / "two").glob("*rank*"))
     # The sampler repeats a record to fill the last batch; it counts once.
     assert len((tmp_path / "two" / "answers.jsonl").read_text().splitlines()) == 6

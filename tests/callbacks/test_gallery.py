@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import Gallery, RuleRefinement
 from tests.callbacks.tiny import TinyDetector
+from tests.processes import two_ranks
 from tests.trainers import trainer
 from vr1.drawing.boxes import GOOD, TRUTH
 
@@ -58,7 +59,7 @@ def test_fast_dev_run_writes_nothing(tmp_path):
 
 
 def test_two_processes_write_once(tmp_path):
-    settings = {**FIT, "max_steps": 2, "devices": 2, "strategy": "ddp_spawn", "logger": CSVLogger(tmp_path, name="csv")}
+    settings = {**FIT, "max_steps": 2, **two_ranks(), "logger": CSVLogger(tmp_path, name="csv")}
     trainer(tmp_path, [Gallery(num_images=2, tile_size=100)], **settings).fit(TinyDetector(scale_by_rank=(1.0, 1.0)))
     folders = list(tmp_path.rglob("gallery"))
     assert len(folders) == 1

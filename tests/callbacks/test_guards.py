@@ -13,6 +13,7 @@ from PIL import Image
 from callbacks import KLCeiling, NonFiniteGuard, OutOfMemoryAdvice
 from tests.callbacks.tiny import TinyDetector
 from tests.command import run, small, steps
+from tests.processes import two_ranks
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
@@ -99,7 +100,7 @@ class WriteCount(Callback):
 
 def test_two_processes_skip_together(tmp_path):
     # The loss is infinite on one process only; the other must skip the step as well.
-    loop = trainer(tmp_path, [NonFiniteGuard(), WriteCount()], max_steps=4, devices=2, strategy="ddp_spawn")
+    loop = trainer(tmp_path, [NonFiniteGuard(), WriteCount()], max_steps=4, **two_ranks())
     loop.fit(NonFinite({1}, ranks=(1,)))
     first, second = ((tmp_path / name).read_text() for name in "01")
     assert first == second
@@ -248,7 +249,7 @@ def test_the_command_line_prints_the_advice_alone(tiny_model, tmp_path, capsys, 
     def out_of_memory(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand much more to read")
 
-    monkeypatch.setattr("vr1.modules.grpo.generate", out_of_memory)
+    monkeypatch.setattr("vr1.rollout.sampler.generate", out_of_memory)
     arguments = [*small(tiny_model), *steps(), "--trainer.callbacks", "callbacks.OutOfMemoryAdvice"]
     assert run(tmp_path, "fit", *arguments, "--trainer.num_sanity_val_steps", 0) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if "vr1: error" in line]

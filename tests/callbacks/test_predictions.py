@@ -10,6 +10,7 @@ from PIL import Image
 from callbacks import PredictionWriter
 from callbacks.predictions import box_problems
 from tests.callbacks.tiny import TinyDetector
+from tests.processes import two_ranks
 from tests.trainers import trainer
 from vr1.drawing.boxes import MARKED, PALETTE, example_prediction
 from vr1.types import as_boxes
@@ -117,7 +118,7 @@ def test_default_folder_and_a_second_run(tmp_path):
 
 def test_two_processes_write_one_file(tmp_path):
     writer = PredictionWriter(tmp_path / "out", tile_size=100)
-    predict(tmp_path, TinyDetector(images=5), writer, devices=2, strategy="ddp_spawn")
+    predict(tmp_path, TinyDetector(images=5), writer, **two_ranks())
     written = rows(tmp_path / "out")
     assert sorted(row["drawing"] for row in written) == [f"shape {index % 2}_{index}.png" for index in (0, 2, 4, 1, 3)]
     assert not list((tmp_path / "out").glob("*rank*"))

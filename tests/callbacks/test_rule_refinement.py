@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from callbacks import Plateau, RuleRefinement, Stage
 from tests.callbacks.tiny import TinyDetector
+from tests.processes import two_ranks
 from tests.trainers import trainer
 from vr1.errors import UserError
 from vr1.rewards import STAGES, Criterion, Reward
@@ -212,7 +213,7 @@ def test_two_processes_decide_alike(tmp_path):
     # Alone, rank 1 (always 0) would switch at step 3 and rank 0 (best at step 3) at step 5, where the mean does.
     model = TinyDetector(RISING[2:], scale_by_rank=(1.0, 0.0))
     refinement = RuleRefinement(two(on_plateau=Plateau(monitor="reward/total", patience=2, window=1)))
-    run = trainer(tmp_path, [refinement, WriteSeen()], max_steps=7, devices=2, strategy="ddp_spawn")
+    run = trainer(tmp_path, [refinement, WriteSeen()], max_steps=7, **two_ranks())
     run.fit(model)
     for rank in range(2):
         assert (tmp_path / f"rank{rank}").read_text() == str([0.5] * 5 + [0.75] * 2)

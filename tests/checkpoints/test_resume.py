@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils._pytree import tree_flatten
 
 from callbacks import RuleRefinement, Stage
+from tests.processes import two_ranks
 from tests.save_at import SaveAt
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.modules.grpo import GRPOModule
@@ -159,9 +160,9 @@ def by_step(ranks):
 
 
 def test_two_processes(source, tmp_path):
-    two = {"devices": 2, "strategy": "ddp_spawn", "batch_size": 2}
-    whole, end = fit(grpo(source), tmp_path / "whole", save=tmp_path / "three.ckpt", **two)
-    again, again_end = fit(grpo(source), tmp_path / "again", ckpt_path=tmp_path / "three.ckpt", **two)
+    two = {"batch_size": 2}
+    whole, end = fit(grpo(source), tmp_path / "whole", save=tmp_path / "three.ckpt", **two, **two_ranks())
+    again, again_end = fit(grpo(source), tmp_path / "again", ckpt_path=tmp_path / "three.ckpt", **two, **two_ranks())
     for now, then in zip(again, whole, strict=True):
         assert_goes_on(now, then[STOP:])
     assert_same(again_end, end)
@@ -170,7 +171,7 @@ def test_two_processes(source, tmp_path):
     assert by_step([alone]) == by_step(whole)
     [resumed], resumed_end = fit(grpo(source), tmp_path / "on one", ckpt_path=tmp_path / "three.ckpt")
     assert by_step([resumed]) == by_step(whole)[STOP:]
-    both, both_end = fit(grpo(source), tmp_path / "on two", ckpt_path=tmp_path / "alone.ckpt", **two)
+    both, both_end = fit(grpo(source), tmp_path / "on two", ckpt_path=tmp_path / "alone.ckpt", **two, **two_ranks())
     assert by_step(both) == by_step(whole)[STOP:]
     for other in (end, resumed_end, both_end):
         # Means of means round differently; AdamW makes much of little where a gradient is next to nothing.

@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.processes import start_two
 from tests.shared_data import SHARED, needs_shared
 from vr1.data.annotated import AnnotatedSource
 from vr1.data.questions import Questions
@@ -425,7 +426,7 @@ def _process(rank: int, folder: str) -> None:
 
 def test_two_processes_equal_one(tmp_path):
     document, results, records, detections = shares()
-    torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
+    start_two(_process, str(tmp_path))
     alone = ours(records, detections)
     expected = {name: float(value) for name, value in alone.compute().items()}
     for rank in range(2):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.processes import start_two
 from tests.strategies.runs import free_port
 from vr1.errors import UserError
 from vr1.rewards import STAGES, Criterion, Precision, RewardTerm
@@ -55,7 +56,7 @@ def score_on_process(rank, port, folder):
 
 
 def test_two_processes_log_the_mean_of_all_completions(tmp_path):
-    torch.multiprocessing.spawn(score_on_process, (free_port(), tmp_path), nprocs=2)
+    start_two(score_on_process, free_port(), tmp_path)
     steps = [SCORES[0][step] + SCORES[1][step] for step in range(2)]
     expected = [float(np.mean(scores)) for scores in (*steps, steps[0] + steps[1])]
     for rank in range(2):

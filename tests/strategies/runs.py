@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from callbacks import WeightAverage
+from tests import processes
 from tests.checkpoints.test_resume import RewardedByHash
 from tests.save_at import SaveAt
 from vr1.data import SceneDataModule, SceneStyle
@@ -214,4 +215,4 @@ def free_port():
 
 
 def start_two(source, out, work=on_two):
-    torch.multiprocessing.spawn(as_torchrun, (free_port(), source, out, work), nprocs=2)
+    processes.start_two(as_torchrun, free_port(), source, out, work)
