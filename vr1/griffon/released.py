@@ -81,7 +81,7 @@ def region_names(folder: Path) -> dict[str, Path]:
     Args:
         folder: a folder with safetensors files; one without any has no such tensors.
     """
-    found = {}
+    found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             found |= dict.fromkeys([name for name in list(tensors.keys()) if name.startswith(REGION_NAMES)], file)
