@@ -3,13 +3,14 @@
 import pytest
 
 from tests.command import CONFIGS
-from tests.griffon.models import small_model
+from tests.griffon.models import SMALL
 from tests.griffon.test_model import NINE_B
 from vr1.cli import main
 from vr1.commands.plan.needs import needs_of
 from vr1.commands.plan.predict import predict
 from vr1.griffon import GriffonGConfig
 from vr1.policy import PolicySource
+from vr1.policy.tiny_griffon import write_model
 
 ONE = ["--config", str(CONFIGS / "griffon_g.yaml")]
 EIGHT = [*ONE, "--config", str(CONFIGS / "griffon_g_8xa100.yaml")]
@@ -18,9 +19,7 @@ EIGHT = [*ONE, "--config", str(CONFIGS / "griffon_g_8xa100.yaml")]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
-    model, processor = small_model()
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    write_model(folder, SMALL)
     return folder
 
 

@@ -192,14 +192,14 @@ FAULTS = (
     ),
     Fault(
         "vr1/policy/attention.py",
-        "self._visible.repeat(1, 1, heads // kv_heads, 1)",
-        "self._visible.repeat_interleave(heads // kv_heads, dim=2)",
+        "self._visible_in(scores.window).repeat(1, 1, heads // kv_heads, 1)",
+        "self._visible_in(scores.window).repeat_interleave(heads // kv_heads, dim=2)",
         ("tests/policy/test_attention.py", "tests/policy/test_policy.py"),
     ),
     Fault(
         "vr1/policy/architectures.py",
-        'if config.model_type not in _BY_MODEL_TYPE or layers != {"full_attention"}:',
-        "if config.model_type not in _BY_MODEL_TYPE:",
+        "return architecture if layers <= known else None",
+        "return architecture",
         ("tests/policy/test_architectures.py", "tests/policy/test_policy.py"),
     ),
     Fault(
