@@ -109,6 +109,54 @@ def test_a_run_resumed_before_at_or_after_the_change_is_exact(source, tmp_path, 
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
 
 
+class Scripted(GRPOModule):
+    """Its validations come to given figures."""
+
+    figures = ()
+
+    def after_validation(self, figures):
+        super().after_validation({"map": torch.tensor(self.figures[self.trainer.global_step])})
+
+
+VALIDATED = {"val_check_interval": 1, "check_val_every_n_epoch": None, "limit_val_batches": 1}
+MAP = [0.0, 0.0, 0.0, 0.2, 0.1, 0.3, 0.3, 0.2, 0.9, 0.9, 0.9]
+
+
+@pytest.mark.parametrize(("patience", "end"), [(None, 8), (1, 4), (2, 7), (3, 8)])
+def test_the_warm_start_ends_where_validations_no_longer_improve(source, tmp_path, patience, end):
+    module, diary = scripted(source, patience), Diary()
+    fit(module, tmp_path, 9, [diary], **VALIDATED)
+    assert diary.supervised == [True] * end + [False] * (9 - end)
+    assert diary.rates == pytest.approx([1e-2] * end + [2e-3] * (9 - end))
+
+
+# A checkpoint in the hook of a batch is before its validation, which a resumed run does not make up for.
+@pytest.mark.parametrize(("saved", "hook"), [(5, "validation"), (7, "validation"), (8, "validation"), (8, "batch")])
+def test_a_run_resumed_around_an_early_end_is_exact(source, tmp_path, saved, hook):
+    whole, file = scripted(source, 2), tmp_path / "stop.ckpt"
+    fit(whole, tmp_path, 9, [SaveAt(saved, file, hook)], enable_checkpointing=True, **VALIDATED)
+    resumed, diary = scripted(source, 2), Diary()
+    fit(resumed, tmp_path, 9, [diary], ckpt_path=file, **VALIDATED)
+    assert diary.supervised == ([True] * 7 + [False] * 2)[saved:]
+    expected = weights(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
+
+
+def scripted(source, patience):
+    module = Scripted(
+        policy=source,
+        reward=Reward(terms={"length": Alternating()}),
+        sampling=Sampling(group_size=3, max_new_tokens=6),
+        evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=4),
+        optimizer=partial(torch.optim.AdamW, lr=2e-3, weight_decay=0.0),
+        seed=1,
+        warm_start=WarmStart(steps=8, lr=1e-2, patience=patience),
+        loss=GRPO(kl_coef=0.0),
+    )
+    module.figures = MAP
+    return module
+
+
 def test_a_plateau_of_the_rewards_waits_for_the_rewards(source, tmp_path):
     stages = [
         Stage(name="first", criterion=Criterion(0.5, 0.0, 1.0)),
@@ -133,7 +181,12 @@ def test_curves_show_where_the_rewards_begin(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"steps": 0, "lr": 1e-3}, "steps=0"), ({"steps": 5, "lr": 0.0}, "lr=0.0")]
+    ("settings", "named"),
+    [
+        ({"steps": 0, "lr": 1e-3}, "steps=0"),
+        ({"steps": 5, "lr": 0.0}, "lr=0.0"),
+        ({"steps": 5, "lr": 0.1, "patience": 0}, "patience=0"),
+    ],
 )
 def test_settings_out_of_range_are_errors(settings, named):
     with pytest.raises(ValueError, match=named):

@@ -265,16 +265,26 @@ class DetectionModule(L.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the main COCO metrics, answer statistics and mean rewards."""
-        self._log_metrics("val", every_figure=False)
+        figures = self._log_metrics("val", every_figure=False)
         self.log("step", float(self.trainer.global_step))
+        self.after_validation(figures)
+
+    def after_validation(self, figures: Mapping[str, Tensor]) -> None:
+        """React to the figures of a validation, by name; for subclasses.
+
+        Args:
+            figures: as logged, without ``val/``, the same on all processes.
+        """
 
     def on_test_epoch_end(self) -> None:
         """Log all COCO metrics, answer statistics and mean rewards."""
         self._log_metrics("test", every_figure=True)
 
-    def _log_metrics(self, stage: str, every_figure: bool) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in self.metrics.compute(every_figure).items()})
+    def _log_metrics(self, stage: str, every_figure: bool) -> dict[str, Tensor]:
+        figures = self.metrics.compute(every_figure)
+        self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
         self.metrics.reset()
+        return figures
 
     def evaluation_settings(self) -> dict[str, Any]:
         """Plain values that decide, with weights and questions, which answers an evaluation gets."""

@@ -4,6 +4,7 @@ Shape letters: B prompts, G group size, C completion tokens.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from vr1.losses import GRPO, PolicyLoss, PolicyTerms
 from vr1.modules.base import DetectionModule, mean_where
 from vr1.modules.evaluation import parse_completions, targets_of
 from vr1.modules.sft import supervised_loss
-from vr1.modules.warm_start import WarmStart
+from vr1.modules.warm_start import WarmStart, WarmStartProgress
 from vr1.policy.policy import Policy
 from vr1.policy.reference import Reference
 from vr1.prompts import PromptBatch
@@ -75,7 +76,8 @@ class GRPOModule(DetectionModule):
         if resample_zero_variance < 0:
             raise UserError(f"resample_zero_variance={resample_zero_variance} must not be negative; 0 never resamples")
         self.sampling, self.loss, self.seed = sampling, loss or GRPO(), run_seed(seed)
-        self.advantage, self.warm_start = advantage or GroupAdvantage(), warm_start
+        self.advantage = advantage or GroupAdvantage()
+        self.warm_start = None if warm_start is None else WarmStartProgress(warm_start)
         if self.loss.correction != "none" and sampling.top_p < 1:
             raise UserError(
                 f"loss.correction={self.loss.correction} with sampling.top_p={sampling.top_p}: the sampler then samples"
@@ -131,9 +133,14 @@ class GRPOModule(DetectionModule):
         if self.warm_start is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.warm_start.prepare(self.trainer.optimizers, step, self._rates)
 
+    def after_validation(self, figures: Mapping[str, Tensor]) -> None:
+        """End the warm start where validations no longer improve."""
+        if self.warm_start is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.warm_start.validated(self.trainer.global_step, float(figures["map"]))
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Advance the schedule, which begins after the warm start."""
-        if self.warm_start is None or self.trainer.global_step > self.warm_start.steps:
+        if self.warm_start is None or self.trainer.global_step > self.warm_start.end:
             super().lr_scheduler_step(scheduler, metric)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
@@ -149,7 +156,7 @@ class GRPOModule(DetectionModule):
             The loss, a scalar with gradient.
         """
         if self.warm_start is not None and self.training_state.warm_start:
-            return supervised_loss(self, batch, self.warm_start.target_order)
+            return supervised_loss(self, batch, self.warm_start.settings.target_order)
         started = time.perf_counter()
         update, position = divmod(batch_idx, self.trainer.accumulate_grad_batches)
         rollouts = self.training_state.rollout_batches
@@ -347,6 +354,8 @@ class GRPOModule(DetectionModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also store rollouts that are not used up: those of all processes, since one of them writes the file."""
         super().on_save_checkpoint(checkpoint)
+        if self.warm_start is not None:
+            checkpoint["vr1_warm_start"] = self.warm_start.state_dict()
         if self.updates_per_rollout > 1:
             own = [rollout.state_dict() for _, rollout in sorted(self.training_state.rollout_batches.items())]
             # From a list for each process to a list for each batch, in the order of the prompts.
@@ -355,6 +364,8 @@ class GRPOModule(DetectionModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also read this process's share of the rollouts that were not used up."""
         super().on_load_checkpoint(checkpoint)
+        if self.warm_start is not None and "vr1_warm_start" in checkpoint:
+            self.warm_start.load_state_dict(checkpoint["vr1_warm_start"])
         stored, share = checkpoint.get("vr1_rollouts", []), data_share(self.trainer)
         if not stored or self.trainer.state.fn != TrainerFn.FITTING:
             return

@@ -1,6 +1,6 @@
 """Supervised training on the written boxes before the first rollout, in the same run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,31 +19,69 @@ class WarmStart:
     an optimizer without history.
 
     Args:
-        steps: optimizer steps of supervised training.
+        steps: optimizer steps of supervised training; with ``patience`` the most of them.
         lr: their learning rate; usually several times that of the rewards.
         target_order: order of the boxes in an answer: ``sorted`` by their left edge, or ``annotated``.
+        patience: the rewards take over after so many validations in a row whose ``val/map`` is not above the best
+            before; validations count from the first that finds something. None makes all ``steps``.
 
     Raises:
         UserError: a setting outside its range.
 
     Example:
-        >>> WarmStart(steps=100, lr=2e-4).covers(99), WarmStart(steps=100, lr=2e-4).covers(100)
-        (True, False)
+        >>> WarmStart(steps=100, lr=2e-4).patience is None
+        True
     """
 
     steps: int
     lr: float
     target_order: Literal["annotated", "sorted"] = "sorted"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"warm_start: steps={self.steps} must be at least 1; leave warm_start out to start without")
         if not self.lr > 0:
             raise UserError(f"warm_start: lr={self.lr} must be above 0")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"warm_start: patience={self.patience} must be at least 1; leave it out to make all steps")
+
+
+class WarmStartProgress:
+    """How far the warm start of a training is: where it ends, and the validations so far.
+
+    Args:
+        settings: of the warm start.
+
+    Attributes:
+        end: optimizer steps after which the rewards take over, as known so far.
+
+    Example:
+        >>> progress = WarmStartProgress(WarmStart(steps=100, lr=2e-4, patience=1))
+        >>> for step, value in ((10, 0.0), (20, 0.0), (30, 0.1), (40, 0.2), (50, 0.2)):
+        ...     progress.validated(step, value)
+        >>> progress.end, progress.covers(49), progress.covers(50)
+        (50, True, False)
+    """
+
+    def __init__(self, settings: WarmStart) -> None:
+        self.settings, self.end = settings, settings.steps
+        self._best, self._waited = 0.0, 0
 
     def covers(self, step: int) -> bool:
         """Whether the optimizer step after ``step`` others is supervised."""
-        return step < self.steps
+        return step < self.end
+
+    def validated(self, step: int, value: float) -> None:
+        """Take the figure of a validation after ``step`` optimizer steps; the warm start may end here."""
+        if self.settings.patience is None or not 0 < step < self.end:
+            return
+        if value > self._best:
+            self._best, self._waited = value, 0
+        elif self._best > 0:
+            self._waited += 1
+        if self._waited >= self.settings.patience:
+            self.end = step
 
     def prepare(self, optimizers: Sequence[Optimizer], step: int, rates: Sequence[Sequence[float]]) -> None:
         """Set up the optimizers at the first batch of an optimizer step.
@@ -54,8 +92,17 @@ class WarmStart:
             rates: learning rates of their parameter groups for the first step with rewards.
         """
         for optimizer, own in zip(optimizers, rates, strict=True):
-            if step == self.steps:
+            if step == self.end:
                 optimizer.state.clear()
-            if step <= self.steps:
+            if step <= self.end:
                 for group, rate in zip(optimizer.param_groups, own, strict=True):
-                    group["lr"] = self.lr if step < self.steps else rate
+                    group["lr"] = self.settings.lr if step < self.end else rate
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain values for a checkpoint."""
+        return {"end": self.end, "best": self._best, "waited": self._waited}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on where a checkpoint was saved; with other ``steps`` than then, these count unless it has ended."""
+        self._best, self._waited = float(state["best"]), int(state["waited"])
+        self.end = min(int(state["end"]), self.settings.steps)
