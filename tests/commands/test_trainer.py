@@ -17,6 +17,7 @@ from tests.command import CONFIGS, RACCOON, ROOT, Keep, run, small, steps
 from tests.shared_data import needs_shared
 from vr1.cli import COMMANDS, TRAINER_COMMANDS
 from vr1.data import SceneSource
+from vr1.policy import Lora
 
 MY_TERM = """
 from vr1.rewards import RewardTerm
@@ -222,6 +223,23 @@ def test_any_nested_value_can_be_given_on_the_command_line(tiny_model, tmp_path)
     assert (module.reward.matcher.overlap, module.reward.criterion.strict) == ("giou", True)
     assert tuple(Keep.trainer.datamodule.style.num_objects) == (2, 3)
     assert Keep.trainer.optimizers[0].param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("null", [("--model.policy.quantize", "null"), ("--model.policy.quantize=null",)], ids=len)
+@pytest.mark.parametrize("lora", [(), ("--model.policy.lora.rank", "2")], ids=["full", "lora"])
+def test_null_is_no_text(null, lora, tiny_model, tmp_path):
+    """On the command line alone, and against a value that a file or the words before give."""
+    (tmp_path / "four_bits.yaml").write_text(
+        "model: {init_args: {policy: {quantize: nf4, lora: {rank: 2}, freeze_vision: true}}}"
+    )
+    before = ["--config", "four_bits.yaml", "--model.policy.quantize", "nf4"] if lora else []
+    arguments = [*small(tiny_model), *steps(), *before, *lora, *null]
+    assert run(tmp_path, "fit", *arguments, "--trainer.callbacks+", "tests.command.Keep") == 0
+    assert Keep.module.source.quantize is None
+    assert Keep.module.source.lora == (Lora(rank=2) if lora else None)
+    assert not any("Linear4bit" in type(layer).__name__ for layer in Keep.module.policy.modules())
+    saved = yaml.safe_load(next((tmp_path / "runs").rglob("config.yaml")).read_text())
+    assert saved["model"]["init_args"]["policy"]["quantize"] is None
 
 
 def test_help_names_every_command(tmp_path, capsys):

@@ -4,8 +4,10 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from tests.command import CONFIGS, ROOT
+from tests.commands.sweep.files import write_sweep
 from vr1.commands.sweep import expand, parameters_of, read_plan
 from vr1.commands.trainer import prepare
+from vr1.policy import Lora
 
 
 @pytest.fixture
@@ -52,3 +54,19 @@ def test_with_weights_and_biases(name, build, tiny_model, tmp_path):
     _, command = build(name, None, *arguments, "--trainer.logger.save_dir", tmp_path)
     [logger] = [logger for logger in command.trainer.loggers if isinstance(logger, WandbLogger)]
     assert logger._offline is False
+
+
+@pytest.mark.parametrize("words", ["${args}", "${args_no_equals}"])
+@pytest.mark.parametrize("lora", [{}, {"model.policy.lora.rank": {"value": 2}}], ids=["full", "lora"])
+def test_null_and_a_value_of_the_same_setting(words, lora, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    quantize = {"values": [None, "nf4"]} if lora else {"value": None}
+    command = ["${interpreter}", "-m", "vr1", "fit", "--config", "configs/demo.yaml", words]
+    path = write_sweep(tmp_path, command=command, parameters={**lora, "model.policy.quantize": quantize})
+    plan = read_plan(path)
+    policies = []
+    for number, parameters in enumerate(parameters_of(plan, None)):
+        arguments = expand(plan, parameters, tmp_path / f"trial_{number:03d}")[3:]
+        policies.append(prepare([*arguments, "--model.policy.path", str(tiny_model)]).model.source)
+    assert [policy.quantize for policy in policies] == ([None, "nf4"] if lora else [None])
+    assert all(policy.lora == (Lora(rank=2) if lora else None) for policy in policies)
