@@ -103,6 +103,8 @@ class AnnotatedSource(RecordSource):
         self._questions = questions.of(table, seed, notes)
         self.categories = table.categories
         self.image_sizes = table.sizes[self._questions[:, 0]]
+        if table.references:
+            self.reference_sizes = [table.reference_sizes[row] for row in self._questions[:, 0].tolist()]
         self.object_counts = _object_counts(table, self._questions)
         self.report = self._make_report(problems, notes)
 

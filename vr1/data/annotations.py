@@ -121,6 +121,7 @@ class AnnotationTable:
         rounded: ``[A]`` bool, boxes that reached outside their image by at most a pixel and were clipped.
         referring: the categories are expressions, each for one object of one image.
         references: for each of the I images, the paths of those that are shown with it; empty where none has any.
+        reference_sizes: their (width, height) in pixels, in the same order.
         image_first: whether an image is shown before them, and not after them.
     """
 
@@ -136,6 +137,7 @@ class AnnotationTable:
     rounded: NDArray[np.bool_]
     referring: bool = False
     references: tuple[tuple[str, ...], ...] = ()
+    reference_sizes: tuple[tuple[tuple[int, int], ...], ...] = ()
     image_first: bool = False
 
     def __len__(self) -> int:
@@ -159,6 +161,7 @@ class AnnotationTable:
             file_names=[self.file_names[row] for row in rows],
             sizes=self.sizes[rows],
             references=tuple(self.references[row] for row in rows) if self.references else (),
+            reference_sizes=tuple(self.reference_sizes[row] for row in rows) if self.references else (),
         )
         new_rows = np.cumsum(keep) - 1
         return table._keep_objects(keep[self.image_rows], image_rows=new_rows[self.image_rows])
@@ -238,7 +241,7 @@ class TableBuilder:
 
     def __init__(self, *, referring: bool = False, image_first: bool = False) -> None:
         self._referring, self._image_first = referring, image_first
-        self._references: list[tuple[str, ...]] = []
+        self._references: list[tuple[tuple[str, tuple[int, int]], ...]] = []
         self._names: list[str] = []
         self._sizes: list[tuple[int, int]] = []
         self._categories: dict[str, int] = {}
@@ -250,8 +253,16 @@ class TableBuilder:
         self._rounded: list[bool] = []
         self._clip = BoxClipper()
 
-    def add_image(self, file_name: str, size: tuple[int, int], references: Sequence[str] = ()) -> None:
-        """The next image: its path in the folder of images, its size in pixels, and images that are shown with it."""
+    def add_image(
+        self, file_name: str, size: tuple[int, int], references: Sequence[tuple[str, tuple[int, int]]] = ()
+    ) -> None:
+        """The next image.
+
+        Args:
+            file_name: its path in the folder of images.
+            size: width and height in pixels.
+            references: path and size of each image that is shown with it.
+        """
         self._names.append(file_name)
         self._references.append(tuple(references))
         self._sizes.append(size)
@@ -280,6 +291,7 @@ class TableBuilder:
     def table(self) -> AnnotationTable:
         """All that was added; images are numbered from 1, and an object's area is that of its box."""
         boxes = as_boxes(self._boxes)
+        references = self._references if any(self._references) else []
         return AnnotationTable(
             image_ids=list(range(1, len(self._names) + 1)),
             file_names=list(self._names),
@@ -292,6 +304,7 @@ class TableBuilder:
             crowd=np.array(self._crowd, np.bool_),
             rounded=np.array(self._rounded, np.bool_),
             referring=self._referring,
-            references=tuple(self._references) if any(self._references) else (),
+            references=tuple(tuple(name for name, _ in row) for row in references),
+            reference_sizes=tuple(tuple(size for _, size in row) for row in references),
             image_first=self._image_first,
         )

@@ -35,6 +35,12 @@ class SetsSource(RecordSource):
         image_sizes = [source.image_sizes for source in known if source.image_sizes is not None]
         self.object_counts = np.concatenate(object_counts) if len(object_counts) == len(self.sources) else None
         self.image_sizes = np.concatenate(image_sizes) if len(image_sizes) == len(self.sources) else None
+        if any(source.reference_sizes for source in known):
+            self.reference_sizes = [
+                sizes
+                for source in self.sources
+                for sizes in (source.reference_sizes if isinstance(source, RecordSource) else ()) or [()] * len(source)
+            ]
 
     def reports(self) -> list[DataReport]:
         """The reports of all sources."""

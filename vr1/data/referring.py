@@ -40,7 +40,7 @@ class _Line(NamedTuple):
 
     where: str
     image: str
-    references: tuple[str, ...]
+    references: tuple[tuple[str, tuple[int, int]], ...]
     size: tuple[int, int]
     input_size: tuple[int, int] | None
     item: Referred
@@ -139,10 +139,7 @@ def _lines(where: str, item: Any, folder: ImageFolder, problems: Problems, scene
         found = referred(item)
         # As the line gives it, or as the image has it.
         size = _sides(item, ("width", "height")) or folder.size(name)
-        for other in others:
-            # Their sizes are not used; this finds a missing file before training.
-            folder.size(other)
-        references = tuple(folder.find(other) or other for other in others)
+        references = tuple((folder.find(other) or other, folder.size(other)) for other in others)
     except LineError as error:
         problems.add(str(error), where, name)
         return []

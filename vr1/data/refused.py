@@ -42,7 +42,7 @@ class UsableSource(SelectedSource):
 
 
 def leave_out_refused(source: RecordSource, refusal: Refusal, *, skip: bool) -> RecordSource:
-    """The records of a source without those whose image the model refuses.
+    """The records of a source without those of which the model refuses an image.
 
     Args:
         source: R records, whose image sizes are known.
@@ -56,12 +56,19 @@ def leave_out_refused(source: RecordSource, refusal: Refusal, *, skip: bool) -> 
     sizes, size_of = np.unique(source.image_sizes, axis=0, return_inverse=True)
     reasons = [refusal((int(width), int(height))) for width, height in sizes]
     refused = np.array([reason is not None for reason in reasons], np.bool_)[size_of.reshape(-1)]
+    # What is wrong with a record that is refused for a further image of its prompt, not for its own.
+    further: dict[int, str] = {}
+    for row, others in enumerate(source.reference_sizes):
+        for number, (width, height) in enumerate(others, start=1):
+            if not refused[row] and (reason := refusal((width, height))) is not None:
+                refused[row], further[row] = True, f"further image {number}, {width} x {height}: {reason}"
     if not refused.any():
         return source
     problems = Problems("images and the model")
     for row in np.flatnonzero(refused).tolist():
         width, height = source.image_sizes[row].tolist()
-        problems.add(REFUSED, f"{source.origin(row)}, {width} x {height}: {reasons[size_of.reshape(-1)[row]]}")
+        fault = further.get(row, f"{width} x {height}: {reasons[size_of.reshape(-1)[row]]}")
+        problems.add(REFUSED, f"{source.origin(row)}, {fault}")
     if not skip or refused.all():
         raise FaultyRecordsError(problems)
     _log.warning("left out of %s", problems)

@@ -105,6 +105,8 @@ class SelectedSource(RecordSource):
         if isinstance(source, RecordSource):
             self.object_counts = None if source.object_counts is None else source.object_counts[rows]
             self.image_sizes = None if source.image_sizes is None else source.image_sizes[rows]
+            if source.reference_sizes:
+                self.reference_sizes = [source.reference_sizes[row] for row in rows.tolist()]
 
     def origin(self, index: int) -> str:
         """What the source calls the record."""

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,10 +54,12 @@ class RecordSource(Dataset[DetectionRecord], ABC):
         object_counts: ``[R]`` int64 boxes that answer each record's question, crowd regions left out; None where that
             is known only once a record is decoded.
         image_sizes: ``[R, 2]`` int64 width and height of each record's image; None likewise.
+        reference_sizes: R rows of the (width, height) of the further images of a record; empty where no record has any.
     """
 
     object_counts: NDArray[np.int64] | None = None
     image_sizes: NDArray[np.int64] | None = None
+    reference_sizes: Sequence[Sequence[tuple[int, int]]] = ()
 
     @property
     def pixel_counts(self) -> NDArray[np.int64] | None:
