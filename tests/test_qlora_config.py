@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 from tests.checkpoints.test_resume import assert_same
 from tests.command import CONFIGS, Keep, run
 from vr1.cli import main
+from vr1.commands.trainer import settings_of
 from vr1.modules.sft import SFTModule
 from vr1.policy.loading import EMBEDDED_MODEL, Lora
 
@@ -87,6 +88,21 @@ def test_it_is_exported_as_adapters(trained, tmp_path):
     assert trained_weights
     for name, value in trained_weights.items():
         torch.testing.assert_close(loaded[name].float(), value.float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("config", ["demo.yaml", "qlora_a100_40gb.yaml"])
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "RMSprop"])
+@pytest.mark.parametrize("option", ["--model.optimizer", "--model.optimizer.class_path"])
+def test_the_plain_name_of_an_optimizer_is_that_of_torch(option, name, config):
+    """bitsandbytes, imported here, has classes of these names; the second configuration names one of its own."""
+    assert hasattr(bitsandbytes.optim, name)
+    first = ["fit", "--config", str(CONFIGS / config)]
+    for words in ([option, name], [f"{option}={name}"]):
+        optimizer = settings_of([*first, *words, "--model.optimizer.lr", "1e-5"]).model.init_args.optimizer
+        assert optimizer.class_path == f"torch.optim.{name}"
+        assert optimizer.init_args.lr == 1e-5
+    other = settings_of([*first, option, f"bitsandbytes.optim.{name}", "--model.optimizer.lr", "1e-5"])
+    assert other.model.init_args.optimizer.class_path == f"bitsandbytes.optim.{name}"
 
 
 @pytest.mark.parametrize("kind", ["PagedAdamW8bit", "AdamW8bit", "Lion8bit", "PagedAdamW32bit"])

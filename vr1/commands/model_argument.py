@@ -1,13 +1,42 @@
-"""``--model PATH``: a folder, a hub name or a checkpoint of a run in the place of a class."""
+"""``--model PATH``, a folder, a hub name or a checkpoint of a run in the place of a class; names of optimizers."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
+
+import torch.optim
 
 from vr1.checkpoints.files import read_checkpoint
 from vr1.checkpoints.state import source_of
 from vr1.errors import UserError
+
+_OPTIMIZER = {f"--model.{part}optimizer{path}" for part in ("", "init_args.") for path in ("", ".class_path")}
+
+
+def with_torch_optimizer(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command with ``torch.optim.`` before the plain name of an optimizer of torch.
+
+    Once bitsandbytes is imported, as by the settings of a ``--config`` before, there are two classes of such a name.
+
+    Args:
+        arguments: the arguments after the command.
+
+    Example:
+        >>> with_torch_optimizer(["--model.optimizer", "AdamW", "--model.optimizer.lr", "1e-5"])
+        ['--model.optimizer', 'torch.optim.AdamW', '--model.optimizer.lr', '1e-5']
+        >>> with_torch_optimizer(["--model.optimizer=bitsandbytes.optim.AdamW"])
+        ['--model.optimizer=bitsandbytes.optim.AdamW']
+    """
+    replaced = []
+    for before, argument in pairwise(["", *arguments]):
+        option, equals, value = argument.partition("=")
+        if not equals:
+            option, value = before, argument
+        plain = option in _OPTIMIZER and value in torch.optim.__all__
+        replaced.append(f"{option + equals if equals else ''}torch.optim.{value}" if plain else argument)
+    return replaced
 
 
 def with_model(command: str, arguments: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ import vr1.data
 import vr1.modules.grpo
 import vr1.modules.sft
 from vr1.commands.console import quiet_console
-from vr1.commands.model_argument import with_model
+from vr1.commands.model_argument import with_model, with_torch_optimizer
 from vr1.commands.output import check_writable, output_folders, place_outputs, share_version, with_out
 from vr1.commands.renamed import renamed_hint
 from vr1.commands.resume import WANDB_KEY, continue_wandb_run, find_checkpoint, finished_message, wandb_run_id
@@ -122,7 +122,7 @@ class TrainerCommand(LightningCLI):
 
     def __init__(self, command: str, arguments: Sequence[str]) -> None:
         _load_own_callbacks()
-        self.command, self.arguments = command, with_model(command, with_out(arguments))
+        self.command, self.arguments = command, with_torch_optimizer(with_model(command, with_out(arguments)))
         self.shell_command = shlex.join(["python", "-m", "vr1", command, *arguments])
         self._run_arguments: list[str] = []
         super().__init__(
