@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.families.examples import FAMILIES, NAMES
-from vr1.families import CustomFamily, Gemma, Griffon, InternVL, ItemGrammar, PaliGemma, Qwen25VL, Wording
+from vr1.families import GLM4V, CustomFamily, Gemma, Griffon, InternVL, ItemGrammar, PaliGemma, Qwen25VL, Wording
 from vr1.types import as_boxes
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=NAMES)
@@ -294,17 +294,29 @@ def test_names_that_contradict_the_family_are_counted():
 
 UNITS = ['"x} ', '"x: ', '{"a": ', '"\n', "'\n\"", '"a": "b\n', '{ "', "{ x", '["a", [1]', '"\\\n', '"}, {"', "]"]
 STARTS = ["", "[[", '[{"bbox_2d": [1, 2, 3, 4], "label": "', '{"a": 1, 2', "<think>", "cat-[1,2,3,4]&"]
+MARKED = ["<|begin_of_box|>", "<|begin_of_box|>[(", "<|begin_of_box|>(1,2),<3", "<|end_of_box|>", "(<"]
+# One family of each way to read without a grammar, by its class; `test_item_grammar.py` has the others.
+SLOWEST = [
+    *((Qwen25VL(), start, unit) for start in STARTS for unit in UNITS),
+    *((GLM4V(), start, unit) for start in ("", "<|begin_of_box|>") for unit in (*UNITS, *MARKED)),
+    *((Gemma(), '[{"box_2d": [1, 2, 3, 4], "label": "', unit) for unit in UNITS),
+]
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("start", STARTS)
-def test_takes_linear_time(unit, start):
+def test_every_way_to_read_is_timed():
+    without = [family for family in FAMILIES if not family.grammar]
+    assert {type(family).read for family in without} <= {type(family).read for family, _, _ in SLOWEST}
+    assert {family.y_first for family in without} <= {family.y_first for family, _, _ in SLOWEST}
+
+
+@pytest.mark.parametrize(("family", "start", "unit"), SLOWEST)
+def test_takes_linear_time(family, start, unit):
     def seconds(length):
         text = start + unit * (length // len(unit))
         best = float("inf")
         for _ in range(2):
             began = time.process_time()
-            Qwen25VL().read(text)
+            family.read(text)
             best = min(best, time.process_time() - began)
         return best
 
