@@ -23,7 +23,7 @@ def parsed(text):
     return parser.instantiate(parser.parse_string(text)).family
 
 
-@pytest.mark.parametrize(("frame", "expected"), [("1000", 1000.0), ("input", "input"), ("0.5", 0.5)])
+@pytest.mark.parametrize(("frame", "expected"), [("1000", 1000.0), ("input", "input"), ("102.5", 102.5)])
 def test_a_yaml_file_says_it_all(frame, expected):
     family = parsed(YAML.format(frame=frame))
     assert isinstance(family, CustomFamily)
@@ -46,6 +46,29 @@ def test_without_a_grammar_the_answer_is_json():
     assert text.startswith("```json")
     assert family.read(text).boxes.tolist() == [[1, 2, 30, 40]]
     assert family.frame_size((640, 480), (64, 48)) == (640.0, 480.0)
+
+
+def test_json_in_a_frame_of_one_has_decimals():
+    """As LFM2.5-VL writes it."""
+    family = parsed(
+        "family: {class_path: vr1.families.CustomFamily, init_args: {frame: 1, box_key: bbox, wording: {one:"
+        " '{categories}?'}}}"
+    )
+    boxes = as_boxes([[0.125, 0.25, 0.5, 1], [0, 0.0004, 0.9996, 0.333333]])
+    text = family.write(boxes, ["cat", "dog"])
+    assert '{"bbox": [0.125, 0.25, 0.5, 1.0], "label": "cat"}' in text
+    answer = family.read(text)
+    assert answer.follows_template
+    assert abs(answer.boxes - boxes).max() <= 0.0005
+    assert family.to_image(answer.boxes, (400, 200), (56, 56))[0].tolist() == [50, 50, 200, 200]
+
+
+@pytest.mark.parametrize("frame", [1, 0.5])
+def test_a_grammar_of_whole_numbers_in_a_frame_of_one_is_refused(frame):
+    with pytest.raises(ValueError, match=rf"too coarse for family\.frame={frame}; .* as in {{x1:\.3f}}"):
+        CustomFamily(frame=frame, wording=Wording(one="{categories}"), grammar=ItemGrammar())
+    grammar = ItemGrammar(box="[{x1:.3f}, {y1:.3f}, {x2:.3f}, {y2:.3f}]")
+    CustomFamily(frame=frame, wording=Wording(one="{categories}"), grammar=grammar)
 
 
 Y_FIRST = """

@@ -1,6 +1,7 @@
 """Other kinds of models: rows that share a prompt against rows of their own, and whole GRPO steps."""
 
 import copy
+import json
 import warnings
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from vr1.families import (
     PaliGemma,
     Qwen2VL,
     Qwen3VL,
+    Qwen25VL,
     Wording,
 )
 from vr1.policy import Lora, PolicySource
@@ -88,6 +90,16 @@ def test_a_model_without_a_family_asks_for_one(source):
     source.check()
     with pytest.raises(ValueError, match=r"no family is known for a llava model .* family\.class_path"):
         build(source)
+
+
+def test_a_model_of_another_name_has_the_family_of_its_config(tmp_path):
+    """MiMo-VL is Qwen2.5-VL with another language model."""
+    config = {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"]}
+    config["text_config"] = {"hidden_size": 4096, "num_hidden_layers": 36, "head_dim": 128, "vocab_size": 151680}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = PolicySource(path=str(tmp_path))
+    assert type(source.family()) is Qwen25VL
+    assert architecture_of(source.config()) is not None
 
 
 def test_an_encoder_with_a_decoder_is_refused(tmp_path):

@@ -107,7 +107,9 @@ class Family(ABC):
         """Write boxes ``[N, 4]`` of the family's frame and their N labels as an answer of its models."""
         if self.grammar is not None:
             return self.grammar.write(boxes, labels)
-        return write_json_answer(boxes, labels, self.box_key, self.y_first)
+        # An integer is no place in a frame that ends at 1.
+        decimals = 0 if isinstance(self.frame, str) or self.frame > 1 else 3
+        return write_json_answer(boxes, labels, self.box_key, self.y_first, decimals)
 
     def to_image(self, boxes: Boxes, image_size: tuple[int, int], input_size: tuple[int, int]) -> Boxes:
         """Convert boxes ``[N, 4]`` from the family's frame to image pixels."""

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from vr1.boxes import Frame
 from vr1.errors import UserError
 from vr1.families.base import Family, Wording
 from vr1.families.item_grammar import ItemGrammar
+from vr1.types import as_boxes
 
 
 class CustomFamily(Family):
@@ -22,7 +25,7 @@ class CustomFamily(Family):
             markers: []
 
     For a model that writes ``[{"box_2d": [y1, x1, y2, x2], "label": "cat"}]``, ``box_key: box_2d`` and ``y_first:
-    true`` instead of the grammar.
+    true`` instead of the grammar. In a frame of 1, JSON is written with three decimals.
 
     Args:
         frame: unit of the coordinates: pixels of the model's ``input``, pixels of the ``image``, or the number that
@@ -34,7 +37,8 @@ class CustomFamily(Family):
         y_first: whether the numbers of a box in that JSON list are ``y1, x1, y2, x2``.
 
     Raises:
-        UserError: ``frame`` is 0 or less, or a setting of the JSON list is given with a grammar.
+        UserError: ``frame`` is 0 or less, a setting of the JSON list is given with a grammar, or the grammar writes
+            integers in a frame that ends at 1.
 
     Example:
         >>> from vr1.types import as_boxes
@@ -61,6 +65,13 @@ class CustomFamily(Family):
             )
         self._wording, self.box_key, self.y_first = wording, box_key, y_first
         self.frame, self.grammar, self.markers = frame, grammar, tuple(markers)
+        if grammar is not None and not isinstance(frame, str) and frame <= 1:
+            box = as_boxes([[0.1, 0.2, 0.6, 0.7]]) * frame
+            if np.abs(self.read(self.write(box, ["cat"])).boxes - box).max() > 0.01 * frame:
+                raise UserError(
+                    f"family.grammar.box={grammar.box!r} writes {grammar.write(box, ['cat'])!r}, too coarse for"
+                    f" family.frame={frame}; give the coordinates decimals, as in {{x1:.3f}}"
+                )
 
     @property
     def wording(self) -> Wording:

@@ -71,7 +71,9 @@ def read_json_answer(completion: str, box_key: str | None = "bbox_2d", y_first: 
     return _lenient_answer(completion[start:end], start, follows, box_key, y_first)
 
 
-def write_json_answer(boxes: Boxes, labels: Sequence[str], box_key: str = "bbox_2d", y_first: bool = False) -> str:
+def write_json_answer(
+    boxes: Boxes, labels: Sequence[str], box_key: str = "bbox_2d", y_first: bool = False, decimals: int = 0
+) -> str:
     r"""Write a list as Qwen's released models do: fenced, one item a line, tab-indented, integers.
 
     Args:
@@ -79,6 +81,7 @@ def write_json_answer(boxes: Boxes, labels: Sequence[str], box_key: str = "bbox_
         labels: N label texts.
         box_key: the name under which the family writes boxes.
         y_first: whether to write ``y1, x1, y2, x2``.
+        decimals: of the numbers, in a frame in which integers are too coarse.
 
     Example:
         >>> write_json_answer(as_boxes([[1, 2, 30.4, 40.6]]), ["cat"])
@@ -86,9 +89,10 @@ def write_json_answer(boxes: Boxes, labels: Sequence[str], box_key: str = "bbox_
     """
     assert len(boxes) == len(labels), (len(boxes), len(labels))
     ordered = boxes[:, [1, 0, 3, 2]] if y_first else boxes
+    rounded = [[round(value, decimals or None) for value in box] for box in ordered.tolist()]
     items = [
-        f'\t{{"{box_key}": {[round(value) for value in box]}, "label": {json.dumps(label, ensure_ascii=False)}}}'
-        for box, label in zip(ordered.tolist(), labels, strict=True)
+        f'\t{{"{box_key}": {box}, "label": {json.dumps(label, ensure_ascii=False)}}}'
+        for box, label in zip(rounded, labels, strict=True)
     ]
     body = "[\n" + ",\n".join(items) + "\n]" if items else "[]"
     return f"```json\n{body}\n```"
