@@ -1,4 +1,4 @@
-"""GRPO, with and without credit for each box, against SFT on the same finite set of images.
+"""GRPO, with credit for each box and the average of the weights or without, against SFT on the same images.
 
 Each is taken at its best learning rate and with early stopping.
 
@@ -49,7 +49,7 @@ def run(
 
 
 def _folder(method: str, lr: float, seed: int) -> str:
-    return f"{method.lower().replace(' ', '_')}_{lr:g}_{seed}"
+    return f"{method.lower().replace(',', '').replace(' ', '_')}_{lr:g}_{seed}"
 
 
 def best(results: dict[tuple[float, int], dict[int, dict[str, float]]]) -> tuple[float, int]:
@@ -83,11 +83,14 @@ def compare(
     """
     rows = []
     everything = {}
+    latest = ["--trainer.callbacks.decay", "0"]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     for method, (config, lrs, arguments) in {
-        "GRPO": ("configs/demo.yaml", grpo_lrs, ["--model.advantage", "GroupAdvantage"]),
-        "GRPO box credit": ("configs/demo.yaml", grpo_lrs, []),
-        "SFT then GRPO box credit": (
+        # The demo's last callback is the average of the weights; with a decay of 0 it is the latest weights.
+        "GRPO": ("configs/demo.yaml", grpo_lrs, ["--model.advantage", "GroupAdvantage", *latest]),
+        "GRPO box credit": ("configs/demo.yaml", grpo_lrs, latest),
+        "GRPO box credit, average": ("configs/demo.yaml", grpo_lrs, []),
+        "SFT then GRPO box credit, average": (
             "configs/demo.yaml",
             warm_lrs,
             ["--model.warm_start.steps", "60", "--model.warm_start.lr", "1e-4"],
