@@ -23,7 +23,7 @@ NAMES = (
 )
 # The second image encoder of the released code, for referring by an image ("<region>"): detection does not call it.
 REGION_NAMES = ("model.prompt_visual_encoder.", "model.prompt_projector.")
-# Index buffers, which transformers makes anew.
+# Index buffers, which transformers makes itself.
 INDEX_NAMES = ("model.vision_tower.vision_tower.vision_model.embeddings.position_ids",)
 
 # The same table for transformers' ``key_mapping``; names of vr1 match none of its patterns.

@@ -14,7 +14,7 @@ from vr1.griffon.config import RELEASED_TYPE, GriffonGConfig
 from vr1.griffon.released import region_names, to_released
 
 _TOWER = "checkpoints/clip-vit-large-patch14-336_to_1022"
-# Keys that the released code reads besides those of Gemma 2, for models that were not made from released weights.
+# Keys that the released code reads in addition to those of Gemma 2, for models not made from released weights.
 _KEYS = {
     "architectures": ["GriffonGemma2ForCausalLM"],
     "image_aspect_ratio": "square",

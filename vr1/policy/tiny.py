@@ -9,7 +9,7 @@ here.
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,30 @@ def _pieces() -> Regex:
     return Regex("|".join([*fixed, *answer, r"[A-Za-z]+", r"[0-9]{1,3}", r"[^A-Za-z0-9\t\]]+", "."]))
 
 
+def byte_level_bpe(pieces: Regex, corpus: Iterable[str], special_tokens: Sequence[str]) -> Tokenizer:
+    """A byte-level BPE tokenizer of 4,096 tokens.
+
+    Args:
+        pieces: the pattern of what is never merged with its surroundings.
+        corpus: texts that the merges are learned from.
+        special_tokens: the first tokens.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=2,
+        special_tokens=list(special_tokens),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
 def build_tokenizer(max_number: int = 399) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer in which each integer from 0 to ``max_number`` is one token.
 
@@ -69,19 +93,7 @@ def build_tokenizer(max_number: int = 399) -> PreTrainedTokenizerFast:
         >>> build_tokenizer().tokenize('[112, 5]')
         ['[', '112', ',Ġ', '5', ']']
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_pieces(), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(max_number), trainer)
+    tokenizer = byte_level_bpe(_pieces(), _corpus(max_number), SPECIAL_TOKENS)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex
 from transformers import PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -22,6 +22,7 @@ from vr1.families import Griffon
 from vr1.griffon import GriffonGConfig, GriffonGForConditionalGeneration, GriffonGProcessor
 from vr1.griffon.config import END_OF_TURN_ID
 from vr1.griffon.processor import square_images
+from vr1.policy.tiny import byte_level_bpe
 from vr1.types import as_boxes
 
 # As Gemma 2's tokenizer begins.
@@ -95,19 +96,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         >>> build_tokenizer().tokenize("circle-[0.001,0.345,")
         ['circle', '-[0.', '001', ',0.', '345', ',']
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_pieces(), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer = byte_level_bpe(_pieces(), _corpus(), SPECIAL_TOKENS)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<bos>",

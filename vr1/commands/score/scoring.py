@@ -95,7 +95,7 @@ class ScoreSummary:
 
 
 _CHUNK = 256
-# One of each form; forms that differ in their frame alone cannot be told apart.
+# One of each form; forms that differ in their frame alone look the same.
 _FORMS = (Qwen25VL(), Qwen2VL(), InternVL(), Gemma(), GLM4V(), PaliGemma(), Griffon(), Florence2())
 SECONDS_BETWEEN_REPORTS = 5.0
 
