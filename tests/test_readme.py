@@ -14,7 +14,7 @@ ALL = commands()
 VR1 = [command for command in ALL if command.words[:3] == ["python", "-m", "vr1"]]
 BENCHMARKS = [command for command in ALL if command.words[0] == "python" and command.words[1].endswith(".py")]
 OTHER = [command for command in ALL if command not in VR1 and command not in BENCHMARKS]
-OWN = {"my_reward.yaml", "my_family.yaml", "answers.jsonl", "scored.jsonl"}
+OWN = {"my_reward.yaml", "my_family.yaml", "my_data.yaml", "answers.jsonl", "scored.jsonl"}
 ANSWER = {
     "completion": '[{"bbox_2d": [0, 0, 5, 5], "label": "cat"}]',
     "boxes_xyxy": [[0, 0, 5, 5]],

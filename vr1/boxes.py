@@ -1,4 +1,4 @@
-"""Boxes ``[x1, y1, x2, y2]`` as arrays: change of frame, pairwise IoU and GIoU.
+"""Boxes ``[x1, y1, x2, y2]`` as arrays: change of frame, pairwise IoU and GIoU, what true boxes must be.
 
 Shape letters: N and M boxes.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vr1.errors import UserError
-from vr1.types import Boxes
+from vr1.types import Boxes, DetectionRecord
 
 Frame = Literal["input", "image"] | float
 """Unit of the coordinates of a box: pixels of the model's ``input``, pixels of the ``image`` as stored, or the number
@@ -167,3 +167,26 @@ def _intersection_and_union(first: Boxes, second: Boxes) -> tuple[Boxes, Boxes]:
     intersection = np.maximum(width, 0.0) * np.maximum(height, 0.0)
     areas = (first[2] - first[0]) * (first[3] - first[1]) + (second[2] - second[0]) * (second[3] - second[1])
     return intersection, areas - intersection
+
+
+def check_boxes(record: DetectionRecord) -> None:
+    """Check the true boxes of a record, which a data set of a user's own may have written in any way.
+
+    Args:
+        record: of a data set.
+
+    Raises:
+        UserError: a box is not finite or has no area (x1 < x2 and y1 < y2), or there are not as many labels, areas and
+            crowd flags as boxes.
+    """
+    boxes, count = record.boxes_xyxy, len(record.boxes_xyxy)
+    for name, values in (("labels", record.labels), ("areas", record.areas), ("crowd", record.crowd)):
+        if len(values) != count:
+            raise UserError(f"{record.origin}: {count} boxes and {len(values)} {name}; give one for each box")
+    good = np.isfinite(boxes).all(axis=1) & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        numbers = ", ".join(f"{value:g}" for value in boxes[row])
+        raise UserError(
+            f"{record.origin}: box {row} is {numbers}; give corners in pixels of the image, x1 < x2 and y1 < y2"
+        )

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
+from vr1.boxes import check_boxes
 from vr1.errors import UserError
 from vr1.families import Family
 from vr1.types import DetectionRecord
@@ -139,9 +140,11 @@ class PromptEncoder:
         """Encode a batch.
 
         Raises:
-            UserError: the processor refuses an image, or a prompt is longer than ``max_prompt_tokens``. Prompts are
-                never truncated, since that would remove image tokens.
+            UserError: the true boxes of a record are faulty, the processor refuses an image, or a prompt is longer than
+                ``max_prompt_tokens``. Prompts are never truncated, since that would remove image tokens.
         """
+        for record in records:
+            check_boxes(record)
         instructions = [
             self.family.refer(record.categories[0]) if record.referring else self.family.instruction(record.categories)
             for record in records

@@ -252,3 +252,55 @@ def test_bins_hold_every_value():
     values = [0, 0, 3, 3.5, 31.9, 40, 1e6]
     assert dict(bins(values, (0, 8, 32, 64))) == {"0-7": 4, "8-31": 1, "32-63": 1, "64+": 1}
     assert bins([], (0, 1)) == [("0", 0)]
+
+
+OWN_DATA = """
+from dataclasses import replace
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from vr1.data import RecordDataModule, SceneSource, SceneStyle
+from vr1.data.datamodule import MissingSplitError
+
+BOXES = {1: (60, 10, 20, 40), 2: (10, 10, 10, 40), 3: (10, float("nan"), 20, 40), 4: (10, 10, 900, 40)}
+
+
+class Faulty(Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        record = SceneSource(6, "val", style=SceneStyle(absent=0.0))[index]
+        boxes = record.boxes_xyxy.copy()
+        boxes[0] = BOXES.get(index, boxes[0])
+        labels = record.labels[1:] if index == 5 else record.labels
+        return replace(record, boxes_xyxy=boxes, labels=labels, origin=f"row {index}")
+
+
+class Module(RecordDataModule):
+    def read(self, split):
+        if split != "train":
+            raise MissingSplitError(f"there is no {split}")
+        return Faulty()
+"""
+
+
+def test_boxes_of_a_data_set_of_ones_own(tmp_path, tiny_model, monkeypatch):
+    """What the formats refuse when they are opened, a `Dataset` of a user's own may return."""
+    (tmp_path / "own_faulty_data.py").write_text(OWN_DATA)
+    (tmp_path / "data.yaml").write_text("data: {class_path: own_faulty_data.Module, init_args: {num_workers: 0}}")
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["--config", CONFIGS / "demo.yaml", "--config", "data.yaml", "--model", tiny_model, "--out", "out"]
+    assert run(tmp_path, "check", *arguments) == 1
+    text = (tmp_path / "out" / "check.txt").read_text()
+    for row, named in (
+        (1, "box 0 is 60, 10, 20, 40;"),
+        (2, "box 0 is 10, 10, 10, 40;"),
+        (3, "box 0 is 10, nan, 20, 40;"),
+    ):
+        assert f"row {row}: {named}" in text
+    assert re.search(r"row 5: (\d+) boxes and \d+ labels; give one for each box", text)
+    assert "row 4: box 10, 10, 900, 40 on" in text
+    assert "box that reaches beyond its image" in text
+    assert "row 0: " not in text

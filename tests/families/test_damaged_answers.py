@@ -322,3 +322,22 @@ def test_takes_linear_time(family, start, unit):
 
     # Sixteen times the text: quadratic time would be 256 times as long. The constant covers what is too short to time.
     assert seconds(80_000) < 48 * seconds(5_000) + 0.02
+
+
+@pytest.mark.parametrize(
+    ("item", "text", "labels"),
+    [
+        ("{label} @ {box}", "cat @ 1 2 3 4\nblah blah\ndog @ 5 6 7 8", ("cat", "dog")),
+        ("{box} @ {label}", "1 2 3 4 @ cat\nblah blah\n5 6 7 8 @ dog", ("cat", "dog")),
+    ],
+)
+def test_a_line_between_items_is_part_of_no_label(item, text, labels):
+    family = CustomFamily(
+        frame=512,
+        wording=Wording(one="Find {categories}."),
+        grammar=ItemGrammar(item=item, box="{x1} {y1} {x2} {y2}", separator="\n"),
+    )
+    answer = family.read(text)
+    assert answer.labels == labels
+    assert not answer.follows_template
+    assert family.read(text.replace("blah blah\n", "")).follows_template

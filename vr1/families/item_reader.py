@@ -185,8 +185,9 @@ def _labels(region: str, found: list[_Written], grammar: "ItemGrammar") -> list[
             continue
         if len(head) + len(tail) <= end - start and region.startswith(head, start) and region.endswith(tail, 0, end):
             label = stripped(region, start + len(head), end - len(tail))
-            if not (head if grammar.label_first else tail).strip() and not has_neighbour:
-                # Nothing separates the label from text around the answer but the end of a line.
+            part = head if grammar.label_first else tail
+            if not part.strip() and (not has_neighbour or "\n" in part):
+                # Nothing separates the label from text around the answer, or between items, but the end of a line.
                 label = _line(region, *label, last=grammar.label_first)
         else:
             label = _bare_label(region, (start, end), head, tail, grammar.label_first, after_prose=not index)

@@ -9,14 +9,17 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from vr1.boxes import check_boxes
 from vr1.errors import UserError
 from vr1.prompts import PromptEncoder
 from vr1.types import Boxes, DetectionRecord
 
 UNREADABLE = "record that cannot be read"
+BAD_BOXES = "record with faulty boxes"
 NO_PROMPT = "record of which the model's processor makes no prompt"
 TOO_LONG = "prompt longer than model.max_prompt_tokens"
 GREYSCALE = "greyscale image"
+OUTSIDE = "box that reaches beyond its image"
 FULL_IMAGE = "box that covers 98 % of its image or more"
 NO_OBJECT = "record without an object"
 _FULL = 0.98
@@ -75,6 +78,10 @@ class _Rows(Dataset[Row]):
             # The record that takes its place has a row of its own.
             return Row(origin=f"record {index}", faults=((UNREADABLE, record.replaces[0].error),))
         try:
+            check_boxes(record)
+        except UserError as error:
+            return Row(origin=record.origin, set_name=record.set_name, faults=((BAD_BOXES, str(error)),))
+        try:
             prompts = self.encoder([record])
         except UserError as error:
             return Row(origin=record.origin, set_name=record.set_name, faults=((NO_PROMPT, str(error)),))
@@ -117,6 +124,9 @@ def _remarks(record: DetectionRecord, boxes: Boxes) -> Iterator[tuple[str, str]]
         yield NO_OBJECT, record.origin
     width, height = record.image_size
     for x1, y1, x2, y2 in boxes.tolist():
+        # Annotations often end one pixel beyond.
+        if min(x1, y1) < -1 or x2 > width + 1 or y2 > height + 1:
+            yield OUTSIDE, f"{record.origin}: box {x1:g}, {y1:g}, {x2:g}, {y2:g} on {width} x {height}"
         if (x2 - x1) * (y2 - y1) >= _FULL * width * height:
             yield FULL_IMAGE, f"{record.origin}: box {x1:g}, {y1:g}, {x2:g}, {y2:g} on {width} x {height}"
 

@@ -44,8 +44,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Compute the reward of every answer in a file and a summary of all, without a model.",
         epilog="--rewards takes a file such as configs/rewards/released.yaml, or settings such as"
-        " --rewards.criterion.xi0 0.6 (--rewards.help lists them); --family takes the class of the model family that"
-        " wrote the answers, such as InternVL; Qwen25VL by default (--family.help lists settings).",
+        " --rewards.criterion.xi0 0.6 (--rewards.help vr1.rewards.Reward lists them); --family takes the class of the"
+        " model family that wrote the answers, such as InternVL, or a file; Qwen25VL by default (--family.help"
+        " vr1.families.CustomFamily lists settings).",
     )
     parser.add_argument(
         "--completions",
