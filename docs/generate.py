@@ -5,6 +5,7 @@ A hook of MkDocs (`hooks` in ``mkdocs.yml``). Each function returns a page as Ma
 - ``reference/configs.md``: every file in ``configs/``, with its opening comment and its settings;
 - ``reference/commands.md``: every command, with its help;
 - ``tutorials/*.md``: every notebook of `tutorials/`, its text and its code;
+- ``results/stored.md``: the stored results of benchmarks, `benchmarks/results/*.json`;
 - ``reference/families.md``: every model family, with a question and an answer;
 - ``reference/api/*.md``: every public class and function, by package; mkdocstrings fills in the docstrings.
 """
@@ -12,6 +13,7 @@ A hook of MkDocs (`hooks` in ``mkdocs.yml``). Each function returns a page as Ma
 import contextlib
 import importlib
 import io
+import json
 import os
 import re
 import sys
@@ -117,6 +119,29 @@ def notebook_page(path: Path) -> str:
         else:
             parts.append(f"```python\n{body.strip()}\n```")
     parts.append(f"The notebook: `tutorials/{path.name}`.")
+    return "\n\n".join(parts) + "\n"
+
+
+def stored_page() -> str:
+    """The stored results of benchmarks: the last validation of each run, with the machine and the command."""
+    parts = [
+        "# Stored results",
+        "The figures that other pages quote, run by run: the last validation of each seed. The files have every"
+        " validation. A benchmark that is run again can be compared with them; machines differ by [some"
+        " hundredths](demo.md#how-far-machines-differ).",
+    ]
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        names = sorted({name for seeds in stored["runs"].values() for steps in seeds.values() for name in steps["0"]})
+        rows = [f"| run | seed | step | {' | '.join(f'`{name}`' for name in names)} |", "|---" * (3 + len(names)) + "|"]
+        for method, seeds in stored["runs"].items():
+            for seed, steps in seeds.items():
+                last = max(steps, key=int)
+                cells = " | ".join(f"{steps[last][name]:.3f}" for name in names)
+                rows.append(f"| {method} | {seed} | {last} | {cells} |")
+        versions = ", ".join(f"{name} {version}" for name, version in stored["versions"].items())
+        machine = f"{stored['hardware']}; {versions}; {stored['date']}. The file: `benchmarks/results/{path.name}`."
+        parts += [f"## {path.stem}", stored["what"], "\n".join(rows), f"```bash\n{stored['command']}\n```", machine]
     return "\n\n".join(parts) + "\n"
 
 
@@ -234,7 +259,12 @@ def pages() -> dict[str, str]:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     made = {"configs": configs_page(), "commands": commands_page(), "families": families_page()}
-    return {**{f"reference/{name}.md": text for name, text in made.items()}, **tutorial_pages(), **api_pages()}
+    return {
+        **{f"reference/{name}.md": text for name, text in made.items()},
+        "results/stored.md": stored_page(),
+        **tutorial_pages(),
+        **api_pages(),
+    }
 
 
 def on_config(config: Any) -> Any:

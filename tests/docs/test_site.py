@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -126,3 +127,21 @@ def test_the_site_builds_without_a_warning(tmp_path):
     # Nothing is fetched from elsewhere when a page is read.
     outside = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?:[^\"]+)", html)
     assert not outside
+
+
+def test_stored_results_are_those_that_the_pages_quote(made):
+    """The means of the demo's rows in the README, from the stored runs."""
+    stored = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text())["runs"]
+    readme = (ROOT / "README.md").read_text()
+    for method, row in (
+        ("GRPO", "Vision-R1 (GRPO), credit for the whole answer"),
+        ("GRPO box credit", "credit for each box"),
+        ("GRPO box credit, average", "the demo: and the average of the weights"),
+    ):
+        ends = [steps["120"] for steps in stored[method].values()]
+        means = [
+            sum(end[name] for end in ends) / 3 for name in ("val/map", "val/map_50", "val/map_75", "val/map_ranked")
+        ]
+        cells = next(line for line in readme.splitlines() if line.startswith(f"| {row} |")).split("|")[2:6]
+        assert [float(cell.split()[0]) for cell in cells] == pytest.approx(means, abs=6e-4)
+    assert made["results/stored.md"].count("GRPO box credit, average") == 3
