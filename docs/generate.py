@@ -229,8 +229,8 @@ def api_page(name: str) -> str:
     module = importlib.import_module(name)
     parts = [f"# {name}", (module.__doc__ or "").strip()]
     folder = Path(module.__file__ or "").parent
-    own = sorted(path for path in folder.glob("*.py") if is_public(path)) if hasattr(module, "__path__") else []
-    modules = [name, *(f"{name}.{path.stem}" for path in own)]
+    own = sorted(path for path in folder.rglob("*.py") if is_public(path)) if hasattr(module, "__path__") else []
+    modules = [name, *(".".join((name, *path.relative_to(folder).with_suffix("").parts)) for path in own)]
     if exported := getattr(module, "__all__", None):
         parts.append(f"`from {name} import` " + ", ".join(linked(module, one) for one in exported) + ".")
     for one in modules:
