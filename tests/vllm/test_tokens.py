@@ -111,12 +111,3 @@ def test_image_tokens_are_never_sampled_even_when_they_are_likeliest():
     for sampling in (GREEDY, ROLLOUT):
         tokens = sampler.sample(policy, prompts, replace(sampling, max_new_tokens=20), tokenizer()).tokens
         assert not torch.isin(tokens, torch.tensor(policy.forbidden_tokens)).any()
-
-
-def test_a_prompt_of_two_images(policy, sampler):
-    first, second = scenes(2)
-    prompts = encode([replace(first, references=(second.image,)), first])
-    theirs = sampler.sample(policy, prompts, ROLLOUT, tokenizer())
-    assert gaps(policy, prompts, theirs).mean() < 5e-4, "the model knows one image a prompt, and is in doubt"
-    greedy = [one.sample(policy, prompts, GREEDY, tokenizer()).texts for one in (sampler, SharedPrefixSampler())]
-    assert greedy[0] == greedy[1]

@@ -199,7 +199,17 @@ class VLLMSampler(Sampler):
         prefix: Prefix | None = None,
         with_graph: bool = False,
     ) -> Rollout:
-        """As of every sampler; a prefix is neither used nor made."""
+        """As of every sampler; a prefix is neither used nor made.
+
+        Raises:
+            UserError: a prompt has several images.
+        """
+        for record, count in zip(prompts.records, prompts.image_counts, strict=True):
+            if count > 1:
+                raise UserError(
+                    f"{record.origin}: {count} images in one prompt, and this sampler gives vLLM one; leave"
+                    " model.sampler out for these data"
+                )
         assert self._engine is not None, "synchronise comes first"
         started, group = time.perf_counter(), sampling.group_size
         requests = [
