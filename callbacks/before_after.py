@@ -1,6 +1,7 @@
 """Before and after: the validation metrics of the untrained model next to those of the trained one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from typing_extensions import override
 from callbacks.outputs import run_folder
 from callbacks.rule_refinement import stage_name
 from vr1.errors import UserError
+from vr1.modules.state import HasTrainingState
+from vr1.runs.classes import ClassComparison, ClassMeasurement
 from vr1.runs.tables import Comparison, Measurement
 
 
@@ -22,7 +25,8 @@ class BeforeAfter(Callback):
     which Lightning discards, are also logged as step 0. "After" is the last validation. If a ``ModelCheckpoint``
     monitors one of the metrics, the best validation by that metric has a column too.
 
-    The files are ``before_after.md`` and ``before_after.json``.
+    The files are ``before_after.md`` and ``before_after.json``. They also have a table by class: boxes, AP at the first
+    and the last validation (and at the best one), and the change.
 
     Args:
         prefix: metrics in the table are those whose names begin with it.
@@ -49,6 +53,7 @@ class BeforeAfter(Callback):
         self.prefix = prefix
         self.before: Measurement | None = None
         self.validations: list[Measurement] = []
+        self.classes = ClassComparison()
         self._stages: dict[str, str] = {}
         self._folder = Path()
         self._note = ""
@@ -57,7 +62,7 @@ class BeforeAfter(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         self._folder = run_folder(trainer)
         if stage == "fit" and trainer.global_step == 0:
-            self.before, self.validations, self._stages = None, [], {}
+            self.before, self.validations, self.classes, self._stages = None, [], ClassComparison(), {}
             self._note = (
                 "The untrained model was not evaluated: set the trainer's num_sanity_val_steps to -1 (a resumed"
                 " training has the evaluation of its checkpoint)."
@@ -81,6 +86,9 @@ class BeforeAfter(Callback):
                 f"The sanity check covered {trainer.num_sanity_val_batches} of {trainer.num_val_batches} validation"
                 " batches, so it does not compare with validation: set the trainer's num_sanity_val_steps to -1."
             )
+            return
+        if isinstance(pl_module, HasTrainingState) and pl_module.training_state.classes:
+            self._record_classes(trainer, ClassMeasurement(trainer.global_step, dict(pl_module.training_state.classes)))
 
     @override
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -91,9 +99,12 @@ class BeforeAfter(Callback):
         comparison.show()
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / "before_after.md").write_text(comparison.markdown(), encoding="utf-8")
+            by_class = self.classes.markdown()
+            markdown = comparison.markdown() + (f"\n{by_class}" if by_class else "")
+            (self._folder / "before_after.md").write_text(markdown, encoding="utf-8")
             validations = [item.state_dict() for item in self.validations]
-            text = json.dumps({**comparison.as_dict(), "validations": validations}, indent=2) + "\n"
+            content = {**comparison.as_dict(), "validations": validations, "classes": self.classes.as_dict()}
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             (self._folder / "before_after.json").write_text(text, encoding="utf-8")
 
     @override
@@ -103,6 +114,7 @@ class BeforeAfter(Callback):
             "before": before,
             "validations": [item.state_dict() for item in self.validations],
             "stages": self._stages,
+            "classes": self.classes.as_dict(),
         }
 
     @override
@@ -111,6 +123,16 @@ class BeforeAfter(Callback):
         self.before = None if before is None else Measurement(**before)
         self.validations = [Measurement(**item) for item in state_dict["validations"]]
         self._stages = dict(state_dict.get("stages", {}))
+        self.classes = ClassComparison.from_dict(state_dict.get("classes", {}))
+
+    def _record_classes(self, trainer: "pl.Trainer", measured: ClassMeasurement) -> None:
+        best, _ = self._best(trainer)
+        if self.classes.first is None:
+            self.classes = replace(self.classes, first=measured)
+        else:
+            self.classes = replace(self.classes, last=measured)
+        if best is not None and best.step == measured.step:
+            self.classes = replace(self.classes, best=measured)
 
     def _best(self, trainer: "pl.Trainer") -> tuple[Measurement | None, str]:
         """The best validation by the metric that a checkpoint callback monitors, and the name of that metric."""

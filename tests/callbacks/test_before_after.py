@@ -3,15 +3,20 @@
 import csv
 import json
 import re
+from functools import partial
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from callbacks import BeforeAfter, RuleRefinement
+from callbacks import BeforeAfter, Evaluation, RuleRefinement
 from callbacks.schedule import paper_stages
 from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
+from vr1.data import SceneDataModule
+from vr1.modules.sft import SFTModule
+from vr1.runs.report import write_report
 from vr1.runs.tables import Comparison, Measurement
 
 FIT = {"max_steps": 4, "num_sanity_val_steps": -1, "limit_val_batches": 1.0, "val_check_interval": 2}
@@ -28,8 +33,8 @@ def test_table_of_a_training(tmp_path, capsys):
     assert result["after"] == {"step": 4, "metrics": pytest.approx({"val/map": 0.14, "val/valid_rate": 0.5})}
     assert result["best"] is None
     assert result["notes"] == []
-    assert "| val/map | 0.1000 | 0.1400 | +0.0400 |" in (tmp_path / "before_after.md").read_text()
-    assert "+0.0400" in capsys.readouterr().out
+    assert "| val/map | 0.100 | 0.140 | +0.040 |" in (tmp_path / "before_after.md").read_text()
+    assert "+0.040" in capsys.readouterr().out
 
 
 def test_rewards_of_different_stages_have_a_note(tmp_path):
@@ -85,6 +90,28 @@ def test_notes(tmp_path, settings, note, capsys):
     assert text in (tmp_path / "before_after.md").read_text()
 
 
+def test_classes_at_the_first_the_last_and_the_best_validation(source, tmp_path):
+    data = SceneDataModule(train_scenes=4, val_scenes=6, batch_size=2, num_workers=0)
+    module = SFTModule(policy=source, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    saving = ModelCheckpoint(tmp_path, monitor="val/map", mode="min")
+    settings = {**FIT, "max_steps": 2, "val_check_interval": 1, "enable_checkpointing": True}
+    trainer(tmp_path, [BeforeAfter(), saving], **settings).fit(module, data)
+    result = written(tmp_path)
+    steps = {moment: result["classes"][moment]["step"] for moment in ("first", "last", "best")}
+    assert steps == {"first": 0, "last": 2, "best": result["best"]["step"]}
+    # An evaluation of the untrained model writes the same figures, from its recorded answers.
+    untrained = SFTModule(policy=source, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    trainer(tmp_path, [Evaluation(tmp_path / "files")], limit_val_batches=1.0).validate(untrained, data)
+    classes = json.loads((tmp_path / "files" / "metrics.json").read_text())["classes"][""]
+    assert result["classes"]["first"]["figures"] == {name: pytest.approx(row) for name, row in classes.items()}
+    assert sum(row["objects"] for row in classes.values()) > 0
+    for moment, measured in (("first", "before"), ("last", "after")):
+        maps = [row["map"] for row in result["classes"][moment]["figures"].values() if row["map"] >= 0]
+        assert sum(maps) / len(maps) == pytest.approx(result[measured]["metrics"]["val/map"], abs=1e-6)
+    assert "| class | boxes | AP before | AP after (step 2) | change |" in (tmp_path / "before_after.md").read_text()
+    assert '<section id="classes">' in write_report(tmp_path).read_text()
+
+
 def test_without_any_validation_nothing_is_written(tmp_path):
     trainer(tmp_path, [BeforeAfter()], max_steps=1).fit(TinyDetector())
     assert not list(tmp_path.iterdir())
@@ -92,7 +119,7 @@ def test_without_any_validation_nothing_is_written(tmp_path):
 
 def test_metrics_missing_on_one_side():
     table = Comparison(Measurement(0, {"val/old": 1.0}), Measurement(9, {"val/new": 2.0}), notes=["note"])
-    assert table.rows == [["val/new", "-", "2.0000", "-"], ["val/old", "1.0000", "-", "-"]]
+    assert table.rows == [["val/new", "-", "2.000", "-"], ["val/old", "1.000", "-", "-"]]
     assert table.markdown().endswith("\n\nnote\n")
 
 

@@ -40,3 +40,13 @@ def make_run(folder, *, lr=0.1, last=0.3, galleries=3, size=(900, 500)):
     for index in range(galleries):
         Image.effect_noise(size, 80).convert("RGB").save(folder / "gallery" / f"step_{index * 2:06d}.png")
     return folder
+
+
+def add_classes(folder, classes):
+    """The classes of the first and the last validation: AP at each of them, and boxes."""
+    path = folder / "before_after.json"
+    first, last = (
+        {"step": step, "figures": {name: {"map": row[part], "objects": row[2]} for name, row in classes.items()}}
+        for part, step in enumerate((0, 4))
+    )
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"classes": {"first": first, "last": last}}))

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -282,6 +283,8 @@ class DetectionModule(L.LightningModule, ABC):
 
     def _log_metrics(self, stage: str, every_figure: bool) -> dict[str, Tensor]:
         figures = self.metrics.compute(every_figure)
+        if self.trainer.state.fn == TrainerFn.FITTING and self.trainer.is_global_zero:
+            self.training_state.classes = self.metrics.per_class()
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items()})
         self.metrics.reset()
         return figures

@@ -198,6 +198,10 @@ class EvaluationMetrics(nn.Module):
         }
         return {**rewards, **shown, **ranked, **self.answers.compute()}
 
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """COCO's figures by class, with the constant score; on one process, after `compute` on all of them."""
+        return self.coco.per_class()
+
     def reset(self) -> None:
         """Forget all predictions."""
         for metric in (self.coco, self.ranked, self.answers, *self._rewards().values()):

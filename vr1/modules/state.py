@@ -29,6 +29,7 @@ class TrainingState:
         timer: seconds by part of the training step, and completion tokens trained on.
         scored_groups: the newest completions with their rewards; None before the first rollout and without rollouts.
         warm_start: the present step is supervised, before the first rollout.
+        classes: figures of the newest validation of a training by class, on rank zero; see `CocoMetrics.per_class`.
         rollout_batches: what the next updates are made from, by the batch's position in the optimizer step.
     """
 
@@ -36,6 +37,7 @@ class TrainingState:
     timer: StepTimer = field(default_factory=StepTimer)
     scored_groups: ScoredGroups | None = None
     warm_start: bool = False
+    classes: dict[str, dict[str, float]] = field(default_factory=dict)
     rollout_batches: dict[int, RolloutBatch] = field(default_factory=dict)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from vr1.errors import UserError
+from vr1.runs.classes import ClassComparison
 from vr1.runs.tables import Comparison
 
 # Settings that say where a run writes, not what it does.
@@ -111,7 +112,8 @@ class Run:
         folder: the run folder.
         series: (optimizer step, value) by metric name.
         switches: (optimizer step, name) of each stage that began after the first.
-        comparison: ``before_after.json``.
+        comparison: the metrics in ``before_after.json``.
+        classes: the figures of each class in it.
         config: the resolved configuration, as text.
         facts: ``run.json``: command, seed, versions, git state.
         data: ``data.json``: summary of the data by split.
@@ -122,6 +124,7 @@ class Run:
     series: dict[str, Points]
     switches: list[tuple[int, str]]
     comparison: Comparison
+    classes: ClassComparison
     config: str
     facts: dict[str, Any]
     data: dict[str, Any]
@@ -184,11 +187,13 @@ def read_run(folder: Path) -> Run:
         series = _logged(folder / "metrics.csv")
         switches = _switches(series.get("rule/stage", []), _settings(text, folder))
     pictures = sorted((folder / "gallery").glob("step_*.png"))
+    comparison, classes = _compared(folder / "before_after.json")
     return Run(
         folder=folder,
         series={name: points for name, points in series.items() if name not in ("epoch", "step")},
         switches=switches,
-        comparison=_comparison(folder / "before_after.json"),
+        comparison=comparison,
+        classes=classes,
         config=text,
         facts=_json(folder / "run.json"),
         data=_json(folder / "data.json"),
@@ -212,10 +217,11 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _comparison(path: Path) -> Comparison:
+def _compared(path: Path) -> tuple[Comparison, ClassComparison]:
+    content = _json(path)
     try:
-        return Comparison.from_dict(_json(path))
-    except TypeError as error:
+        return Comparison.from_dict(content), ClassComparison.from_dict(content.get("classes") or {})
+    except (AttributeError, TypeError) as error:
         raise UserError(f"{path}: contains no comparison ({error}); remove it to continue without") from None
 
 

@@ -24,6 +24,21 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
 
 
+def figure_text(value: float | None) -> str:
+    """A figure as every table and the console show it: three digits after the point, at least.
+
+    Args:
+        value: None if it was not measured.
+
+    Example:
+        >>> [figure_text(value) for value in (0.25, 0.0, 12.3456, 0.0000123, None)]
+        ['0.250', '0.000', '12.346', '1.2e-05', '-']
+    """
+    if value is None:
+        return "-"
+    return f"{value:.2g}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Metrics at one optimizer step.
@@ -57,7 +72,7 @@ class Comparison:
         >>> print(table.markdown())
         | metric | before | after (step 50) | change |
         | :-- | --: | --: | --: |
-        | val/map | 0.1000 | 0.3500 | +0.2500 |
+        | val/map | 0.100 | 0.350 | +0.250 |
         <BLANKLINE>
     """
 
@@ -82,8 +97,8 @@ class Comparison:
         for name in dict.fromkeys(name for metrics in measured for name in metrics):
             before, after, best = (item.metrics.get(name) if item else None for item in self._measurements)
             change = None if before is None or after is None else after - before
-            cells = [name, _number(before), _number(after), "-" if change is None else f"{change:+.4f}"]
-            rows.append([*cells, _number(best)] if self.best else cells)
+            cells = [name, figure_text(before), figure_text(after), "-" if change is None else f"{change:+.3f}"]
+            rows.append([*cells, figure_text(best)] if self.best else cells)
         return rows
 
     @property
@@ -128,7 +143,3 @@ class Comparison:
         console.print(table)
         for note in self.notes:
             console.print(note, style="yellow", markup=False, highlight=False)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

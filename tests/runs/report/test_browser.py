@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.runs.folders import make_run
+from tests.runs.folders import add_classes, make_run
 from tests.runs.report.browser import PROGRAM, Browser
 from vr1.runs.report import write_report
 
@@ -54,6 +54,50 @@ def test_the_slider_goes_through_the_training(browser, address):
     assert [step for step, _ in seen] == ["step 4", "step 2", "before training", "step 4"]
     assert len({picture for _, picture in seen}) == 3
     assert browser.run("document.getElementById('gallery-picture').naturalWidth") > 100
+
+
+@pytest.mark.parametrize(("width", "dark"), SCREENS)
+def test_eighty_classes_are_sorted_by_their_headings(width, dark, browser, tmp_path):
+    folder = make_run(tmp_path / "run")
+    names = ["a name of several long words in a row", *(f"class {number}" for number in range(79))]
+    # The change falls from the first class to the last, where the numbers of boxes have no order.
+    classes = {name: (0.25, 0.5 - index / 160, 1 + index * 37 % 80) for index, name in enumerate(names)}
+    add_classes(folder, classes | {"nothing": (-1, -1, 0)})
+    browser.open(write_report(folder).as_uri(), width=width, dark=dark)
+    assert browser.problems == []
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    column = "[...document.querySelectorAll('#classes tbody tr')].map((row) => row.cells[{}].textContent)"
+    press = "document.querySelectorAll('#classes th button')[{}].click()"
+    changes = browser.run(column.format(4))
+    assert changes[0] == "+0.250"
+    assert changes[-2:] == ["-0.244", "-"]
+    numbers = [float(text) for text in changes[:-1]]
+    assert numbers == sorted(numbers, reverse=True)
+    browser.run(press.format(4))
+    assert browser.run(column.format(4)) == [*reversed(changes[:-1]), "-"]
+    browser.run(press.format(1))
+    assert browser.run(column.format(1)) == [str(number) for number in range(80, -1, -1)]
+    browser.run(press.format(0))
+    assert browser.run(column.format(0))[:4] == [names[0], "class 0", "class 1", "class 2"]
+    assert browser.run("document.querySelectorAll('#classes [aria-sort]').length") == 1
+    for place in ("#classes .gain", "#classes .loss", "#classes [aria-sort] button"):
+        colour = browser.run(f"getComputedStyle(document.querySelector('{place}')).color")
+        assert contrast(colour, browser.run("getComputedStyle(document.body).backgroundColor")) >= 4.5, place
+    assert browser.run("document.querySelector('.sortable').getBoundingClientRect().height") <= 600
+
+
+def test_one_class_is_one_row(browser, tmp_path):
+    folder = make_run(tmp_path / "run")
+    add_classes(folder, {"raccoon": (0.0, 0.5, 46)})
+    browser.open(write_report(folder).as_uri(), width=390)
+    assert browser.run("document.querySelector('#classes tbody').innerText").split() == [
+        "raccoon",
+        "46",
+        "0.000",
+        "0.500",
+        "+0.500",
+    ]
+    assert browser.run("document.querySelectorAll('#classes button').length") == 0
 
 
 def test_a_curve_shows_its_value_at_the_pointer(browser, address):

@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from tests.runs.folders import make_run
+from tests.runs.folders import add_classes, make_run
 from vr1.commands.report import main
+from vr1.errors import UserError
 from vr1.runs import read_run
 from vr1.runs.report import build_page, write_report
 
@@ -59,7 +60,7 @@ def test_every_part_is_there(page):
     assert parsed.headings == expected
     text = " ".join(parsed.text)
     for shown in (
-        "+0.2000",
+        "+0.200",
         "a <note>",
         "<b>tight</b>",
         "1,234",
@@ -138,3 +139,18 @@ def test_a_damaged_picture_is_named(tmp_path):
     assert [path.name for path in folder.glob("*report*")] == []
     Image.new("RGB", (4, 4)).save(folder / "gallery" / "step_000000.png")
     assert write_report(folder).is_file()
+
+
+def test_classes_of_the_training_and_of_an_evaluation(tmp_path):
+    folder = make_run(tmp_path / "run")
+    add_classes(folder, {"cat": (0.25, 0.5, 3), "<dog>": (0.25, 0.125, 2)})
+    (folder / "evaluation").mkdir()
+    rows = ["set,category,map,map_50,ar_100,objects", "city,cat,0.3333,0.5,0.25,3.0", "sea,cat,-1.0,-1.0,-1.0,0.0"]
+    (folder / "evaluation" / "per_class.csv").write_text("\n".join(rows))
+    text = " ".join(Page(write_report(folder).read_text()).text)
+    assert "cat 3 0.250 0.500 +0.250 <dog> 2 0.250 0.125 -0.125" in text
+    assert "city/cat 3 0.333 0.500 0.250 sea/cat 0 - - -" in text
+    damaged = json.loads((folder / "before_after.json").read_text()) | {"classes": {"first": [1]}}
+    (folder / "before_after.json").write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match=r"before_after.json: contains no comparison"):
+        write_report(folder)

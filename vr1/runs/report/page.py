@@ -14,9 +14,10 @@ from typing import Any
 from PIL import Image
 
 from vr1.errors import UserError
+from vr1.runs.classes import ClassComparison
 from vr1.runs.figures import panels_of
 from vr1.runs.folder import TILES, Points, Run, read_run
-from vr1.runs.tables import Comparison
+from vr1.runs.tables import Comparison, figure_text
 
 Gallery = tuple[int, Path]
 # (width in pixels, JPEG quality), tried in this order.
@@ -141,7 +142,7 @@ def build_page(run: Run) -> str:
         _section("Gallery", _gallery(len(run.galleries), len(pictures))),
         _section("Curves", _curves(panels)),
         _section("Stages", _stages(run)),
-        _section("Classes", _classes(run.folder / "evaluation" / "per_class.csv")),
+        _section("Classes", _classes(run.classes) + _evaluated_classes(run.folder / "evaluation" / "per_class.csv")),
         _section("Data", _data(run.data)),
         _section("How to repeat it", _facts(run.facts)),
         _section("Settings", _settings(run.facts.get("given") or {}, run.config)),
@@ -301,19 +302,39 @@ def _tiles(path: Path) -> list[str]:
     return urls
 
 
-def _classes(path: Path) -> str:
+def _classes(classes: ClassComparison) -> str:
+    """The figures of each class in the validations of the training."""
+    if not classes.rows:
+        return ""
+    note = (
+        "AP is COCO's, the mean over overlaps 0.5 to 0.95, of the validation images; val/map is the mean of the classes"
+        " that have a box." + (" Press a heading to sort by it." if len(classes.rows) > 1 else "")
+    )
+    return _table(classes.columns, classes.rows, kind="sortable") + f'<p class="note">{html.escape(note)}</p>'
+
+
+def _evaluated_classes(path: Path) -> str:
     """The table by class of an evaluation in the run's folder."""
     if not path.is_file():
         return ""
     with path.open(encoding="utf-8", newline="") as file:
-        head, *rows = csv.reader(file)
-    return _table(head, rows)
+        measured = list(csv.DictReader(file))
+    several = len({row["set"] for row in measured}) > 1
+    rows = []
+    for row in measured:
+        name = f"{row['set']}/{row['category']}" if several else row["category"]
+        values = [float(row[figure]) for figure in ("map", "map_50", "ar_100")]
+        texts = [figure_text(None if value < 0 else value) for value in values]
+        rows.append([name, f"{float(row['objects']):.0f}", *texts])
+    head = ["class", "boxes", "AP", "AP50", "AR100"]
+    return "<h3>In the folder evaluation</h3>" + _table(head, rows, kind="sortable")
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="table" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    content = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="table {kind}" tabindex="0"><table>{content}</table></div>'
 
 
 def _range(ends: Sequence[int] | None) -> str:

@@ -106,6 +106,38 @@
   if (charts) content.panels.forEach((panel) => draw(panel, charts));
   if (more) content.more.forEach((panel) => draw(panel, more));
 
+  // A heading sorts the rows by its column: numbers from the highest on, texts by name, and once more the other way.
+  document.querySelectorAll(".sortable table").forEach((table) => {
+    const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+    const change = heads.findIndex((head) => head.textContent === "change");
+    for (const row of change < 0 ? [] : body.rows) {
+      const cell = row.cells[change], value = parseFloat(cell.textContent);
+      if (value) cell.className = value > 0 ? "gain" : "loss";
+    }
+    if (body.rows.length < 2) return;
+    if (change >= 0) heads[change].setAttribute("aria-sort", "descending");
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.textContent = head.textContent;
+      head.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const text = (row) => row.cells[column].textContent;
+        const rows = [...body.rows], numbers = rows.some((row) => !Number.isNaN(parseFloat(text(row)))) && column > 0;
+        const given = head.getAttribute("aria-sort");
+        const descending = given ? given === "ascending" : numbers;
+        const sign = descending ? -1 : 1;
+        // Without a value last, in either order.
+        const value = (row) => (Number.isNaN(parseFloat(text(row))) ? sign * Infinity : parseFloat(text(row)));
+        const compare = numbers
+          ? (a, b) => (value(a) === value(b) ? 0 : sign * (value(a) - value(b)))
+          : (a, b) => sign * text(a).localeCompare(text(b), undefined, { numeric: true });
+        body.append(...rows.sort(compare));
+        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      });
+    });
+  });
+
   const picture = document.getElementById("gallery-picture"), slider = document.getElementById("gallery-slider");
   if (picture) {
     const show = () => {
