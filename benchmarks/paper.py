@@ -170,7 +170,7 @@ async def run(job: Job) -> None:
     _write_json(job.result, {"sets": measured["sets"], "seconds": round(time.monotonic() - started)})
     # The exported model stays; eighteen optimizer states take a gigabyte.
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
-    mean = ", ".join(f"{name} mAP {100 * figures['map']:.1f}" for name, figures in measured["sets"].items())
+    mean = ", ".join(f"{name} mAP {figures['map']:.3f}" for name, figures in measured["sets"].items())
     print(f"{job.name}: {mean} after {time.monotonic() - started:.0f} s", flush=True)
 
 

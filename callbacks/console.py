@@ -12,6 +12,7 @@ from callbacks.report import Report
 from callbacks.schedule import total_steps
 from vr1.data.datamodule import RecordDataModule
 from vr1.modules.base import DetectionModule
+from vr1.runs.tables import figure_text
 
 
 def start_lines(trainer: "pl.Trainer", pl_module: "pl.LightningModule", folder: Path) -> list[str]:
@@ -60,7 +61,7 @@ def end_lines(trainer: "pl.Trainer", pl_module: "pl.LightningModule", folder: Pa
     lines = [f"trained: {steps} in {duration(seconds)}, results in {folder}"]
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     if metrics and not any(isinstance(callback, BeforeAfter) for callback in callbacks):
-        shown = [f"{name.removeprefix('val/')} {value:.4f}" for name, value in metrics.items()][:5]
+        shown = [f"{name.removeprefix('val/')} {figure_text(value)}" for name, value in metrics.items()][:5]
         lines.append(f"  metrics  {', '.join(shown)}")
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         return lines

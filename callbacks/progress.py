@@ -17,6 +17,7 @@ from callbacks.outputs import run_folder
 from callbacks.rule_refinement import stage_name
 from callbacks.schedule import total_steps
 from vr1.errors import UserError
+from vr1.runs.tables import figure_text
 
 # Short names of metrics, most important first; reward terms that are not listed follow the total reward.
 _FIRST = {"val/map": "mAP", "reward/total": "reward", "sft/loss": "loss"}
@@ -235,7 +236,9 @@ def line_of(begin: str, items: Mapping[str, Any], width: int) -> str:
 
 
 def _values(names: Mapping[str, str], logged: Mapping[str, Any]) -> dict[str, str]:
-    return {short: _readable(float(logged[name])) for name, short in names.items() if name in logged}
+    values = {name: float(logged[name]) for name in names if name in logged}
+    # Figures of validations as in every table; those of single steps as short as they can be.
+    return {names[name]: (figure_text if name.startswith("val/") else _readable)(values[name]) for name in values}
 
 
 def _width(otherwise: int) -> int:

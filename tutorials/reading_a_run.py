@@ -63,7 +63,7 @@ draw("reward/total", "reward/recall", "reward/precision")
 draw("grpo/zero_variance_groups", "grpo/reward_std", "grpo/boxes_with_advantage")
 
 # %% [markdown]
-# **Answers.** `grpo/truncated` above a few percent: raise `sampling.max_new_tokens`, or the model has lost the end of
+# **Answers.** `grpo/truncated` above some 0.03: raise `sampling.max_new_tokens`, or the model has lost the end of
 # the list. `grpo/entropy` that falls to 0 early: all answers become one, lower the learning rate. A sudden jump of
 # `grpo/grad_norm` is clipped by `gradient_clip_val`; one jump is nothing, a rising trend is the learning rate.
 

@@ -52,7 +52,7 @@ def test_a_wide_terminal_shows_everything(tmp_path, capsys, terminal):
     shown = capsys.readouterr().out
     last = training_lines(shown)[-1]
     assert re.sub(r"left \d:\d\d", "left 0:00", last) == (
-        "step 6/6  left 0:00  mAP 0.16  reward 0.25  recall 0.125  stage advanced  kl 0.05  tok/s 1234"
+        "step 6/6  left 0:00  mAP 0.160  reward 0.25  recall 0.125  stage advanced  kl 0.05  tok/s 1234"
     )
     assert "v_num" not in shown
 
@@ -64,7 +64,7 @@ def test_the_most_important_numbers_fit_a_terminal(tmp_path, capsys, terminal, c
     lines = training_lines(capsys.readouterr().out)
     assert max(map(len, lines)) < columns
     for line in lines[1:]:
-        assert re.match(r"step \d/6  left \d:\d\d  mAP 0\.1\d?  reward 0\.25  my_own_term 0\.25  format 1", line)
+        assert re.match(r"step \d/6  left \d:\d\d  mAP 0\.1\d0  reward 0\.25  my_own_term 0\.25  format 1", line)
     assert ("stage" in lines[-1]) == (columns == 120)
 
 
@@ -92,7 +92,7 @@ def test_a_file_gets_few_plain_lines(tmp_path, capsys, monkeypatch):
         "done at step 6",
     ]
     assert re.sub(r"left \d:\d\d", "left 0:00", lines[1]) == (
-        "step 1/6  left 0:00  mAP 0.1  reward 0.25  recall 0.125  stage beginner  kl 0  tok/s 1234"
+        "step 1/6  left 0:00  mAP 0.100  reward 0.25  recall 0.125  stage beginner  kl 0  tok/s 1234"
     )
 
 
@@ -168,7 +168,7 @@ def test_without_an_export_the_end_names_the_checkpoint(tmp_path, capsys):
     trainer(tmp_path, [Progress(), saving], **FIT, enable_checkpointing=True).fit(TinyDetector())
     end = capsys.readouterr().out
     assert f"  export   python -m vr1 export --ckpt {tmp_path}/last.ckpt --out {tmp_path}/exported\n" in end
-    assert "  metrics  map 0.1600, valid_rate 0.5000\n" in end
+    assert "  metrics  map 0.160, valid_rate 0.500\n" in end
 
 
 @pytest.mark.parametrize("setting", [{"refresh_rate": -1}, {"line_interval": -1.0}])

@@ -20,7 +20,7 @@ def test_table_and_curves(runs, tmp_path, capsys):
     text = (tmp_path / "out" / "compare.md").read_text()
     assert text in capsys.readouterr().out
     assert "| metric | slow/version_0 | fast/version_0 |" in text
-    assert "| 0.1000 → 0.3000 (0.3000 at 4) | 0.1000 → 0.0500 (0.1000 at 0) |" in text
+    assert "| 0.100 → 0.300 (0.300 at 4) | 0.100 → 0.050 (0.100 at 0) |" in text
     settings = text[text.index("| setting |") :].splitlines()[2:]
     assert settings == ["| model.optimizer.lr | 0.1 | 0.2 |"], "only what differs, and no output folders"
     assert text.index("| val/map |") < text.index("| optimizer steps |") < text.index("| setting |")

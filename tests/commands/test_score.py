@@ -81,15 +81,15 @@ def test_prints_a_table(answers, capsys):
     assert table.pop("answers a second")
     assert table == {
         "answers": "2",
-        "follow template": "0.5000",
-        "valid": "0.5000",
+        "follow template": "0.500",
+        "valid": "0.500",
         "boxes parsed": "1",
         "boxes matched": "1",
         "boxes true": "2",
-        "mean dual_format": "0.5000",
-        "mean recall": "0.5000",
-        "mean precision": "0.3000",
-        "mean total": "1.3000",
+        "mean dual_format": "0.500",
+        "mean recall": "0.500",
+        "mean precision": "0.300",
+        "mean total": "1.300",
     }
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -94,7 +95,11 @@ def test_every_set_and_the_average(detections, tmp_path):
             assert found.sets[part][name] == pytest.approx(expected[part][name], abs=1e-6)
         assert found.average[name] == pytest.approx(np.mean([expected[part][name] for part in parts]), abs=1e-6)
     assert (tmp_path / "odd_one" / "results.json").is_file()
-    assert [line.split()[0] for line in table_text(found).splitlines()] == ["set", "even", "odd", "average"]
+    table = table_text(found)
+    assert [line.split()[0] for line in table.splitlines()] == ["set", "even", "odd", "average"]
+    figures = re.findall(r"\d+\.\d*", table)
+    assert len(figures) >= 12
+    assert all(re.fullmatch(r"[01]\.\d{3}", text) for text in figures), "fractions with three digits, as in every table"
     with (tmp_path / "per_set.csv").open() as file:
         assert [row["set"] for row in csv.DictReader(file)] == ["even", "odd one", "average"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from vr1.runs.facts import versions
-from vr1.runs.tables import markdown_table
+from vr1.runs.tables import figure_text, markdown_table
 
 _PACKAGES = ("vr1", "torch", "transformers", "peft", "lightning", "bitsandbytes")
 _NOT_RECORDED = "Not recorded: the run was not started by `python -m vr1`."
@@ -122,7 +122,7 @@ def _figures(figures: dict[str, float]) -> str:
     if not shown:
         return "None were logged."
     names = sorted(shown, key=lambda name: (not name.startswith("val/"), name))
-    return markdown_table(["metric", "value"], [[name, f"{shown[name]:.4g}"] for name in names])
+    return markdown_table(["metric", "value"], [[name, figure_text(shown[name])] for name in names])
 
 
 def _code(language: str, text: str) -> str:

@@ -7,7 +7,7 @@ from jsonargparse import ArgumentParser
 
 from vr1.errors import UserError, report_user_error
 from vr1.runs.folder import Run, differing, flat_settings, read_run
-from vr1.runs.tables import markdown_table
+from vr1.runs.tables import figure_text, markdown_table
 
 _MAX_SETTINGS = 40
 # These come first in the table; all other metrics follow by name.
@@ -128,7 +128,7 @@ def _first_last(run: Run, name: str) -> str:
     if not points:
         return "-"
     step, highest = max(points, key=lambda point: point[1])
-    return f"{points[0][1]:.4f} → {points[-1][1]:.4f} ({highest:.4f} at {step})"
+    return f"{figure_text(points[0][1])} → {figure_text(points[-1][1])} ({figure_text(highest)} at {step})"
 
 
 def _short(value: object) -> str:

@@ -19,6 +19,7 @@ from vr1.matching import fold_label
 from vr1.metrics.answer_schema import RecordedAnswer
 from vr1.metrics.coco_eval import CocoInput, average_figures, evaluate, evaluate_classes, label_key
 from vr1.metrics.referring import expression_hit
+from vr1.runs.tables import figure_text
 
 Figures = dict[str, float]
 """Values by name of the figure, such as ``map_50``; -1 where there is no ground truth to measure by."""
@@ -206,7 +207,7 @@ def coco_documents(
 
 
 def table_text(evaluation: Evaluation) -> str:
-    """The sets and their average as a table to print: fractions with four digits, as COCO's own tools print them."""
+    """The sets and their average as a table to print: fractions with three digits, as COCO's own tools print them."""
     head = [name for name in _COLUMNS if any(name in figures for figures in evaluation.sets.values())]
     rows = [*evaluation.sets.items()]
     if len(rows) > 1:
@@ -223,7 +224,7 @@ def _shown(figures: Figures, key: str) -> str:
     value = figures.get(key, -1.0)
     if value < 0:
         return "-"
-    return f"{value:.0f}" if key == "records" else f"{value:.4f}"
+    return f"{value:.0f}" if key == "records" else figure_text(value)
 
 
 def _set_rows(evaluation: Evaluation) -> list[tuple[Any, ...]]:

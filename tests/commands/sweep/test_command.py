@@ -43,7 +43,7 @@ def test_a_grid_to_its_end(there, capsys):
     assert [row["state"] for row in rows] == ["finished"] * 6
     assert [float(row["val/map"]) for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.2, 0.4, 0.6])
     first = (there / "runs/sweeps/mine/results.md").read_text().splitlines()[2]
-    assert first.startswith("| 5 | 0.2 | 3 | 0.6000 | finished |")
+    assert first.startswith("| 5 | 0.2 | 3 | 0.600 | finished |")
     assert min(Image.open(there / "runs/sweeps/mine/results.png").size) > 300
     assert main([str(there / "sweep.yaml")]) == 0
     assert len(calls(there)) == 6, "what was finished is not run again"

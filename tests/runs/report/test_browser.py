@@ -103,14 +103,14 @@ def test_one_class_is_one_row(browser, tmp_path):
 def test_a_curve_shows_its_value_at_the_pointer(browser, address):
     browser.open(address, width=1280)
     text = "document.querySelector('.chart .keys').textContent"
-    assert browser.run(text) == "total 1"
+    assert browser.run(text) == "total 1.000"
     browser.run("document.querySelector('.chart').scrollIntoView()")
     box = browser.run(
         "(({x, y, width, height}) => [x, y, width, height])(document.querySelector('.chart svg')"
         ".getBoundingClientRect())"
     )
     browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] * 0.55, y=box[1] + box[3] / 2)
-    assert browser.run(text) == "total 0.5 @ 2"
+    assert browser.run(text) == "total 0.500 @ 2"
 
 
 def luminance(colour):

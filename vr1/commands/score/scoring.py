@@ -19,6 +19,7 @@ from vr1.metrics.answer_file import AnswerLine, read_answer_lines
 from vr1.metrics.answer_schema import RecordedAnswer
 from vr1.metrics.evaluation import table_text, write_evaluation
 from vr1.rewards import Reward, Stage
+from vr1.runs.tables import figure_text
 from vr1.types import SCORE, Detections, Match
 
 
@@ -76,13 +77,13 @@ class ScoreSummary:
         answers = max(self.answers, 1)
         rows = {
             "answers": f"{self.answers:,}",
-            "follow template": f"{self.well_formed / answers:.4f}",
-            "valid": f"{self.valid / answers:.4f}",
+            "follow template": figure_text(self.well_formed / answers),
+            "valid": figure_text(self.valid / answers),
             "boxes parsed": f"{self.parsed:,}",
             "boxes matched": f"{self.matched:,}",
             "boxes true": f"{self.targets:,}",
             **{f"problem: {kind}": f"{count:,}" for kind, count in self.problems.most_common()},
-            **{f"mean {name}": f"{mean:.4f}" for name, mean in self.means.items()},
+            **{f"mean {name}": figure_text(mean) for name, mean in self.means.items()},
             "answers a second": f"{self.answers_per_second:,.0f}",
         }
         left, right = max(map(len, rows)), max(map(len, rows.values()))

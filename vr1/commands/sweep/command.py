@@ -17,6 +17,7 @@ from vr1.commands.sweep.plan import Plan, read_plan
 from vr1.commands.sweep.results import ranked, write_results
 from vr1.commands.sweep.trial import Trial, read_trial, run_trial, setting_arguments, trial_folder
 from vr1.errors import UserError, report_user_error
+from vr1.runs.tables import figure_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +98,7 @@ def _run(plan: Plan, folder: Path, number: int, parameters: dict[str, Any], coun
     settings = ", ".join(argument.removeprefix("--") for argument in setting_arguments(parameters))
     print(f"trial {number} ({number + 1} of {count}): {settings}", flush=True)
     trial = run_trial(plan, Trial(number=number, parameters=parameters), trial_folder(folder, number))
-    result = trial.problem or "done" if trial.value is None else f"{plan.metric} {trial.value:.4f}"
+    result = trial.problem or "done" if trial.value is None else f"{plan.metric} {figure_text(trial.value)}"
     print(f"  {trial.state} after {trial.seconds:.0f} s: {result}", flush=True)
     return trial
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vr1.commands.sweep.plan import Plan
 from vr1.commands.sweep.trial import Trial
-from vr1.runs.tables import markdown_table
+from vr1.runs.tables import figure_text, markdown_table
 
 
 def ranked(plan: Plan, trials: Sequence[Trial]) -> list[Trial]:
@@ -25,13 +25,13 @@ def markdown(plan: Plan, trials: Sequence[Trial]) -> str:
         >>> print(markdown(plan, [Trial(number=0, parameters={"lr": 0.1}, state="finished", value=0.5, seconds=61)]))
         | trial | lr | val/map | state | seconds |
         | :-- | --: | --: | --: | --: |
-        | 0 | 0.1 | 0.5000 | finished | 61 |
+        | 0 | 0.1 | 0.500 | finished | 61 |
         <BLANKLINE>
     """
     head = ["trial", *plan.parameters, plan.metric, "state", "seconds"]
     rows = []
     for trial in ranked(plan, trials):
-        value = "-" if trial.value is None else f"{trial.value:.4f}"
+        value = figure_text(trial.value)
         settings = [str(trial.parameters.get(name, "")) for name in plan.parameters]
         rows.append([str(trial.number), *settings, value, trial.state, f"{trial.seconds:.0f}"])
     problems = [f"\ntrial {trial.number} crashed: {trial.problem}" for trial in trials if trial.state == "crashed"]

@@ -18,6 +18,13 @@
     return String(+value.toPrecision(4));
   }
 
+  // As in the tables: three digits.
+  function figure(value) {
+    const size = Math.abs(value);
+    if (size >= 1e5 || (size > 0 && size < 5e-4)) return value.toExponential(1);
+    return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size > 1 ? 2 : 3);
+  }
+
   // Round numbers between two ends, about five of them.
   function ticks(low, high) {
     const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
@@ -85,7 +92,7 @@
       lines.forEach((line, index) => {
         const name = line.name.slice(line.name.indexOf("/") + 1);
         const point = step === null ? line.points[line.points.length - 1] : nearest(line.points, step);
-        labels[index].textContent = `${name} ${short(point[1])}` + (step === null ? "" : ` @ ${point[0]}`);
+        labels[index].textContent = `${name} ${figure(point[1])}` + (step === null ? "" : ` @ ${point[0]}`);
       });
       cursor.style.visibility = step === null ? "hidden" : "visible";
       if (step !== null) for (const end of ["x1", "x2"]) cursor.setAttribute(end, x(step));
