@@ -13,6 +13,7 @@ COMMANDS = {
     "score": ("vr1.commands.score.command", "reward recorded answers, without a model"),
     "check": ("vr1.commands.check.command", "read a whole data set once and draw what the model will see"),
     "plan": ("vr1.commands.plan.command", "predict the memory of a training, without a GPU or weights"),
+    "vllm_server": ("vr1.commands.vllm_server", "start a vLLM server for the rollouts of a training"),
     "export": ("vr1.commands.export", "write a checkpoint as a Hugging Face folder"),
     "sweep": ("vr1.commands.sweep.command", "run trials over settings"),
     "compare": ("vr1.commands.compare", "show runs side by side"),

@@ -22,7 +22,7 @@ from vr1.prompts import PromptEncoder
 from vr1.rollout import Sampling, VLLMSampler, Workload
 from vr1.rollout.vllm import checks
 from vr1.rollout.vllm.checks import InstalledVLLM, check_sleep
-from vr1.rollout.vllm.engine import Engine, preserved_process
+from vr1.rollout.vllm.local import LocalEngine, preserved_process
 from vr1.rollout.vllm.memory import cache_bytes_per_token, engine_memory
 from vr1.rollout.vllm.sampler import completion_seed
 
@@ -218,7 +218,7 @@ class Recorded:
 
 def test_a_sleeping_engine_wakes_its_weights_first_and_its_cache_after_the_update():
     llm = Recorded()
-    engine = Engine(llm, sleeps=True)
+    engine = LocalEngine(llm, sleeps=True)
     engine._asleep = True
     engine.load_weights([("a", torch.zeros(1)), ("b", torch.zeros(1))])
     resets = ["reset encoder", "reset images", "reset prompts"]
@@ -232,7 +232,7 @@ def test_a_cache_that_is_not_emptied_is_an_error():
     llm = Recorded()
     llm.empties = False
     with pytest.raises(RuntimeError, match="did not empty its cache of prompts"):
-        Engine(llm).reset()
+        LocalEngine(llm).reset()
 
 
 def test_a_process_is_left_as_it_was(monkeypatch):

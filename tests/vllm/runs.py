@@ -1,6 +1,6 @@
 """Trainings with vLLM in processes of their own: one that is killed, one that resumes, and two beside each other.
 
-``python -m tests.vllm.runs NAME FOLDER`` runs one of the functions below.
+``python -m tests.vllm.runs NAME FOLDER [URL]`` runs one of the functions below.
 """
 
 import json
@@ -20,7 +20,7 @@ from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
 from vr1.modules.grpo import GRPOModule
 from vr1.rollout import Sampling, VLLMSampler
-from vr1.rollout.vllm.engine import Engine
+from vr1.rollout.vllm.local import LocalEngine
 from vr1.strategies import FullySharded
 
 # Prompts of a step, whatever the number of processes.
@@ -119,22 +119,39 @@ def old_features(folder):
     sampler.synchronise(policy, prompts)
     sampler.sample(policy, prompts, sampling, tokenizer())
     train(policy, rate=1e-4)
-    Engine.reset = lambda engine: engine._llm.reset_prefix_cache()
+    LocalEngine.reset = lambda engine: engine._llm.reset_prefix_cache()
     sampler.synchronise(policy, prompts)
     sampler.sample(policy, prompts, sampling, tokenizer())
     (folder / "unnoticed").touch()
 
 
-def _rank(rank, port, folder):
+def _join(rank, port):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "tests"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_RANK": "0"}
     os.environ |= {"LOCAL_WORLD_SIZE": "2"}
+
+
+def _rank(rank, port, folder):
+    _join(rank, port)
     sampler = VLLMSampler(cache_gib=0.25, max_sequences=64)
     for name, strategy in (("sharded", FullySharded()), ("ddp", "ddp")):
         steps = fit(module(sampler), folder / name, steps=3, world=2, strategy=strategy)
         (folder / f"{name}{rank}.json").write_text(json.dumps(steps))
     torch.distributed.destroy_process_group()
+
+
+def _rank_with_server(rank, port, folder, url):
+    _join(rank, port)
+    made = module(VLLMSampler(url=url, max_sequences=64))
+    steps = fit(made, folder / "served", steps=3, world=2, strategy=FullySharded())
+    (folder / f"served{rank}.json").write_text(json.dumps(steps))
+    torch.distributed.destroy_process_group()
+
+
+def two_served(folder, url):
+    """Two processes, the weights in shards, and one server."""
+    torch.multiprocessing.spawn(_rank_with_server, (free_port(), folder, url), nprocs=2)
 
 
 def two(folder):
@@ -143,7 +160,8 @@ def two(folder):
 
 
 if __name__ == "__main__":
-    {"killed": killed, "resumed": resumed, "old_features": old_features, "two": two}[sys.argv[1]](Path(sys.argv[2]))
+    runs = {"killed": killed, "resumed": resumed, "old_features": old_features, "two": two, "two_served": two_served}
+    runs[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
     # Threads of vLLM must not keep the process.
     sys.stdout.flush()
     os._exit(0)

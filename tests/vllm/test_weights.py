@@ -21,7 +21,7 @@ from tests.vllm.engines import (
 from vr1.errors import UserError
 from vr1.policy import Lora
 from vr1.rollout.vllm import sampler as vllm_sampler
-from vr1.rollout.vllm.engine import Engine
+from vr1.rollout.vllm.local import LocalEngine
 
 pytestmark = NEEDS_VLLM
 # For images much larger than those that the model was made on: it is in doubt, and rounding grows with doubt.
@@ -85,7 +85,7 @@ def test_keys_of_old_weights_are_noticed(monkeypatch):
     gap(sampler, policy, prompts)
     train(policy, rate=1e-4)
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "reset", lambda engine: engine._llm.llm_engine.reset_encoder_cache())
+        patched.setattr(LocalEngine, "reset", lambda engine: engine._llm.llm_engine.reset_encoder_cache())
         sampler.synchronise(policy, prompts)
     with pytest.raises(UserError, match="the engine has other weights"):
         gap(sampler, policy, prompts)

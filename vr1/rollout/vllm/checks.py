@@ -7,7 +7,10 @@ of device that it was built for.
 import os
 from dataclasses import dataclass
 from importlib import metadata, util
-from typing import Any, get_args
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -16,22 +19,32 @@ from packaging.specifiers import SpecifierSet
 from vr1.errors import UserError
 from vr1.policy.loading import PolicySource
 from vr1.rollout.sampler import Workload
-from vr1.rollout.vllm.memory import GIB, EngineMemory, cache_bytes_per_token, engine_memory, parameter_count
+from vr1.rollout.vllm.memory import GIB, cache_bytes_per_token, engine_memory, parameter_count
+
+if TYPE_CHECKING:
+    from vr1.rollout.vllm.served import Server
 
 __all__ = [
     "TESTED",
+    "TOKEN",
     "InstalledVLLM",
     "adapter_rank",
     "check_model",
+    "check_room",
+    "check_server",
     "check_sleep",
+    "check_url",
     "check_version",
     "engine_device",
     "find_vllm",
     "import_vllm",
+    "is_loopback",
 ]
 
 # The versions of vLLM that the tests pass with.
 TESTED = SpecifierSet(">=0.32,<0.33")
+# The variable with the token of a server, which the server itself reads too.
+TOKEN = "VLLM_API_KEY"
 _INSTALL = "install it as docs/how_to/vllm.md says, or leave model.sampler out"
 _ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -79,10 +92,7 @@ def check_version(untested_version: bool) -> InstalledVLLM:
     if found is None:
         raise UserError(f"model.sampler: vLLM is not installed; {_INSTALL}")
     if not found.tested and not untested_version:
-        raise UserError(
-            f"model.sampler: {found.distribution} {found.version} was never tested with vr1, {TESTED} was; install such"
-            " a version, or set model.sampler.untested_version to true and compare grpo/sampler_gap with 0"
-        )
+        raise UserError(f"model.sampler: {_never_tested(f'{found.distribution} {found.version}')}")
     return found
 
 
@@ -109,7 +119,7 @@ def check_sleep(sleep: bool, device_type: str) -> None:
 
 
 def check_model(workload: Workload, dtype: str, cache_gib: float) -> None:
-    """Check that vLLM knows the model, that its adapters fit, and that engine and trainer have room beside each other.
+    """Check that vLLM knows the model, and that its adapters and one sequence fit.
 
     Args:
         workload: what is sampled from.
@@ -135,7 +145,81 @@ def check_model(workload: Workload, dtype: str, cache_gib: float) -> None:
             f"model.sampler.cache_gib={cache_gib:g} cannot hold one sequence of {longest} tokens"
             f" ({per_token * longest / GIB:.2f} GiB); raise cache_gib, or lower max_prompt_tokens or max_new_tokens"
         )
-    _check_room(workload, engine_memory(source, dtype, cache_gib, parameters := parameter_count(source)), parameters)
+
+
+def check_url(url: str, folder: str | None) -> None:
+    """Check the address of a server. Images and weights of a training are sent to it.
+
+    Args:
+        url: the address.
+        folder: where weights are written for it.
+
+    Raises:
+        UserError: it is no address, another machine without a token or a folder that both read, or there is no such
+            folder.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"model.sampler.url={url} is no address; write it as http://127.0.0.1:8000")
+    if folder is not None and not Path(folder).is_dir():
+        raise UserError(f"model.sampler.folder={folder} is no folder; make it, on a disk that the server reads too")
+    if is_loopback(parts.hostname):
+        return
+    if folder is None:
+        raise UserError(
+            f"model.sampler.url={url} is another machine, which gets the weights by files; set model.sampler.folder"
+            " to a folder that both machines read"
+        )
+    if TOKEN not in os.environ:
+        raise UserError(
+            f"model.sampler.url={url} is another machine: anyone who reaches the server can replace its weights; set"
+            f" {TOKEN} to the same secret for the server and for the training"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone.
+
+    Example:
+        >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+        (True, True, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_server(server: "Server", workload: Workload, untested_version: bool) -> None:
+    """Check that a server answers, has a tested version, takes weights, and has room for the longest sequence.
+
+    Args:
+        server: the server.
+        workload: what is sampled from.
+        untested_version: allow other versions than those that were tested.
+
+    Raises:
+        UserError: it does not.
+    """
+    version = server.version()
+    if not (untested_version or TESTED.contains(version, prereleases=True)):
+        raise UserError(f"model.sampler.url={server.url}: {_never_tested('the vLLM ' + version + ' of this server')}")
+    server.check_requests(adapters=workload.source.lora is not None)
+    longest, room = workload.max_prompt_tokens + workload.max_new_tokens, server.max_tokens()
+    if longest > room:
+        raise UserError(
+            f"model.sampler.url={server.url}: the server takes {room} tokens, and prompt and completion have up to"
+            f" {longest}; start it with the arguments of this training, or lower max_prompt_tokens or max_new_tokens"
+        )
+
+
+def _never_tested(what: str) -> str:
+    return (
+        f"{what} was never tested with vr1, {TESTED} was; install such a version, or set model.sampler.untested_version"
+        " to true and compare grpo/sampler_gap with 0"
+    )
 
 
 def _check_architecture(source: PolicySource) -> None:
@@ -172,8 +256,19 @@ def _check_rank(rank: int) -> None:
         )
 
 
-def _check_room(workload: Workload, engine: EngineMemory, parameters: int) -> None:
-    """Compare what engines and weights of all processes need with the memory that is free now."""
+def check_room(workload: Workload, dtype: str, cache_gib: float) -> None:
+    """Compare what engines and weights of all processes need with the memory that is free now.
+
+    Args:
+        workload: what is sampled from.
+        dtype: the engine's precision, as a name of torch.
+        cache_gib: memory for keys and values.
+
+    Raises:
+        UserError: they do not fit beside each other.
+    """
+    parameters = parameter_count(workload.source)
+    engine = engine_memory(workload.source, dtype, cache_gib, parameters)
     trained = parameters * getattr(torch, workload.source.dtype).itemsize
     if workload.device.type == "cuda":
         free, processes, place = torch.cuda.mem_get_info(workload.device)[0], 1, str(workload.device)

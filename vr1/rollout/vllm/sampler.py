@@ -1,4 +1,4 @@
-"""The sampler that asks an engine of vLLM.
+"""The sampler that asks vLLM: an engine in this process, or a server on other devices.
 
 Shape letters: B prompts, P prompt tokens, G group size, C completion tokens.
 """
@@ -21,10 +21,22 @@ from vr1.prompts import PromptBatch
 from vr1.rollout.generate import decode_texts
 from vr1.rollout.sampler import Sampler, Workload
 from vr1.rollout.sampling import Sampling
-from vr1.rollout.vllm.checks import adapter_rank, check_model, check_sleep, check_version, find_vllm
-from vr1.rollout.vllm.engine import Completion, Engine, Request, start_llm
+from vr1.rollout.vllm.checks import (
+    adapter_rank,
+    check_model,
+    check_room,
+    check_server,
+    check_sleep,
+    check_url,
+    check_version,
+    find_vllm,
+)
+from vr1.rollout.vllm.engine import Completion, Engine, Request
+from vr1.rollout.vllm.local import LocalEngine, start_llm
 from vr1.rollout.vllm.memory import engine_memory
-from vr1.rollout.vllm.weights import all_weights, write_adapter, write_base
+from vr1.rollout.vllm.served import ServedEngine, Server, folder_for, is_first, shared_folder
+from vr1.rollout.vllm.weights import all_weights, write_base
+from vr1.rollout.vllm.worker import vision_rope_base
 from vr1.types import Prefix, Rollout
 
 __all__ = ["VLLMSampler", "completion_seed"]
@@ -35,12 +47,15 @@ _MAX_GAP = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 _COMPARED = Sampling(group_size=2, max_new_tokens=64)
 # Images of a prompt, at most.
 _MAX_IMAGES = 16
-# Arguments of vllm.LLM that follow from the training.
+# Arguments of vLLM that follow from the training.
 _OWN = {"model", "dtype", "max_model_len", "enable_lora", "max_lora_rank", "logprobs_mode", "kv_cache_memory_bytes"}
 
 
 class VLLMSampler(Sampler):
-    """Samples with vLLM: an engine in each process of the training, with the policy's weights before every rollout.
+    """Samples with vLLM, which gets the policy's weights before every rollout.
+
+    An engine runs in each process of the training, beside the policy. With ``url`` all processes use one server on
+    other devices instead: ``python -m vr1 vllm_server`` starts it, with the arguments of the training.
 
     At the first rollout the engine's log-probs are compared with the policy's; a larger difference than ``max_gap``
     ends the training, then and later. docs/how_to/vllm.md says when it is worth its memory.
@@ -54,7 +69,10 @@ class VLLMSampler(Sampler):
             and 0.05 in 16 bits.
         eager: run without compiled kernels and CUDA graphs; None does so on a CPU, where compiling takes minutes.
         untested_version: allow a version of vLLM that vr1 was not tested with.
-        options: further arguments of ``vllm.LLM``.
+        options: further arguments of ``vllm.LLM``, such as ``tensor_parallel_size`` of a server.
+        url: address of the server, such as ``http://127.0.0.1:8000``. Its token is read from ``VLLM_API_KEY``. Other
+            machines than this one need a token and ``folder``.
+        folder: where weights are written for the server, on a disk that both read; None takes one of this machine.
 
     Raises:
         UserError: a setting outside its range, or an option that vr1 sets by itself.
@@ -72,6 +90,8 @@ class VLLMSampler(Sampler):
         eager: bool | None = None,
         untested_version: bool = False,
         options: dict[str, Any] | None = None,
+        url: str | None = None,
+        folder: str | None = None,
     ) -> None:
         if not cache_gib > 0:
             raise UserError(f"model.sampler: cache_gib={cache_gib} must be above 0; 4 is usual")
@@ -83,19 +103,32 @@ class VLLMSampler(Sampler):
             raise UserError(f"model.sampler: max_gap={max_gap} must be above 0; leave it out")
         if taken := sorted(_OWN & set(options or {})):
             raise UserError(f"model.sampler.options: {', '.join(taken)} follow from the training; leave them out")
+        if url is None and folder is not None:
+            raise UserError("model.sampler.folder is for the weights of a server; set model.sampler.url too")
+        if url is not None:
+            check_url(url, folder)
+        if url is not None and sleep:
+            raise UserError("model.sampler.sleep=true with a url: the server's devices are its own; leave sleep out")
+        self.url, self.folder = url, folder
         self.cache_gib, self.max_sequences, self.dtype, self.sleep = cache_gib, max_sequences, dtype, sleep
         self.eager, self.untested_version, self.options = eager, untested_version, dict(options or {})
         self._max_gap = max_gap
         self._workload: Workload | None = None
         self._engine: Engine | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def setup(self, workload: Workload) -> None:
         """Check vLLM, model, adapters, memory and settings."""
-        check_version(self.untested_version)
-        check_sleep(self.sleep, workload.device.type)
-        check_model(workload, self.engine_dtype(workload.dtype), self.cache_gib)
+        if self.url is not None:
+            check_server(self._server(self.url), workload, self.untested_version)
+        else:
+            check_version(self.untested_version)
+            check_sleep(self.sleep, workload.device.type)
+            check_model(workload, self.engine_dtype(workload.dtype), self.cache_gib)
+            check_room(workload, self.engine_dtype(workload.dtype), self.cache_gib)
         self._workload = workload
+
+    def _server(self, url: str) -> Server:
+        return Server(url, self.max_sequences)
 
     def engine_dtype(self, computed: str) -> str:
         """The engine's precision, as a name of torch.
@@ -119,50 +152,71 @@ class VLLMSampler(Sampler):
         """Start the engine if there is none, and give it the policy's weights; compare both the first time."""
         is_new = self._engine is None
         if self._engine is None:
-            self._engine = self._start(policy)
-        self._push(self._engine, policy)
+            self._engine = self._start(policy) if self.url is None else self._connect(policy, self.url)
+        if policy.has_adapters:
+            self._engine.load_adapter(policy)
+        else:
+            self._engine.load_weights(all_weights(policy, self._torch_dtype))
         if is_new:
             self._compare(policy, prompts)
 
-    def _start(self, policy: Policy) -> Engine:
-        work, dtype = self._work, self.engine_dtype(self._work.dtype)
-        self._folder = tempfile.TemporaryDirectory(prefix="vr1-vllm-")
-        path, rank = work.source.path, work.source.lora.rank if work.source.lora else None
-        if work.source.quantize:
-            path = self._folder.name
-            write_base(policy, work.encoder.processor, Path(path), getattr(torch, dtype))
-        options = {
-            "dtype": dtype,
-            "max_model_len": work.max_prompt_tokens + work.max_new_tokens,
+    @property
+    def _torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.engine_dtype(self._work.dtype))
+        return dtype
+
+    def engine_options(self, workload: Workload) -> dict[str, Any]:
+        """The arguments of vLLM, but for the path of the model.
+
+        Args:
+            workload: what the sampler will be used for.
+        """
+        lora = workload.source.lora
+        adapters = {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter_rank(lora.rank)} if lora else {}
+        return {
+            "dtype": self.engine_dtype(workload.dtype),
+            "max_model_len": workload.max_prompt_tokens + workload.max_new_tokens,
             "max_num_seqs": self.max_sequences,
-            "max_num_batched_tokens": max(8192, work.max_prompt_tokens),
+            "max_num_batched_tokens": max(8192, workload.max_prompt_tokens),
             "limit_mm_per_prompt": {"image": _MAX_IMAGES},
-            "mm_processor_kwargs": _pixel_limits(work.encoder.processor.image_processor),
+            "mm_processor_kwargs": _pixel_limits(workload.encoder.processor.image_processor),
             "mm_processor_cache_gb": 1,
             "skip_mm_profiling": True,
             "enable_prefix_caching": True,
             "logprobs_mode": "processed_logprobs",
             "kv_cache_memory_bytes": int(self.cache_gib * 2**30),
             "generation_config": "vllm",
-            "enforce_eager": work.device.type == "cpu" if self.eager is None else self.eager,
+            "enforce_eager": workload.device.type == "cpu" if self.eager is None else self.eager,
             "enable_sleep_mode": self.sleep,
             "seed": 0,
-            **({} if rank is None else {"enable_lora": True, "max_loras": 1, "max_lora_rank": adapter_rank(rank)}),
+            **adapters,
             **self.options,
         }
-        engine = Engine(start_llm(path, options), lora=rank is not None, sleeps=self.sleep)
-        for file in Path(self._folder.name).glob("*.safetensors"):
-            file.unlink()
-        return engine
 
-    def _push(self, engine: Engine, policy: Policy) -> None:
-        if not policy.has_adapters:
-            engine.load_weights(all_weights(policy, getattr(torch, self.engine_dtype(self._work.dtype))))
-            return
-        assert self._folder is not None
-        with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
-            write_adapter(policy, Path(folder))
-            engine.load_adapter(Path(folder))
+    def _start(self, policy: Policy) -> Engine:
+        work = self._work
+        options, lora = self.engine_options(work), work.source.lora is not None
+        with tempfile.TemporaryDirectory(prefix="vr1-vllm-") as folder:
+            path = work.source.path
+            if work.source.quantize:
+                path = folder
+                write_base(policy, work.encoder.processor, Path(path), self._torch_dtype)
+            return LocalEngine(start_llm(path, options), lora=lora, sleeps=self.sleep)
+
+    def _connect(self, policy: Policy, url: str) -> Engine:
+        work = self._work
+        size = sum(parameter.numel() for parameter in policy.base.parameters()) * self._torch_dtype.itemsize
+        parent = folder_for(size) if self.folder is None else Path(self.folder)
+        engine = ServedEngine(self._server(url), parent, self.max_sequences)
+        base = vision_rope_base(work.source.config())
+        with shared_folder(parent) as folder:
+            if is_first():
+                if base is not None:
+                    engine.set_vision_rope(base)
+                if work.source.quantize:
+                    write_base(policy, work.encoder.processor, folder, self._torch_dtype)
+                    engine.read_weights(folder)
+        return engine
 
     @torch.no_grad()
     def _compare(self, policy: Policy, prompts: PromptBatch) -> None:
@@ -214,6 +268,7 @@ class VLLMSampler(Sampler):
         started, group = time.perf_counter(), sampling.group_size
         requests = [
             Request(
+                instruction=instruction,
                 text=self._work.encoder.chat(instruction, len(record.prompt_images)),
                 images=record.prompt_images,
                 seed=completion_seed(draw, record.image_id, place),
@@ -248,17 +303,26 @@ class VLLMSampler(Sampler):
                 )
 
     def memory(self, source: PolicySource, dtype: str, parameters: int) -> tuple[dict[str, float], dict[str, float]]:
-        """As of every sampler: weights and cache of the engine, which a sleeping one frees outside of rollouts."""
+        """As of every sampler: weights and cache of the engine, which a sleeping one frees outside of rollouts.
+
+        A server has memory of its own.
+        """
+        if self.url is not None:
+            return {}, {}
         needed = engine_memory(source, self.engine_dtype(dtype), self.cache_gib, parameters)
         parts = {"engine weights": needed.weights + needed.adapters, "engine cache": needed.cache}
         return parts, {} if self.sleep else parts
 
     def describe(self) -> dict[str, Any]:
         """Name, version and precision."""
-        found = find_vllm()
+        if self.url is not None:
+            version: str | None = self._server(self.url).version()
+        else:
+            version = found.version if (found := find_vllm()) else None
         return {
             "sampler": type(self).__name__,
-            "vllm": found.version if found else None,
+            "vllm": version,
+            "served": self.url is not None,
             "dtype": self.engine_dtype(self._workload.dtype) if self._workload else self.dtype,
         }
 

@@ -44,14 +44,15 @@ def adapter_tensors(policy: Policy) -> dict[str, Tensor]:
     return state
 
 
-def write_adapter(policy: Policy, folder: Path) -> None:
+def write_adapter(policy: Policy, adapters: dict[str, Tensor], folder: Path) -> None:
     """Write the adapters of a policy as peft writes them.
 
     Args:
         policy: a policy with adapters.
+        adapters: of `adapter_tensors`.
         folder: an existing folder.
     """
-    save_file(adapter_tensors(policy), folder / "adapter_model.safetensors")
+    save_file(adapters, folder / "adapter_model.safetensors")
     (config,) = policy.network.peft_config.values()
     config.save_pretrained(folder)
 
