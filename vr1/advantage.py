@@ -43,6 +43,17 @@ class RewardedGroups:
         size = self.total.shape[1]
         return [self.matches[start : start + size] for start in range(0, len(self.matches), size)]
 
+    def select(self, rows: Sequence[int]) -> "RewardedGroups":
+        """Some of these groups, by their indices."""
+        groups, index = self.groups(), torch.tensor(list(rows))
+        return RewardedGroups(
+            total=self.total[index],
+            terms={name: values[index] for name, values in self.terms.items()},
+            weights=self.weights,
+            matches=[match for row in rows for match in groups[row]],
+            criterion=self.criterion,
+        )
+
     def replaced(self, other: "RewardedGroups", groups: Tensor) -> "RewardedGroups":
         """These groups, with those of ``other`` where the mask ``groups`` ``[B]`` is true."""
         rows = groups[:, None]

@@ -74,6 +74,8 @@ class PromptBatch:
         image_tokens: B counts of image tokens.
         image_counts: B counts of images; the boxes are on the one that the record names.
         markers: special tokens that are part of an answer and stay in its text.
+        following: on the first batch of an optimizer step, its other batches, in order: completions of all of them are
+            sampled together. They stay on the host when this batch moves.
     """
 
     records: list[DetectionRecord]
@@ -87,6 +89,7 @@ class PromptBatch:
     image_tokens: list[int]
     image_counts: list[int]
     markers: frozenset[int] = frozenset()
+    following: Sequence["PromptBatch"] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -166,6 +169,10 @@ class PromptEncoder:
             image_counts=[len(record.prompt_images) for record in records],
             markers=self._markers,
         )
+
+    def first_of_step(self, batches: Sequence[PromptBatch]) -> PromptBatch:
+        """The first of the batches of one optimizer step, which carries the others."""
+        return replace(batches[0], following=batches[1:])
 
     def refusal(self, image_size: tuple[int, int]) -> str | None:
         """Why the model's processor refuses images of a size, as some refuse long and narrow ones; None if it does not.

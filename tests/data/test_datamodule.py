@@ -28,7 +28,7 @@ class Ids:
 class Reader(LightningModule):
     """Remembers the records of every batch by epoch, and trains one number."""
 
-    updates_per_rollout = 1
+    updates_per_rollout, samples_whole_steps = 1, False
 
     def __init__(self):
         super().__init__()

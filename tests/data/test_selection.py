@@ -104,12 +104,14 @@ class CountingEncoder:
 
 def curriculum(rank=0, world=1, batch_size=4):
     """The training loader of a data module whose records are ordered by their number of objects."""
-    module = SimpleNamespace(updates_per_rollout=1, encoder=CountingEncoder())
+    module = SimpleNamespace(updates_per_rollout=1, samples_whole_steps=False, encoder=CountingEncoder())
     data = CocoDataModule(
         SHARED / "thermal", batch_size=batch_size, num_workers=0, selection=Selection(curriculum=True)
     )
     data.trainer = SimpleNamespace(
         accumulate_grad_batches=1,
+        callbacks=[],
+        current_epoch=0,
         overfit_batches=0,
         lightning_module=module,
         distributed_sampler_kwargs={"rank": rank, "num_replicas": world},

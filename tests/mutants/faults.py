@@ -34,6 +34,7 @@ def _restated(case: str) -> str:
 
 
 _TRAINING = "tests/modules/test_training.py"
+_ACCUMULATION = "tests/modules/test_accumulation.py"
 _RAGGED = ("tests/test_losses_ragged.py", "tests/test_losses.py")
 _EXACT = "tests/rewards/test_exact_scores.py"
 _AGAIN = "tests/checkpoints/test_resume_again.py"
@@ -50,10 +51,10 @@ FAULTS = [
     *_faults(
         "vr1/modules/base.py",
         _TRAINING,
-        ("if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:", "if True:"),
-        ("if (batch_idx + 1) % self", "if batch_idx % self"),
+        ("if not self._within_step:", "if True:"),
+        ("if not self._within_step:", "if self._within_step:"),
         ("parameter.grad = None", "pass"),
-        ("float(self.trainer.global_step + 1), batch_size", "float(self.trainer.global_step), batch_size"),
+        ('{"step": self.trainer.global_step + 1}', '{"step": self.trainer.global_step}'),
         ("return (values * mask).sum() / mask.sum().clamp(min=1)", "return values.mean()"),
     ),
     *_faults(
@@ -69,8 +70,8 @@ FAULTS = [
             "update, position = divmod(batch_idx, self.trainer.accumulate_grad_batches)",
             "update, position = batch_idx, 0",
         ),
-        ("if update % self.updates_per_rollout == 0 or", "if"),
-        ("if update % self.updates_per_rollout == 0 or", "if update == 0 or"),
+        ("if update % self.updates_per_rollout == 0:", "if False:"),
+        ("if update % self.updates_per_rollout == 0:", "if update == 0:"),
         ("if rollout.old_log_probs is None:", "if True:"),
         ("rollout.old_log_probs = log_probs.detach()", "rollout.old_log_probs = log_probs"),
         (
@@ -113,16 +114,54 @@ FAULTS = [
         ),
         ("rollout = replace_groups(rollout, resampled, groups)", "rollout = resampled"),
         ("rollout = replace_groups(rollout, resampled, groups)", "pass"),
+    ),
+    *_faults(
+        "vr1/rollout/batching.py",
+        _TRAINING,
         (
-            "tokens=torch.where(rows[:, None, None], pad(resampled.tokens), pad(rollout.tokens))",
-            "tokens=pad(resampled.tokens)",
+            "tokens=torch.where(rows[:, None, None], padded(resampled.tokens), padded(rollout.tokens))",
+            "tokens=padded(resampled.tokens)",
         ),
     ),
     *_faults(
         "vr1/modules/grpo.py",
         _restated("resampled"),
         ("for attempt in range(1, self.resample_zero_variance + 1):", "for attempt in range(1, 2):"),
+    ),
+    *_faults(
+        "vr1/rollout/batching.py",
+        _restated("resampled"),
         ("resampled.finished, rollout.finished)", "rollout.finished, resampled.finished)"),
+    ),
+    *_faults(
+        "vr1/modules/grpo.py",
+        _ACCUMULATION,
+        ("samples_whole_steps = True", "samples_whole_steps = False"),
+        ("batch.following[: left - 1]", "batch.following"),
+        ("batch.following[: left - 1]", "batch.following[:left]"),
+        ("self._sampled.popleft()", "self._sampled.pop()"),
+        ("window = min(window, len(stored))", "pass"),
+        ("if self.trainer.accumulate_grad_batches > 1:", "if False:"),
+        ("select_prompts(batch, rows)", "select_prompts(batch, rows[::-1])"),
+    ),
+    *_faults(
+        "vr1/modules/base.py",
+        _ACCUMULATION,
+        ("restore_gradients(self._trained(), self._gradients)", "pass"),
+        ("self._gradients = gradients_of(checkpoint)", "self._gradients = {}"),
+        ("batches_left(self.trainer, batch_idx) > 1", "batches_left(self.trainer, batch_idx) > 0"),
+    ),
+    *_faults(
+        "vr1/data/sampler.py",
+        _ACCUMULATION,
+        ("self.batches.window - position", "self.batches.window"),
+        ("if self._first_of_step is None or repeated else", "if self._first_of_step is None else"),
+    ),
+    *_faults(
+        "vr1/rollout/batching.py",
+        _ACCUMULATION,
+        ("pad(part, (width - part.shape[1], 0))", "pad(part, (0, width - part.shape[1]))"),
+        ("range(end - size, end)", "range(size)"),
     ),
     *_faults(
         "vr1/modules/grpo.py",
@@ -234,7 +273,7 @@ FAULTS = [
         "vr1/data/sampler.py",
         _AGAIN,
         ("self._received = self.batches.start\n", "self._received = 0\n"),
-        ('self._received = received // state["window"] * window', "self._received = received"),
+        ('received = received // state["window"] * window', "pass"),
         ('self.batches.set_epoch(state["epoch"])', "self.batches.set_epoch(0)"),
     ),
     *_faults(

@@ -18,7 +18,7 @@ _ITEMS = ("tests/families/test_item_grammar.py", "tests/families/test_hard_answe
 
 FAULTS = (
     # vr1/modules, vr1/losses.py, vr1/advantage.py
-    Fault("vr1/modules/grpo.py", "tokens / rollout.finished.numel()", "tokens / size", _GRPO),
+    Fault("vr1/modules/figures.py", "rollout.mask.sum() / count", "rollout.mask.sum() / len(rollout.mask)", _GRPO),
     Fault(
         "vr1/modules/grpo.py",
         "figures = {name: value * share for name, value in per_token.items()}",
@@ -26,7 +26,7 @@ FAULTS = (
         (*_GRPO, "tests/strategies/test_fully_sharded.py"),
     ),
     Fault("vr1/modules/grpo.py", "            mask=mask,\n", "            mask=rollout.mask,\n", _GRPO),
-    Fault("vr1/modules/grpo.py", "rewards.total.std(dim=1).mean()", "rewards.total.std(dim=0).mean()", _GRPO),
+    Fault("vr1/modules/figures.py", "rewards.total.std(dim=1).mean()", "rewards.total.std(dim=0).mean()", _GRPO),
     Fault(
         "vr1/modules/grpo.py",
         "loss = loss * self.share_of(self.loss.weight(rollout.mask))",

@@ -1,17 +1,22 @@
 """What vr1 adds to a Lightning checkpoint, what it leaves out, and how it adapts to other batch sizes on resume."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn import Parameter
 
 from vr1.errors import UserError
 from vr1.policy.loading import Lora, PolicySource
 from vr1.policy.policy import Policy
 
+Mean = Callable[[Tensor], Tensor]
+
 _KEY = "vr1"
+_GRADIENTS = "vr1_gradients"
 _BATCHES = ("ready", "started", "processed", "completed")
 
 
@@ -113,6 +118,69 @@ def adapt_window(checkpoint: dict[str, Any], window: int) -> None:
         ready = counts["ready"] // before * window
         # A checkpoint written at the end of a batch has started one more batch than it has completed.
         counts.update({name: ready - (counts["ready"] - counts[name]) for name in _BATCHES})
+
+
+def is_within_step(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint was written between two batches of an optimizer step.
+
+    Args:
+        checkpoint: of Lightning, with the state of a `vr1.data.sampler.TrainingLoader`.
+    """
+    states = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {}).get("combined_loader", [])
+    return bool(states) and "window" in states[0] and states[0]["batches"] % states[0]["window"] > 0
+
+
+def add_gradients(checkpoint: dict[str, Any], parameters: Iterable[tuple[str, Parameter]], mean: Mean) -> None:
+    """Store the gradients that the first batches of an optimizer step have summed up; to be called by all processes.
+
+    Args:
+        checkpoint: changed in place.
+        parameters: (name, parameter) pairs of what is trained.
+        mean: the mean of a tensor over the processes, each of which has gradients of its own batches.
+    """
+    gradients = {}
+    for name, parameter in parameters:
+        if parameter.grad is None:
+            continue
+        gradient = parameter.grad.detach()
+        # Those of a sharded model are means already.
+        whole = gradient.full_tensor() if isinstance(gradient, DTensor) else mean(gradient.clone())
+        # The first process writes the file, or of a folder of shards the part that is not sharded.
+        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+            gradients[name] = whole.cpu()
+    checkpoint[_GRADIENTS] = gradients
+
+
+def gradients_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """What `add_gradients` stored, by the name of the parameter; empty between two optimizer steps.
+
+    Raises:
+        UserError: the checkpoint lies within an optimizer step, but has no gradients.
+    """
+    if is_within_step(checkpoint) and _GRADIENTS not in checkpoint:
+        raise UserError(
+            "the checkpoint is in the middle of an optimizer step, and an earlier version of vr1 has not stored its"
+            " gradients: resume from an earlier one"
+        )
+    stored: dict[str, Tensor] = checkpoint.get(_GRADIENTS, {})
+    return stored
+
+
+def restore_gradients(parameters: Iterable[tuple[str, Parameter]], gradients: Mapping[str, Tensor]) -> None:
+    """Continue an optimizer step with the gradients of its first batches.
+
+    Args:
+        parameters: (name, parameter) pairs of what is trained.
+        gradients: of `gradients_of`.
+    """
+    for name, parameter in parameters:
+        if name not in gradients:
+            continue
+        gradient = gradients[name].to(parameter.device)
+        if isinstance(parameter, DTensor):
+            # Without a source rank nothing is sent: each process has the full tensor.
+            gradient = distribute_tensor(gradient, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.grad = gradient
 
 
 def reshard_rollouts(pieces: Sequence[Sequence[dict[str, Any]]], window: int, world: int) -> list[list[dict[str, Any]]]:

@@ -1,13 +1,14 @@
 """The base of every data module: its loading settings, its splits and its loaders."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vr1.data.accumulation import batches_of_whole_steps, batches_per_step
 from vr1.data.refused import Refusal, leave_out_refused
 from vr1.data.sampler import RepeatedBatches, TrainingLoader
 from vr1.data.selection import Selection, select
@@ -39,6 +40,9 @@ class Encoder(Protocol):
     def __call__(self, records: list[DetectionRecord]) -> Any:
         """The batch of a list of records; runs in the worker processes."""
 
+    def first_of_step(self, batches: Sequence[Any]) -> Any:
+        """The first of the batches of one optimizer step, which carries the others."""
+
     def refusal(self, image_size: tuple[int, int]) -> str | None:
         """Why the model takes no images of a (width, height); None if it does."""
 
@@ -52,10 +56,13 @@ class TrainedModule(Protocol):
     Attributes:
         encoder: turns a list of records into a batch, in the worker processes.
         updates_per_rollout: how often each training batch is repeated.
+        samples_whole_steps: whether it samples completions for all batches of an optimizer step together, so that the
+            first batch has to carry the others.
     """
 
     encoder: Encoder
     updates_per_rollout: int
+    samples_whole_steps: bool
 
 
 class RecordDataModule(L.LightningDataModule, ABC):
@@ -179,11 +186,14 @@ class RecordDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> TrainingLoader:
         """Training batches; each is repeated for as many updates as the module makes from one rollout."""
-        source = self.sources["train"]
+        source, module, trainer = self.sources["train"], self._module(), self.trainer
+        assert trainer is not None
         return TrainingLoader(
             self._cached(source),
             self._batches(source),
-            collate_fn=self._module().encoder,
+            first_of_step=module.encoder.first_of_step if module.samples_whole_steps else None,
+            window_of=lambda epoch: batches_per_step(trainer, epoch),
+            collate_fn=module.encoder,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             worker_init_fn=die_with_parent,
@@ -199,7 +209,8 @@ class RecordDataModule(L.LightningDataModule, ABC):
             len(source),
             batch_size=self.batch_size,
             repeats=self._module().updates_per_rollout,
-            window=trainer.accumulate_grad_batches,
+            window=batches_per_step(trainer, trainer.current_epoch),
+            multiple=batches_of_whole_steps(trainer),
             # Overfitting needs the same batches in every epoch.
             seed=self.seed if self.shuffle and not trainer.overfit_batches else None,  # type: ignore[attr-defined]
             rank=share.rank,

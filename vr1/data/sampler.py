@@ -5,7 +5,9 @@ only on their total number, not on ``window`` or ``world``; so a run resumes in 
 number of processes, with the records that it would have seen. Each window is repeated for several updates.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ class RepeatedBatches(Sampler[list[int]]):
         seed: seed of the order, which differs in every epoch; None keeps the records' own order.
         rank: index of this process.
         world: number of processes that share the records.
+        multiple: the batches of an epoch, on each process, are a multiple of this, as ``window`` is in every epoch;
+            None takes ``window``.
 
     Note:
         Records that do not fill a window are left out of the epoch, so that every step has the same size.
@@ -53,15 +57,16 @@ class RepeatedBatches(Sampler[list[int]]):
         seed: int | None = None,
         rank: int = 0,
         world: int = 1,
+        multiple: int | None = None,
     ) -> None:
         self.length, self.batch_size, self.repeats, self.window = length, batch_size, repeats, window
-        self.seed, self.rank, self.world = seed, rank, world
+        self.seed, self.rank, self.world, self.multiple = seed, rank, world, multiple or window
         self.epoch, self.start = 0, 0
-        if length < self.records_per_step:
+        if not len(self):
             parts = f"batch_size={batch_size}"
-            parts += f" x accumulate_grad_batches={window}" if window > 1 else ""
+            parts += f" x accumulate_grad_batches={self.multiple}" if self.multiple > 1 else ""
             parts += f" x {world} processes" if world > 1 else ""
-            what = "batch" if self.records_per_step == batch_size else "optimizer step"
+            what = "batch" if self.multiple * world == 1 else "optimizer step"
             raise UserError(f"data: {length} training records do not fill one {what} of {parts}; lower batch_size")
 
     @property
@@ -82,7 +87,7 @@ class RepeatedBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of a full epoch for this process."""
-        return self.length // self.records_per_step * self.window * self.repeats
+        return self.length // (self.batch_size * self.multiple * self.world) * self.multiple * self.repeats
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches from position ``start`` to the end of the epoch."""
@@ -102,6 +107,8 @@ class TrainingLoader:
     Args:
         source: records by index.
         batches: which records, in which order.
+        first_of_step: makes of all batches of an optimizer step the one that is given first; None gives each as it is.
+        window_of: batches of an optimizer step in an epoch of Lightning's number; None keeps that of ``batches``.
         loading: other arguments of ``DataLoader`` (``collate_fn``, ``num_workers``, ``generator``, ...).
 
     Example:
@@ -115,8 +122,15 @@ class TrainingLoader:
         [[2, 3], [4, 5]]
     """
 
-    def __init__(self, source: Dataset[Any], batches: RepeatedBatches, **loading: Any) -> None:
-        self.batches = batches
+    def __init__(
+        self,
+        source: Dataset[Any],
+        batches: RepeatedBatches,
+        first_of_step: Callable[[Sequence[Any]], Any] | None = None,
+        window_of: Callable[[int], int] | None = None,
+        **loading: Any,
+    ) -> None:
+        self.batches, self._first_of_step, self._window_of = batches, first_of_step, window_of
         self._loader = DataLoader(source, batch_sampler=batches, **loading)
         self._received = 0
         self._lightning_epoch, self._ended = 0, False
@@ -133,6 +147,11 @@ class TrainingLoader:
         """
         self._ended = self._ended or epoch != self._lightning_epoch
         self._lightning_epoch = epoch
+        self._set_window()
+
+    def _set_window(self) -> None:
+        if self._window_of is not None:
+            self.batches.window = self._window_of(self._lightning_epoch)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -143,9 +162,22 @@ class TrainingLoader:
             self.batches.set_epoch(self.batches.epoch + 1)
             self._ended = False
         self._received = self.batches.start
-        for batch in self._loader:
-            self._received += 1
-            yield batch
+        batches, window = iter(self._loader), self.batches.window
+        while ahead := deque(islice(batches, self._ahead(self._received % window))):
+            if len(ahead) > 1:
+                assert self._first_of_step is not None
+                ahead[0] = self._first_of_step(list(ahead))
+            while ahead:
+                self._received += 1
+                yield ahead.popleft()
+
+    def _ahead(self, position: int) -> int:
+        """Batches to read at once, from a position in the window: the rest of it, where its first carries the others.
+
+        Repetitions of a window are read one by one: their completions are those of its first time.
+        """
+        repeated = self._received // self.batches.window % self.batches.repeats > 0
+        return 1 if self._first_of_step is None or repeated else self.batches.window - position
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and everything that determines which records come next."""
@@ -162,8 +194,12 @@ class TrainingLoader:
         """Resume at a position.
 
         Raises:
-            UserError: the position is in the middle of an epoch, which would continue with other records.
+            UserError: the position is in the middle of an epoch, which would continue with other records; or within an
+                optimizer step, which now has another number of batches.
         """
+        # Version 0.1.0 called it told_epoch.
+        self._lightning_epoch = state["lightning_epoch"] if "lightning_epoch" in state else state["told_epoch"]
+        self._set_window()
         received, window = state["batches"], self.batches.window
         for name, meaning in _ORDER.items():
             if received and (now := getattr(self.batches, name)) != (then := state["order"][name]):
@@ -171,12 +207,16 @@ class TrainingLoader:
                     f"the checkpoint is in the middle of an epoch with {then} as {meaning}, and now it is {now}:"
                     f" set it to {then} again to resume with the records that come next"
                 )
-        if received % state["window"]:
-            raise UserError("the checkpoint is in the middle of an optimizer step; resume from an earlier one")
+        if window != state["window"] and received % state["window"]:
+            raise UserError(
+                f"the checkpoint is in the middle of an optimizer step of {state['window']} batches, and now a step has"
+                f" {window}: set trainer.accumulate_grad_batches to {state['window']} again, or resume from an earlier"
+                " checkpoint"
+            )
         self.batches.set_epoch(state["epoch"])
-        self.batches.start = self._received = received // state["window"] * window
-        # Version 0.1.0 called it told_epoch.
-        self._lightning_epoch = state["lightning_epoch"] if "lightning_epoch" in state else state["told_epoch"]
+        if window != state["window"]:
+            received = received // state["window"] * window
+        self.batches.start = self._received = received
         self._ended = False
 
 

@@ -1,9 +1,10 @@
 """What every module has in common: a policy, its prompts, and the evaluation of its answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -16,12 +17,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vr1.checkpoints.files import AtomicCheckpointIO
-from vr1.checkpoints.state import adapt_window, add_run, check_weights, drop_base
+from vr1.checkpoints.state import (
+    adapt_window,
+    add_gradients,
+    add_run,
+    check_weights,
+    drop_base,
+    gradients_of,
+    restore_gradients,
+)
+from vr1.data.accumulation import batches_left, batches_per_step
 from vr1.distributed import gather
 from vr1.families import Family
 from vr1.metrics.answer_file import ScoredCompletion
 from vr1.metrics.answer_schema import QuestionKey
 from vr1.modules.evaluation import EvaluationMetrics, answer_prompts, complete_answers, predictions_of
+from vr1.modules.figures import on_device
 from vr1.modules.state import RunInfo, TrainingState
 from vr1.optimizers import gradient_norm, is_default_learning_rate
 from vr1.policy.loading import PolicySource
@@ -60,6 +71,9 @@ class DetectionModule(L.LightningModule, ABC):
     updates_per_rollout: int = 1
     """Optimizer steps made from each training batch, which a data module repeats as often."""
 
+    samples_whole_steps: bool = False
+    """Whether the first batch of an optimizer step has to carry its other batches."""
+
     def __init__(
         self,
         policy: PolicySource = PolicySource(),  # noqa: B008 - frozen dataclasses are safe to share
@@ -84,6 +98,8 @@ class DetectionModule(L.LightningModule, ABC):
         self.metrics = EvaluationMetrics(list(self.reward.terms))
         self._recorded: Mapping[QuestionKey, ScoredCompletion] = {}
         self._random_states: list[dict[str, Any]] = []
+        self._gradients: Mapping[str, Tensor] = {}
+        self._within_step = False
 
     def set_run_info(self, info: RunInfo) -> None:
         """Say how the run was started, for checkpoints and for the command that resumes it."""
@@ -118,8 +134,7 @@ class DetectionModule(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the trainable parameters, and its schedule by optimizer step."""
-        trainable = ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
-        optimizer = self.optimizer(trainable)
+        optimizer = self.optimizer(self._trained())
         if is_default_learning_rate(optimizer):
             rate, name = optimizer.param_groups[0]["lr"], type(optimizer).__name__
             rank_zero_warn(f"the learning rate is {rate:g}, the default of {name}: model.optimizer.lr sets another")
@@ -131,6 +146,9 @@ class DetectionModule(L.LightningModule, ABC):
         """The class of the optimizer, from one that is made for a layer of two numbers."""
         layer = torch.nn.Linear(1, 1)
         return type(self.optimizer(layer.named_parameters()))
+
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def _workload(self, stage: str) -> Workload:
         """What the sampler will be used for in ``fit``, ``validate``, ``test`` or ``predict``."""
@@ -167,13 +185,17 @@ class DetectionModule(L.LightningModule, ABC):
         drop_base(checkpoint, self.policy)
         add_run(checkpoint, self.run())
         checkpoint["vr1_random_states"] = gather(random_states())
+        if self._within_step:
+            add_gradients(checkpoint, self._trained(), partial(self.trainer.strategy.reduce, reduce_op="mean"))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the weights belong to this policy, and read what `on_save_checkpoint` stored."""
         check_weights(checkpoint, self.policy, self.source)
         self.strict_loading = not self.policy.has_adapters
-        adapt_window(checkpoint, self.trainer.accumulate_grad_batches)
+        adapt_window(checkpoint, batches_per_step(self.trainer, checkpoint["epoch"]))
         self._random_states = checkpoint.get("vr1_random_states", [])
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._gradients = gradients_of(checkpoint)
 
     def run(self) -> dict[str, Any]:
         """What this run is, in plain values: settings of the policy, latest figures, command and configuration.
@@ -197,18 +219,27 @@ class DetectionModule(L.LightningModule, ABC):
         """What is trained for at present, ``grpo`` or ``sft``: the beginning of the names of its figures."""
 
     def on_train_start(self) -> None:
-        """Restore the random generators of the checkpoint, if it was written by as many processes as there are now."""
+        """Restore what the checkpoint has of the middle of an epoch or of a step.
+
+        That are the random generators, if it was written by as many processes as there are now, the gradients of an
+        optimizer step that it interrupts, and the schedule of the accumulation.
+        """
+        # A GradientAccumulationScheduler acts at the start of an epoch only.
+        self.trainer.accumulate_grad_batches = batches_per_step(self.trainer, self.trainer.current_epoch)
+        restore_gradients(self._trained(), self._gradients)
+        self._gradients = {}
         if len(self._random_states) == self.trainer.world_size:
             restore_random_states(self._random_states[self.global_rank])
         self._random_states = []
 
     def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
         """Number what this step logs by the optimizer steps finished with it; Lightning itself counts one less."""
-        self.log("step", float(self.trainer.global_step + 1), batch_size=1)
+        self.log_dict(on_device({"step": self.trainer.global_step + 1}, self.device), batch_size=1)
+        self._within_step = batches_left(self.trainer, batch_idx) > 1
 
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         """Free the gradients after an optimizer step: rollouts and evaluations before the next can use the memory."""
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+        if not self._within_step:
             for parameter in self.policy.parameters():
                 parameter.grad = None
 

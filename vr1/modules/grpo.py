@@ -3,28 +3,38 @@
 Shape letters: B prompts, G group size, C completion tokens.
 """
 
-import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from vr1.advantage import AdvantageEstimator, Advantages, GroupAdvantage, RewardedGroups, zero_variance_groups
-from vr1.checkpoints.state import reshard_rollouts
-from vr1.detections import token_ends
+from vr1.checkpoints.state import is_within_step, reshard_rollouts
+from vr1.data.accumulation import batches_left, batches_per_step
 from vr1.distributed import data_share, gather
 from vr1.errors import UserError
 from vr1.losses import GRPO, PolicyLoss, PolicyTerms
 from vr1.modules.base import DetectionModule, mean_where
 from vr1.modules.evaluation import parse_completions, targets_of
+from vr1.modules.figures import StepTimes, on_device, rollout_figures, times_are_read
 from vr1.modules.sft import supervised_loss
+from vr1.modules.token_advantages import check_spans, token_advantages
 from vr1.modules.warm_start import WarmStart, WarmStartProgress
 from vr1.policy.policy import Policy
 from vr1.policy.reference import Reference
 from vr1.prompts import PromptBatch
-from vr1.rollout.generate import hidden_tokens
+from vr1.rollout.batching import (
+    consecutive,
+    join_prompts,
+    replace_groups,
+    select_prefix,
+    select_prompts,
+    select_rollout,
+    split_rollout,
+)
 from vr1.rollout.sampling import Sampling
 from vr1.seeding import run_seed
 from vr1.strategies import shards_weights
@@ -51,6 +61,8 @@ class GRPOModule(DetectionModule):
 
     Source: Vision-R1, arXiv 2503.18013.
     """
+
+    samples_whole_steps = True
 
     def __init__(
         self,
@@ -93,6 +105,9 @@ class GRPOModule(DetectionModule):
         self.reference: Reference | None = None
         self._rates: list[list[float]] = []
         self._is_trained = True
+        # Completions of batches whose turn comes later in the optimizer step.
+        self._sampled: deque[tuple[Rollout, RewardedGroups]] = deque()
+        self._times = StepTimes()
 
     @property
     def objective(self) -> str:
@@ -157,52 +172,65 @@ class GRPOModule(DetectionModule):
         """
         if self.warm_start is not None and self.training_state.warm_start:
             return supervised_loss(self, batch, self.warm_start.settings.target_order)
-        started = time.perf_counter()
         update, position = divmod(batch_idx, self.trainer.accumulate_grad_batches)
         rollouts = self.training_state.rollout_batches
-        if update % self.updates_per_rollout == 0 or position not in rollouts:
-            rollouts[position] = self.collect(batch)
+        if position == 0:
+            self._times.clear()
+            if update % self.updates_per_rollout == 0:
+                rollouts.clear()
+                self._sampled.clear()
+        if position not in rollouts:
+            left = batches_left(self.trainer, batch_idx)
+            with self._times.measure("sampling"):
+                rollouts[position] = self.collect(replace(batch, following=batch.following[: left - 1]))
         rollout = rollouts[position]
 
-        sampled = time.perf_counter()
-        log_probs, entropy = self.policy.log_probs(
-            batch, rollout.tokens, rollout.mask, self.sampling.temperature, rollout.take_prefix()
-        )
-        if rollout.old_log_probs is None:
-            # The first update is on policy.
-            rollout.old_log_probs = log_probs.detach()
-            self._log_sampler_gap(rollout.old_log_probs, rollout)
-        loss, metrics = self.loss(
-            PolicyTerms(
-                log_probs=log_probs,
-                old_log_probs=rollout.old_log_probs,
-                reference_log_probs=rollout.reference_log_probs,
-                advantages=rollout.advantages,
-                mask=rollout.mask,
-                sampler_log_probs=rollout.sampler_log_probs,
+        with self._times.measure("policy_forward"):
+            log_probs, entropy = self.policy.log_probs(
+                batch, rollout.tokens, rollout.mask, self.sampling.temperature, rollout.take_prefix()
             )
-        )
-        seconds = {"policy_forward_seconds": time.perf_counter() - sampled, "sampling_seconds": sampled - started}
-        self.training_state.timer.tokens += int(rollout.mask.sum())
+            if rollout.old_log_probs is None:
+                # The first update is on policy.
+                rollout.old_log_probs = log_probs.detach()
+                self._log_sampler_gap(rollout.old_log_probs, rollout)
+            loss, metrics = self.loss(
+                PolicyTerms(
+                    log_probs=log_probs,
+                    old_log_probs=rollout.old_log_probs,
+                    reference_log_probs=rollout.reference_log_probs,
+                    advantages=rollout.advantages,
+                    mask=rollout.mask,
+                    sampler_log_probs=rollout.sampler_log_probs,
+                )
+            )
+        self.training_state.timer.add_tokens(rollout.mask.sum())
         loss = loss * self.share_of(self.loss.weight(rollout.mask))
         share = self.share_of(rollout.mask.sum())
         per_token = {**metrics, "entropy": mean_where(entropy, rollout.mask)}
         figures = {name: value * share for name, value in per_token.items()}
         self._log("grpo", {**figures, "loss": loss.detach()}, len(batch))
-        self._log("perf", seconds, len(batch))
+        if times_are_read(self.trainer, batch_idx, self.device):
+            self._log("perf", self._times.figures(), len(batch))
         return loss
 
     def collect(self, batch: PromptBatch) -> RolloutBatch:
-        """Sample, reward and compare completions: all that does not change while the policy is updated on them."""
-        self._synchronise(batch)
-        with self.gathered_weights():
-            rollout, groups = self._sample_and_score(batch)
+        """Sample, reward and compare completions: all that does not change while the policy is updated on them.
+
+        Completions of the batches that follow in the same optimizer step are sampled and rewarded together with those
+        of the first, since they are sampled with the same weights; the rest is done for each batch by itself.
+
+        Args:
+            batch: B prompts, with the batches that follow.
+        """
+        if not self._sampled:
+            self._sampled.extend(self._sample_step([batch, *batch.following]))
+        rollout, groups = self._sampled.popleft()
+        assert len(rollout.tokens) == len(batch), "completions of another batch"
         mask = rollout.mask & rollout.finished[..., None] if self.loss.mask_truncated else rollout.mask
-        started = time.perf_counter()
-        reference = self._reference_log_probs(batch, rollout.tokens, mask)
-        reference_seconds = time.perf_counter() - started
+        with self._times.measure("reference"):
+            reference = self._reference_log_probs(batch, rollout.tokens, mask)
         advantages = self.advantage(groups)
-        self._log_rollout(rollout, groups, advantages, reference_seconds)
+        self._log_rollout(rollout, groups, advantages)
         self.training_state.scored_groups = ScoredGroups(
             records=batch.records,
             instructions=batch.instructions,
@@ -215,41 +243,35 @@ class GRPOModule(DetectionModule):
             item_advantages=advantages.items,
             box_advantages=advantages.boxes,
         )
+        check_spans(advantages, groups, self.family, self.advantage)
+        of_tokens = token_advantages(advantages, groups, rollout, self.processor.tokenizer, batch.markers)
         return RolloutBatch(
             tokens=rollout.tokens,
             mask=mask,
-            advantages=self._token_advantages(batch, rollout, groups, advantages).to(rollout.tokens.device),
+            advantages=of_tokens.to(rollout.tokens.device),
             sampler_log_probs=rollout.log_probs,
             reference_log_probs=reference,
             prefix=rollout.prefix if self.reuses_prefix() else None,
         )
 
+    def _sample_step(self, batches: Sequence[PromptBatch]) -> list[tuple[Rollout, RewardedGroups]]:
+        """Completions and their rewards for each batch of an optimizer step, sampled together."""
+        self._synchronise(batches[0])
+        parts: list[tuple[Rollout, RewardedGroups]] = []
+        with self.gathered_weights():
+            for prompts, sizes in join_prompts([batch.to(self.device) for batch in batches]):
+                rollout, groups = self._sample_and_score(prompts)
+                self._times.add_rollout(rollout)
+                own = [groups.select(rows) for rows in consecutive(sizes)]
+                parts += zip(split_rollout(rollout, sizes), own, strict=True)
+        return parts
+
     def _synchronise(self, batch: PromptBatch) -> None:
-        """Give the sampler the present weights, and log how long that takes where it has weights of its own."""
-        started = time.perf_counter()
-        with self.training_state.timer.measure("rollout"):
+        """Give the sampler the present weights, and note how long that takes where it has weights of its own."""
+        with self.training_state.timer.measure("rollout") as interval:
             self.sampler.synchronise(self.policy, batch)
         if not self.sampler.computes_with_policy:
-            self._log("perf", {"synchronise_seconds": time.perf_counter() - started}, len(batch))
-
-    def _token_advantages(
-        self, batch: PromptBatch, rollout: Rollout, groups: RewardedGroups, advantages: Advantages
-    ) -> Tensor:
-        """``[B, G]``, or ``[B, G, C]`` where boxes have advantages of their own."""
-        if advantages.boxes is None:
-            return advantages.answers
-        tokenizer = self.processor.tokenizer
-        hidden = hidden_tokens(tokenizer, batch.markers)
-        tokens, lengths = rollout.tokens.flatten(0, 1).cpu(), rollout.mask.sum(-1).flatten().tolist()
-        ends = [token_ends(tokenizer, row[:n].tolist(), hidden) for row, n in zip(tokens, lengths, strict=True)]
-        detections = [match.detections for match in groups.matches]
-        if any(len(found.item_spans) != len(found) or len(found.box_spans) != len(found) for found in detections):
-            family, advantage = type(self.family).__name__, type(self.advantage).__name__
-            raise UserError(
-                f"{advantage}: {family}.read does not say where its boxes are in an answer; let it return"
-                " Answer.item_spans and box_spans, or set model.advantage to vr1.advantage.GroupAdvantage"
-            )
-        return advantages.of_tokens(detections, ends, rollout.tokens.shape[-1])
+            self._times.add("synchronise", interval)
 
     def _sample_and_score(self, batch: PromptBatch) -> tuple[Rollout, RewardedGroups]:
         """Completions and their rewards; zero-variance groups are resampled."""
@@ -259,8 +281,15 @@ class GRPOModule(DetectionModule):
             groups = zero_variance_groups(rewards.total)
             if not groups.any():
                 break
-            resampled = self.sample(batch, attempt, rollout.prefix)
-            rewards = rewards.replaced(self.score(batch, resampled), groups)
+            rows = groups.nonzero()[:, 0].tolist()
+            some, prefix = batch, rollout.prefix
+            if len(rows) < len(batch):
+                some, prefix = select_prompts(batch, rows), prefix and select_prefix(prefix, rows)
+            resampled = self.sample(some, attempt, prefix)
+            # In the places of their groups; what stands in the others is not taken.
+            places = (groups.cumsum(0) - 1).clamp(min=0).tolist()
+            rewards = rewards.replaced(self.score(some, resampled).select(places), groups)
+            resampled = select_rollout(resampled, places)
             rollout = replace_groups(rollout, resampled, groups)
         return rollout, rewards
 
@@ -311,7 +340,12 @@ class GRPOModule(DetectionModule):
             return self.reference.log_probs(batch, tokens, mask, self.sampling.temperature)
 
     def reuses_prefix(self) -> bool:
-        """Whether the forward of the prompts that a rollout makes serves its first update too."""
+        """Whether the forward of the prompts that a rollout makes serves its first update too.
+
+        Not if the rollout is that of several batches, whose activations would be kept until the last is trained on.
+        """
+        if self.trainer.accumulate_grad_batches > 1:
+            return False
         return self.policy.can_reuse_prefix(sharded=shards_weights(self.trainer.strategy))
 
     def _log_sampler_gap(self, log_probs: Tensor, rollout: RolloutBatch) -> None:
@@ -322,33 +356,17 @@ class GRPOModule(DetectionModule):
         self._log("grpo", {"sampler_gap": mean * share, "sampler_gap_max": gap.max()}, len(rollout.tokens))
         # With dropout, the training pass differs from every sampler.
         if not self.policy.has_dropout:
-            self.sampler.check_gap(float(mean), self.sampling)
+            self.sampler.check_gap(mean, self.sampling)
 
-    def _log_rollout(
-        self, rollout: Rollout, rewards: RewardedGroups, advantages: Advantages, reference_seconds: float
-    ) -> None:
-        """Log rewards, answer lengths and times of completions that are trained on."""
-        size, tokens = len(rollout.texts), float(rollout.mask.sum())
+    def _log_rollout(self, rollout: Rollout, rewards: RewardedGroups, advantages: Advantages) -> None:
+        """Log rewards and answer lengths of completions that are trained on."""
+        size = len(rollout.texts)
         for name, metric in self.reward.update_means(rewards.total, rewards.terms).items():
             self.log(f"reward/{name}", metric, batch_size=size)
-        self._log(
-            "grpo",
-            {
-                "zero_variance_groups": zero_variance_groups(rewards.total).float().mean(),
-                "reward_std": rewards.total.std(dim=1).mean(),
-                "completion_tokens": tokens / rollout.finished.numel(),
-                "truncated": (~rollout.finished).float().mean(),
-                "problems": sum(len(match.detections.problems) for match in rewards.matches) / rollout.finished.numel(),
-                **advantages.metrics(),
-            },
-            size,
-        )
-        parts = {f"{part}_seconds": value for part, value in rollout.seconds.items()}
-        rate = tokens / sum(rollout.seconds.values())
-        self._log("perf", {"tokens_per_second": rate, "reference_seconds": reference_seconds, **parts}, size)
+        self._log("grpo", rollout_figures(rollout, rewards, advantages), size)
 
-    def _log(self, group: str, values: dict[str, Any], batch_size: int) -> None:
-        named = {f"{group}/{name}": float(value) for name, value in values.items()}
+    def _log(self, group: str, values: Mapping[str, float | Tensor], batch_size: int) -> None:
+        named = {f"{group}/{name}": value for name, value in on_device(values, self.device).items()}
         self.log_dict(named, batch_size=batch_size, sync_dist=self.trainer.world_size > 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -362,36 +380,21 @@ class GRPOModule(DetectionModule):
             checkpoint["vr1_rollouts"] = [list(pieces) for pieces in zip(*gather(own), strict=True)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also read this process's share of the rollouts that were not used up."""
+        """Also read this process's share of the rollouts that were not used up.
+
+        Within the first update from a rollout they are those of the batches that were trained on; completions of the
+        others are sampled again, and are the same.
+        """
         super().on_load_checkpoint(checkpoint)
         if self.warm_start is not None and "vr1_warm_start" in checkpoint:
             self.warm_start.load_state_dict(checkpoint["vr1_warm_start"])
         stored, share = checkpoint.get("vr1_rollouts", []), data_share(self.trainer)
         if not stored or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        pieces = reshard_rollouts(stored, self.trainer.accumulate_grad_batches, share.world)
+        window = batches_per_step(self.trainer, checkpoint["epoch"])
+        if is_within_step(checkpoint):
+            window = min(window, len(stored))
+        pieces = reshard_rollouts(stored, window, share.world)
         self.training_state.rollout_batches = {
             position: RolloutBatch.from_state(row[share.rank], self.device) for position, row in enumerate(pieces)
         }
-
-
-def replace_groups(rollout: Rollout, resampled: Rollout, groups: Tensor) -> Rollout:
-    """A rollout with the groups of another where the mask ``groups`` ``[B]`` is true."""
-    length = max(rollout.tokens.shape[-1], resampled.tokens.shape[-1])
-
-    def pad(values: Tensor) -> Tensor:
-        return torch.nn.functional.pad(values, (0, length - values.shape[-1]))
-
-    rows = groups.to(rollout.tokens.device)
-    return Rollout(
-        tokens=torch.where(rows[:, None, None], pad(resampled.tokens), pad(rollout.tokens)),
-        mask=torch.where(rows[:, None, None], pad(resampled.mask), pad(rollout.mask)),
-        finished=torch.where(rows[:, None], resampled.finished, rollout.finished),
-        log_probs=torch.where(rows[:, None, None], pad(resampled.log_probs), pad(rollout.log_probs)),
-        texts=[
-            new if is_new else old
-            for old, new, is_new in zip(rollout.texts, resampled.texts, groups.tolist(), strict=True)
-        ],
-        seconds={part: value + resampled.seconds[part] for part, value in rollout.seconds.items()},
-        prefix=rollout.prefix,
-    )

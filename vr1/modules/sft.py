@@ -58,7 +58,7 @@ def supervised_loss(module: DetectionModule, batch: PromptBatch, order: Literal[
     log_probs, entropy = module.policy.log_probs(batch, tokens, mask)
     share = module.share_of(mask.sum())
     loss = -mean_where(log_probs, mask) * share
-    module.training_state.timer.tokens += int(mask.sum())
+    module.training_state.timer.add_tokens(mask.sum())
     module.log_dict(
         {
             "sft/loss": loss.detach(),

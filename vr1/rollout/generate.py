@@ -3,7 +3,6 @@
 Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, R rows, V vocabulary.
 """
 
-import time
 from collections.abc import Collection
 from typing import Any
 
@@ -16,6 +15,7 @@ from vr1.prompts import PromptBatch
 from vr1.rollout.hf_generate import decode_unshared
 from vr1.rollout.sampling import Sampling
 from vr1.rollout.shared import decode_shared
+from vr1.timing import Interval
 from vr1.types import Prefix, Rollout
 
 __all__ = ["decode_texts", "generate", "hidden_tokens"]
@@ -51,10 +51,11 @@ def generate(
     """
     batch, group = len(prompts), sampling.group_size
     uniform = _uniform_numbers(prompts, group, sampling.max_new_tokens, draw).to(prompts.tokens.device)
-    started = time.perf_counter()
+    prefilling = Interval()
     if policy.shares_prompt and prefix is None:
         prefix = _prefill(policy, prompts, with_graph)
-    prefilled = time.perf_counter()
+    prefilling.stop()
+    decoding = Interval()
     # Decoding consists of small operators, each of which is a tenth cheaper in inference mode.
     with torch.inference_mode():
         if prefix is not None:
@@ -63,17 +64,19 @@ def generate(
             completions = decode_unshared(policy, prompts, sampling, uniform)
     # Tensors made in inference mode cannot take part in training; copies can.
     tokens, lengths, finished, log_probs = (part.clone() for part in completions)
-    decoded = time.perf_counter()
+    decoding.stop()
     steps = tokens.shape[1]
     mask = torch.arange(steps, device=tokens.device)[None] < lengths[:, None]
+    texts = decode_texts(tokenizer, tokens, mask, prompts)
     return Rollout(
         tokens=tokens.reshape(batch, group, steps),
         mask=mask.reshape(batch, group, steps),
         finished=finished.reshape(batch, group),
         log_probs=log_probs.masked_fill(~mask, 0.0).reshape(batch, group, steps),
-        texts=decode_texts(tokenizer, tokens, mask, prompts),
+        texts=texts,
         prefix=prefix,
-        seconds={"prefill": prefilled - started, "decode": decoded - prefilled},
+        # The texts have waited for the tokens: nothing waits for these.
+        seconds={"prefill": prefilling.seconds, "decode": decoding.seconds},
     )
 
 

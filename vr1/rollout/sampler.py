@@ -7,15 +7,19 @@ Shape letters: B prompts, G group size, C completion tokens.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from vr1.errors import UserError
 from vr1.policy.loading import PolicySource
-from vr1.policy.policy import Policy
+from vr1.policy.policy import Policy, join_prefixes
 from vr1.prompts import PromptBatch, PromptEncoder
+from vr1.rollout.batching import consecutive, join_rollouts, select_prefix, select_prompts
 from vr1.rollout.generate import generate
+from vr1.rollout.memory import rows_that_fit
 from vr1.rollout.sampling import Sampling
 from vr1.types import Prefix, Rollout
 
@@ -108,11 +112,12 @@ class Sampler(ABC):
             The rollout, ``tokens`` ``[B, G, C]``, with a prefix if this sampler makes one.
         """
 
-    def check_gap(self, mean: float, sampling: Sampling) -> None:
+    def check_gap(self, mean: Tensor, sampling: Sampling) -> None:
         """Check the mean difference of log-probs between this sampler and the policy, on completions to train on.
 
         Args:
-            mean: of the absolute differences of all tokens, in nats.
+            mean: of the absolute differences of all tokens, in nats; a scalar, which on a GPU is waited for when it is
+                read.
             sampling: how they were sampled.
 
         Raises:
@@ -145,6 +150,14 @@ class SharedPrefixSampler(Sampler):
     Nothing is installed, copied or compared, and the forward of the prompts serves the first update too. Models that
     cannot share prompts are decoded by transformers' ``generate``.
 
+    Args:
+        max_rows: completions that are decoded at the same time, at most; the groups of one prompt stay together, so
+            that at least one group is. ``auto`` decodes all at once on a CPU; on a GPU, as many as fit in its free
+            memory by prediction. The sampled tokens do not depend on it.
+
+    Raises:
+        UserError: ``max_rows`` is below 1.
+
     Example:
         >>> from vr1.data.synthetic import SceneSource
         >>> source = PolicySource()
@@ -154,6 +167,11 @@ class SharedPrefixSampler(Sampler):
         >>> SharedPrefixSampler().sample(source.load().eval(), prompts, sampling, tokenizer).tokens.shape
         torch.Size([1, 2, 4])
     """
+
+    def __init__(self, max_rows: int | Literal["auto"] = "auto") -> None:
+        if max_rows != "auto" and max_rows < 1:
+            raise UserError(f"sampler.max_rows={max_rows} must be at least 1, or auto")
+        self.max_rows: int | Literal["auto"] = max_rows
 
     @torch.no_grad()
     def sample(
@@ -166,5 +184,27 @@ class SharedPrefixSampler(Sampler):
         prefix: Prefix | None = None,
         with_graph: bool = False,
     ) -> Rollout:
-        """As of every sampler; `vr1.rollout.generate.generate`."""
-        return generate(policy, prompts, sampling, tokenizer, draw, prefix, with_graph)
+        """As of every sampler; `vr1.rollout.generate.generate`, of at most ``max_rows`` completions at a time.
+
+        What is decoded in several parts has no prefix, whose keys and values would take the memory that the parts
+        save, unless the prefix is needed ``with_graph``.
+        """
+        count = len(prompts)
+        rows = rows_that_fit(policy, prompts, sampling) if self.max_rows == "auto" else self.max_rows
+        size = count if rows is None else max(1, rows // sampling.group_size)
+        if size >= count:
+            return generate(policy, prompts, sampling, tokenizer, draw, prefix, with_graph)
+        # Parts of about one size: each takes as long as its longest completion.
+        number = -(-count // size)
+        parts = consecutive([count * (part + 1) // number - count * part // number for part in range(number)])
+        rollouts = []
+        for part in parts:
+            own = None if prefix is None else select_prefix(prefix, part)
+            sampled = generate(policy, select_prompts(prompts, part), sampling, tokenizer, draw, own, with_graph)
+            rollouts.append(sampled if with_graph else replace(sampled, prefix=None))
+        prefixes = [rollout.prefix for rollout in rollouts if rollout.prefix is not None]
+        if not with_graph or len(prefixes) < len(parts):
+            return join_rollouts(rollouts)
+        with torch.enable_grad():
+            prefix = join_prefixes(prefixes, [torch.tensor(part) for part in parts])
+        return join_rollouts(rollouts, prefix)

@@ -229,10 +229,10 @@ class VLLMSampler(Sampler):
         gaps = (log_probs - rollout.log_probs).abs()[rollout.mask]
         self._refuse(float(gaps.mean()), f"on {len(gaps)} tokens at the start")
 
-    def check_gap(self, mean: float, sampling: Sampling) -> None:
+    def check_gap(self, mean: Tensor, sampling: Sampling) -> None:
         """As of every sampler; with ``top_p`` below 1 the engine's log-probs are of fewer tokens, and not compared."""
         if sampling.top_p == 1:
-            self._refuse(mean, "in this rollout")
+            self._refuse(float(mean), "in this rollout")
 
     def _refuse(self, mean: float, where: str) -> None:
         if not mean <= self.max_gap:

@@ -1,0 +1,66 @@
+"""How many completions fit in the memory of a GPU at the same time.
+
+Shape letters: P prompt tokens, G group size, C completion tokens, V vocabulary.
+"""
+
+import torch
+
+from vr1.policy.policy import Policy
+from vr1.prompts import PromptBatch
+from vr1.rollout.cache import cache_capacity
+from vr1.rollout.sampling import Sampling
+
+__all__ = ["group_bytes", "rows_that_fit"]
+
+# Of the free memory; the rest is for what is not predicted, and for fragments.
+_SHARE = 0.8
+
+
+def rows_that_fit(policy: Policy, prompts: PromptBatch, sampling: Sampling) -> int | None:
+    """Completions that can be decoded at the same time on the policy's device.
+
+    Args:
+        policy: with the weights that decoding needs in place.
+        prompts: B prompts, on the policy's device.
+        sampling: group size, top-p and length limit.
+
+    Returns:
+        Their number, on a GPU by its free memory; None on a CPU: no limit.
+    """
+    device = prompts.tokens.device
+    if device.type != "cuda" or not policy.shares_prompt:
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch holds for itself and has not given out is free too.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else policy.base.dtype
+    groups = int(_SHARE * free / group_bytes(policy, prompts.tokens.shape[1], sampling, dtype))
+    return max(1, groups) * sampling.group_size
+
+
+def group_bytes(policy: Policy, width: int, sampling: Sampling, dtype: torch.dtype) -> float:
+    """Memory of one prompt and its completions while they are sampled, without weights.
+
+    The parts are those of ``vr1 plan``: keys and values, of the prompt twice, since they are copied to the layout of
+    decoding, and of the completions at their limit; the logits of a token, with what sampling makes of them; and, where
+    it is more than these, the prefill.
+
+    Args:
+        policy: a policy that shares prompts.
+        width: P.
+        sampling: group size, top-p and length limit.
+        dtype: precision of the forward.
+    """
+    config = policy.base.config.get_text_config()
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    of_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize
+    group, growing = sampling.group_size, 1 + 1 / config.num_hidden_layers
+    cache = 2 * width * of_token + group * cache_capacity(sampling.max_new_tokens) * of_token * growing
+    # Logits, probabilities and what they are divided into; with top-p also sorted, with their places as int64.
+    values = 4 if sampling.top_p == 1 else 9
+    logits = group * config.vocab_size * 4 * values
+    # Hidden states in and between the layers, queries and their like, and three products of the feed-forward part.
+    widths = 6 * config.hidden_size + 2 * heads * head + 3 * config.intermediate_size
+    prefill = width * (of_token + widths * dtype.itemsize)
+    return float(max(cache + logits, prefill))
