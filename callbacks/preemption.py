@@ -93,7 +93,7 @@ class Preemption(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self._step:
-            # Between two batches of an accumulated step: its gradients are not part of a checkpoint.
+            # Between two batches of an accumulated step: a checkpoint would have to hold its gradients too.
             return
         self._step = trainer.global_step
         if not trainer.strategy.reduce_boolean_decision(bool(self._received), all=False):

@@ -154,8 +154,8 @@ def _without_worker_traceback(text: str) -> str:
 _ADVICE = {
     "rollout": (
         "while completions were sampled: lower model.sampling.group_size or data.batch_size (with"
-        " trainer.accumulate_grad_batches raised as much, a step sees as many prompts), then"
-        " model.sampling.max_new_tokens or model.policy.max_pixels"
+        " trainer.accumulate_grad_batches raised as much, a step sees as many prompts), or set max_rows of"
+        " model.sampler (vr1.rollout.SharedPrefixSampler), then model.sampling.max_new_tokens or model.policy.max_pixels"
     ),
     "reference": (
         "in the reference's forward: lower data.batch_size (with trainer.accumulate_grad_batches raised as much) or"
