@@ -155,7 +155,8 @@ _ADVICE = {
     "rollout": (
         "while completions were sampled: lower model.sampling.group_size or data.batch_size (with"
         " trainer.accumulate_grad_batches raised as much, a step sees as many prompts), or set max_rows of"
-        " model.sampler (vr1.rollout.SharedPrefixSampler), then model.sampling.max_new_tokens or model.policy.max_pixels"
+        " model.sampler (vr1.rollout.SharedPrefixSampler), then lower model.sampling.max_new_tokens or"
+        " model.policy.max_pixels"
     ),
     "reference": (
         "in the reference's forward: lower data.batch_size (with trainer.accumulate_grad_batches raised as much) or"

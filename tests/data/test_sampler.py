@@ -145,11 +145,84 @@ def test_before_the_first_batch_any_data_will_do(changed):
     assert list(resumed) == list(loader(**changed))
 
 
-def test_half_an_optimizer_step_is_refused():
+def test_half_an_optimizer_step_is_completed():
+    first, resumed = loader(window=2), loader(window=2)
+    next(iter(first))
+    resumed.load_state_dict(first.state_dict())
+    assert list(resumed) == list(loader(window=2))[1:]
+
+
+@pytest.mark.parametrize(("batch_size", "window"), [(4, 1), (1, 4)])
+def test_half_an_optimizer_step_is_refused_with_other_batches(batch_size, window):
     first = loader(window=2)
     next(iter(first))
-    with pytest.raises(ValueError, match="in the middle of an optimizer step; resume from an earlier one"):
-        loader(window=2).load_state_dict(first.state_dict())
+    message = f"in the middle of an optimizer step of 2 batches, and now a step has {window}: .* resume from an earlier"
+    with pytest.raises(ValueError, match=message):
+        loader(batch_size, window=window).load_state_dict(first.state_dict())
+
+
+def carrying(start=0, repeats=1, window=3, window_of=None, multiple=None):
+    """A loader whose batches come as tuples, the first of a step with the records of its others."""
+    batches = RepeatedBatches(12, 1, repeats, window, multiple=multiple)
+    batches.start = start
+
+    def first_of_step(ahead):
+        return (*ahead[0], [batch[0] for batch in ahead[1:]])
+
+    return TrainingLoader(
+        range(12), batches, first_of_step=first_of_step, window_of=window_of, collate_fn=tuple, num_workers=0
+    )
+
+
+def test_the_first_batch_of_a_step_carries_the_others():
+    expected = [(first, [first + 1, first + 2]) for first in range(0, 12, 3)]
+    listed = list(carrying())
+    assert listed[::3] == expected
+    assert [batch for at, batch in enumerate(listed) if at % 3] == [(at,) for at in range(12) if at % 3]
+    # Within a step the first that comes carries the rest of it; the last has nothing to carry.
+    assert list(carrying(start=4))[:3] == [(4, [5]), (5,), (6, [7, 8])]
+    assert list(carrying(start=5))[:2] == [(5,), (6, [7, 8])]
+
+
+def test_a_repeated_step_carries_its_batches_once():
+    listed = list(carrying(repeats=2))
+    assert listed[:9] == [(0, [1, 2]), (1,), (2,), (0,), (1,), (2,), (3, [4, 5]), (4,), (5,)]
+    assert list(carrying(start=4, repeats=2))[:3] == [(1,), (2,), (3, [4, 5])]
+
+
+def test_what_is_carried_is_not_counted_as_received():
+    data = carrying()
+    batches = iter(data)
+    for number in range(1, 6):
+        next(batches)
+        assert data.state_dict()["batches"] == number
+
+
+def test_the_batches_of_a_step_can_change_with_the_epoch():
+    """Two in epochs 0 and 1, three from then on; every epoch has the same number of batches."""
+
+    def make():
+        return carrying(window=2, window_of=lambda epoch: 2 if epoch < 2 else 3, multiple=6)
+
+    data, epochs = make(), []
+    for epoch in range(3):
+        data.set_epoch(epoch)
+        epochs.append(list(data))
+        assert len(epochs[-1]) == len(data) == 12
+    assert epochs[0] == epochs[1]
+    assert [len(batch) for batch in epochs[1][:4]] == [2, 1, 2, 1]
+    assert [len(batch) for batch in epochs[2][:4]] == [2, 1, 1, 2]
+    # Resumed in the last epoch.
+    stopped = make()
+    for epoch in range(3):
+        stopped.set_epoch(epoch)
+        batches = iter(stopped)
+        read = [next(batches) for _ in range(4 if epoch == 2 else 12)]
+    assert read == epochs[2][:4]
+    resumed = make()
+    resumed.load_state_dict(stopped.state_dict())
+    resumed.set_epoch(2)
+    assert [batch[0] for batch in resumed] == [batch[0] for batch in epochs[2]][4:]
 
 
 @pytest.mark.parametrize(("repeats", "window"), [(1, 1), (2, 1), (3, 2), (2, 4)])
