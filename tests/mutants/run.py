@@ -1,13 +1,14 @@
 """Plants the faults of `tests.mutants` one at a time and runs the tests that should notice.
 
-    python -m tests.mutants.run [--set all] [--only WORD] [--seconds 300] [--skip-check]
+    python -m tests.mutants.run [--set all] [--only WORD] [--jobs 1] [--seconds 300] [--skip-check]
 
-There are two sets: `first` (`faults.py`), which the tests were written for, and `outside` (`outside_faults.py`), by
-somebody who had seen neither those faults nor the tests.
+There are three sets: `first` (`faults.py`), which the tests were written for; `outside` (`outside_faults.py`) and
+`fresh` (`fresh_faults.py`), each by somebody who had seen neither the earlier faults nor what the tests assert.
 
-The faults are planted in a copy of the repository, never in the checkout. A fault is noticed if a test fails, the first
-of which is named; it must not be an error of collection. Heavy packages are imported once and each fault is tried in a
-fork, so that a hundred faults take minutes and not hours. Exit status 1 if a fault goes unnoticed.
+The faults are planted in copies of the repository, one for each job, never in the checkout. A fault is noticed if a
+test fails, the first of which is named; it must not be an error of collection. Tests on real images, which need data
+sets beside the checkout, are skipped in the copies. Heavy packages are imported once and each fault is tried in a fork,
+so that a hundred faults take minutes and not hours. Exit status 1 if a fault goes unnoticed.
 """
 
 import argparse
@@ -19,15 +20,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.mutants import faults, outside_faults
+from tests.mutants import faults, fresh_faults, outside_faults
 from tests.mutants.faults import Fault
 
 ROOT = Path(__file__).parents[2]
-SETS = {"first": faults.FAULTS, "outside": outside_faults.FAULTS}
+SETS = {"first": faults.FAULTS, "outside": outside_faults.FAULTS, "fresh": fresh_faults.FAULTS}
 # Imported before the forks; nothing of the repository, which each fork reads from the copy.
 HEAVY = (
     "torch",
@@ -126,11 +129,39 @@ def run_tests(tests: tuple[str, ...], root: Path, seconds: float) -> tuple[int, 
 MEANINGS = {0: "NOT NOTICED", 1: "noticed", 124: "noticed (hangs)"}
 
 
+class Tried(NamedTuple):
+    """What became of a fault: exit status of pytest, the first test that failed, and the seconds that it took."""
+
+    status: int
+    failed: str
+    seconds: float
+
+
+class Job:
+    """A process that tries faults in a copy of the repository of its own."""
+
+    root: Path
+
+    @classmethod
+    def start(cls, folders: Any) -> None:
+        """Take the next copy."""
+        cls.root = Path(folders.get())
+
+    @classmethod
+    def try_fault(cls, fault: Fault, seconds: float) -> Tried:
+        """Plant a fault and run its tests."""
+        started = time.monotonic()
+        with fault_in(fault, cls.root):
+            status, failed = run_tests(fault.tests, cls.root, seconds)
+        return Tried(status, failed, time.monotonic() - started)
+
+
 def main() -> None:
     """Try all faults, or some, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--set", choices=("all", *SETS), default="all", help="which faults to try")
     parser.add_argument("--only", default="", help="try the faults whose file or source has this word")
+    parser.add_argument("--jobs", type=int, default=1, help="how many faults to try at a time")
     parser.add_argument("--seconds", type=float, default=300, help="the longest time for one fault")
     parser.add_argument("--skip-check", action="store_true", help="do not first run all tests without any fault")
     arguments = parser.parse_args()
@@ -145,27 +176,29 @@ def main() -> None:
     ]
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder) / "copy"
-        copied(root)
-        if (ROOT / "shared").is_dir():
-            (root / "shared").symlink_to((ROOT / "shared").resolve())
+        roots = [Path(folder) / f"copy_{number}" for number in range(max(1, arguments.jobs))]
+        for root in roots:
+            copied(root)
         tests = tuple(dict.fromkeys(test for _, fault in chosen for test in fault.tests))
         if not arguments.skip_check:
-            status, failed = run_tests(tests, root, 12 * arguments.seconds)
+            status, failed = run_tests(tests, roots[0], 12 * arguments.seconds)
             if status:
                 sys.exit(f"without any fault pytest ends with {status} ({failed}): make the tests pass first")
             print(f"without any fault {len(tests)} files or tests pass", flush=True)
-        for number, fault in chosen:
-            started = time.monotonic()
-            with fault_in(fault, root):
-                status, failed = run_tests(fault.tests, root, arguments.seconds)
-            result = MEANINGS.get(status, f"BROKEN (pytest ends with {status})")
-            counts[result] = counts.get(result, 0) + 1
-            seconds = time.monotonic() - started
-            change = " ".join(fault.replacement.split())[:70]
-            print(f"{number:11} {result:16} {seconds:5.0f} s  {fault.file}: {change}", flush=True)
-            if failed:
-                print(f"{'':37}by {failed}", flush=True)
+        context = get_context("fork")
+        folders = context.SimpleQueue()
+        for root in roots:
+            folders.put(str(root))
+        with ProcessPoolExecutor(len(roots), context, Job.start, (folders,)) as pool:
+            running = [pool.submit(Job.try_fault, fault, arguments.seconds) for _, fault in chosen]
+            for (number, fault), future in zip(chosen, running, strict=True):
+                tried = future.result()
+                result = MEANINGS.get(tried.status, f"BROKEN (pytest ends with {tried.status})")
+                counts[result] = counts.get(result, 0) + 1
+                change = " ".join(fault.replacement.split())[:70]
+                print(f"{number:11} {result:16} {tried.seconds:5.0f} s  {fault.file}: {change}", flush=True)
+                if tried.failed:
+                    print(f"{'':37}by {tried.failed}", flush=True)
     print(", ".join(f"{name}: {count}" for name, count in sorted(counts.items())))
     if counts.keys() - {"noticed", "noticed (hangs)"}:
         sys.exit(1)
