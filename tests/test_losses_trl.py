@@ -22,12 +22,12 @@ PAIRS = {
 }
 
 
-def trainer_of(source, folder, settings):
+def trainer_of(source, folder, settings, rewards=None):
     from datasets import Dataset
 
     return trl.GRPOTrainer(
         model=source.path,
-        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        reward_funcs=rewards or (lambda completions, **_: [0.0] * len(completions)),
         args=trl.GRPOConfig(
             output_dir=str(folder),
             per_device_train_batch_size=4,
