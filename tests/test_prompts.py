@@ -1,15 +1,17 @@
 """Prompts against what the processor itself makes of an image, and answers that are written and read back."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import GotOcr2ImageProcessor
 
 from vr1.families import Qwen25VL
 from vr1.policy import PolicySource
-from vr1.prompts import PromptEncoder
+from vr1.prompts import PromptEncoder, input_sizes
 from vr1.types import as_boxes
 
 SIZES = [(112, 112), (200, 40), (37, 91), (640, 425), (30, 30)]
@@ -35,6 +37,22 @@ def test_input_sizes_are_those_of_the_pixels(encoder, of_sizes):
         alone = image_processor(images=[Image.new("RGB", size)], return_tensors="pt")["image_grid_thw"][0]
         assert (height, width) == tuple((alone[1:] * image_processor.patch_size).tolist())
         assert image_processor.size["shortest_edge"] <= width * height <= image_processor.size["longest_edge"]
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(2, 1), (1, 2), (3, 1), (1, 3), (2, 3), (3, 2)])
+def test_tiles_lie_as_the_processor_cuts_them(columns, rows):
+    tile, levels = 40, np.arange(columns * rows).reshape(rows, columns) * 40
+    image = Image.fromarray(levels.repeat(tile, 0).repeat(tile, 1).astype(np.uint8)).convert("RGB")
+    processor = GotOcr2ImageProcessor(
+        size={"height": tile, "width": tile}, crop_to_patches=True, max_patches=6, do_normalize=False
+    )
+    encoded = processor([image], return_tensors="pt")
+    # Row by row, each of one level; a small image of the whole follows them.
+    tiles = encoded["pixel_values"][: columns * rows].flatten(1) * 255
+    assert tiles.mean(1).tolist() == pytest.approx(levels.ravel().tolist(), abs=0.1)
+    assert float((tiles.amax(1) - tiles.amin(1)).max()) < 0.1
+    [size] = input_sizes(SimpleNamespace(image_processor=processor), encoded, [image.size])
+    assert size == (columns * tile, rows * tile)
 
 
 def test_an_image_that_the_processor_refuses_is_named(encoder, of_sizes):

@@ -30,6 +30,15 @@ def test_proportions(lengths, weights, records, expected):
     assert rows.tolist() != mixture_rows(lengths, weights, records, seed=2).tolist()
 
 
+def test_a_part_of_a_set_is_drawn_at_random():
+    drawn = np.array([np.bincount(mixture_rows([100, 5], [2, 1], 30, seed), minlength=105) for seed in range(200)])
+    assert (drawn[:, :100].sum(1) == 20).all()
+    # Each of the 100 is one of the 20 in a fifth of the draws: 40 times, give or take 5.7.
+    times = drawn[:, :100].sum(0)
+    assert times.min() >= 40 - 5 * 5.7
+    assert times.max() <= 40 + 5 * 5.7
+
+
 @needs_shared
 def test_real_sets_and_expressions_mixed():
     parts = {

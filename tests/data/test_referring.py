@@ -328,6 +328,18 @@ def test_several_images_in_a_line(make, tmp_path, picture, scene):
     assert len(selected.build("train")[0].prompt_images) == 2
 
 
+@pytest.mark.parametrize("scene", ["last", "first"])
+def test_the_images_of_a_line_are_shown_in_its_order(make, tmp_path, picture, scene):
+    sizes = {"one.jpg": (20, 10), "two.jpg": (21, 10), "three.jpg": (22, 10), "b.jpg": (50, 40)}
+    names = list(sizes) if scene == "last" else ["b.jpg", "one.jpg", "two.jpg", "three.jpg"]
+    for name in names:
+        picture(name, sizes[name])
+    make({"images": names, "expression": "cup", "solution": [10, 20, 30, 40]}, scene=scene)
+    [record] = ReferringDataModule(tmp_path, train={"all": tmp_path / "rec.jsonl"}, scene=scene).build("train")
+    assert record.image.size == (50, 40)
+    assert [image.size for image in record.prompt_images] == [sizes[name] for name in names]
+
+
 def test_a_further_image_that_is_missing(make):
     item = {"images": ["gone.jpg", "b.jpg"], "expression": "cup", "solution": [1, 2, 3, 4]}
     table, problems, _ = make(item, {**item, "images": ["b.jpg"]}, scene="last")

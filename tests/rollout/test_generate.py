@@ -1,5 +1,7 @@
 """Shared-prefix decoding against transformers' own generate and against a loop without cache or sharing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,10 @@ from vr1.rollout import Sampling, generate
 from vr1.rollout.sampling import sample_token
 
 
-@pytest.fixture
-def policy(source):
+@pytest.fixture(params=[True, False], ids=["shared", "unshared"])
+def policy(request, source):
     torch.manual_seed(1)
-    policy = source.load().eval()
+    policy = replace(source, share_prompt=request.param).load().eval()
     # An untrained model prefers no token: a head of its own makes its choices distinct, many end tokens let it end.
     policy.base.lm_head.weight = torch.nn.Parameter(torch.randn_like(policy.base.lm_head.weight) * 0.2)
     policy.base.generation_config.eos_token_id = list(range(300, 360))
