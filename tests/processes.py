@@ -1,6 +1,12 @@
 """Several processes in a test, forked from one that has imported what they need, which takes each ten seconds."""
 
 import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -40,3 +46,62 @@ def two_ranks():
 def start_two(function, *arguments):
     """Call a function in two processes, with the number of each before the arguments, and wait for both."""
     torch.multiprocessing.start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
+
+class Command:
+    """``python -m vr1`` in a folder, as a process of its own; it is killed if it still runs at the end of a ``with``.
+
+    Args:
+        arguments: of the command.
+        folder: where it runs.
+        files: where what it prints is written, to ``out.txt`` and ``errors.txt``.
+    """
+
+    def __init__(self, arguments, folder, files):
+        self._out, self._errors = Path(files) / "out.txt", Path(files) / "errors.txt"
+        streams = str(self._out), str(self._errors)
+        settings = [str(argument) for argument in arguments], str(folder), dict(os.environ), streams
+        self._process = multiprocessing.get_context("forkserver").Process(target=_run_command, args=settings)
+
+    def __enter__(self):
+        self._process.start()
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+        self._process.join()
+
+    def wait_until(self, condition):
+        """Wait until a condition holds, and say whether the process still runs then."""
+        while not condition() and self._process.is_alive():
+            time.sleep(0.1)
+        return self._process.is_alive()
+
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
+    def wait(self, seconds):
+        """Exit status; None if it still runs after so many seconds."""
+        self._process.join(seconds)
+        return self._process.exitcode
+
+    @property
+    def out(self):
+        return self._out.read_text(encoding="utf-8") if self._out.exists() else ""
+
+    @property
+    def errors(self):
+        return self._errors.read_text(encoding="utf-8") if self._errors.exists() else ""
+
+
+def _run_command(arguments, folder, environment, streams):
+    for number, file in enumerate(streams, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    # As a shell leaves it, whatever this process was forked from does with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.path[:0] = [folder, str(Path(__file__).parents[1])]
+    sys.argv[1:] = arguments
+    runpy.run_module("vr1", run_name="__main__", alter_sys=True)

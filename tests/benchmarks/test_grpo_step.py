@@ -1,12 +1,11 @@
 """The step benchmark on the embedded model: vr1's side always, TRL's where TRL is installed."""
 
 import json
-import os
-import subprocess
 import sys
 from importlib.util import find_spec
 
 import pytest
+from step import main
 
 from tests.conftest import ROOT
 from vr1.data import SceneSource
@@ -26,17 +25,23 @@ PARTS = {"prompt", "prefill", "decode", "reward", "reference", "policy forward",
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed (extra bench)")
 
 
-def step(tmp_path, *arguments):
-    file = tmp_path / "step.json"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "benchmarks/step.py"), *SMALL, "--json", str(file), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return json.loads(file.read_text()), done.stdout
+@pytest.fixture
+def step(tmp_path, monkeypatch, capsys):
+    """Runs the benchmark, whose sides are processes of their own; returns what it found and printed."""
+
+    def run(*arguments):
+        file = tmp_path / "step.json"
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        monkeypatch.setattr(sys, "argv", ["step.py", *SMALL, "--json", str(file), *arguments])
+        main()
+        return json.loads(file.read_text()), capsys.readouterr().out
+
+    return run
 
 
-def test_vr1s_side(tmp_path):
-    found, printed = step(tmp_path, "--sides", "[ours]")
+def test_vr1s_side(step):
+    found, printed = step("--sides", "[ours]")
     assert found["rounds"] == 1
     assert found["group_size"] == 2
     parts = found["parts"]["ours"]
@@ -51,8 +56,8 @@ def test_vr1s_side(tmp_path):
 
 
 @needs_trl
-def test_both_sides(tmp_path):
-    found, printed = step(tmp_path)
+def test_both_sides(step):
+    found, printed = step()
     seconds, peaks = found["step_seconds"], found["peak_bytes"]
     assert found["step_time_ratio"] == pytest.approx(seconds["theirs"] / seconds["ours"])
     assert found["peak_memory_ratio"] == pytest.approx(peaks["ours"] / peaks["theirs"])

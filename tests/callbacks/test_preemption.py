@@ -3,9 +3,6 @@
 import os
 import signal
 import stat
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from callbacks import Curves, Preemption, RuleRefinement
 from callbacks.preemption import resume_command
 from tests.callbacks.tiny import TinyDetector
 from tests.command import ROOT
+from tests.processes import Command
 from tests.trainers import trainer
 from vr1.data.sampler import RepeatedBatches, TrainingLoader
 
@@ -139,18 +137,16 @@ def test_bad_settings(name):
 
 @pytest.mark.slow
 def test_a_run_of_the_command_line(tiny_model, tmp_path):
-    arguments = [sys.executable, "-m", "vr1", "fit", "--config", str(ROOT / "configs" / "demo.yaml")]
-    arguments += ["--config", str(ROOT / "configs" / "guarded.yaml"), "--model.policy.path", str(tiny_model)]
+    arguments = ["fit", "--config", ROOT / "configs" / "demo.yaml"]
+    arguments += ["--config", ROOT / "configs" / "guarded.yaml", "--model.policy.path", tiny_model]
     arguments += ["--data.num_workers", "0", "--trainer.limit_val_batches", "0", "--trainer.max_steps", "100000"]
     arguments += ["--data.batch_size", "2", "--model.sampling.max_new_tokens", "4", "--trainer.accelerator", "cpu"]
     metrics = tmp_path / "runs" / "demo" / "version_0" / "metrics.csv"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        while not metrics.exists() and process.poll() is None:
-            time.sleep(0.5)
-        process.terminate()
-        _, message = process.communicate(timeout=300)
-    assert process.returncode == 143
+    with Command(arguments, tmp_path, tmp_path) as command:
+        assert command.wait_until(metrics.exists), command.errors
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(300) == 143, command.errors
+        message = command.errors
     [command] = [line for line in message.splitlines() if line.startswith("python -m vr1 fit --config ")]
     assert command.endswith(" --ckpt_path runs/demo/version_0/checkpoints/last.ckpt")
     assert (tmp_path / command.split()[-1]).exists()

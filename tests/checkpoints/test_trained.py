@@ -1,6 +1,7 @@
 """A trained model by the names that a user gives, against the trained policy."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -46,6 +47,15 @@ def test_checkpoint_run_and_exported_folder_give_the_trained_model(kind, trained
     assert policy.has_adapters == (kind != "full")
     if kind != "qlora":
         close((source, policy), network)
+
+
+def test_the_newest_of_several_checkpoints_counts_whatever_its_name(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for age, name in ((30, "last.ckpt"), (10, "epoch=1.ckpt"), (20, "zero.ckpt")):
+        (folder / name).touch()
+        os.utime(folder / name, (1_000_000 - age, 1_000_000 - age))
+    assert newest_model(str(tmp_path)) == str(folder / "epoch=1.ckpt")
 
 
 def test_precision_and_resolution_can_be_set():

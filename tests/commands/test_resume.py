@@ -2,15 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.command import ROOT, run, small, steps
+from tests.command import run, small, steps
+from tests.processes import Command
 from vr1.commands.resume import find_checkpoint, finished_message
 
 
@@ -69,14 +67,12 @@ def test_ctrl_c_saves_and_prints_the_command_that_resumes(tiny_model, tmp_path):
     (tmp_path / "callbacks.py").write_text("raise RuntimeError('not the package')")
     arguments = [str(argument) for argument in (*small(tiny_model), *steps(100_000))]
     arguments += ["--trainer.limit_val_batches", "0", "--out", "mine"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "vr1", "fit", *arguments]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "mine" / "version_0" / "metrics.csv").exists() and process.poll() is None:
-            time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130, errors
+    metrics = tmp_path / "mine" / "version_0" / "metrics.csv"
+    with Command(["fit", *arguments], tmp_path, tmp_path) as command:
+        assert command.wait_until(metrics.exists), command.errors
+        command.send_signal(signal.SIGINT)
+        assert command.wait(300) == 130, command.errors
+        errors = command.errors
     [resume] = [line for line in errors.splitlines() if line.startswith("python -m vr1 fit ")]
     assert resume.endswith(" --out mine --ckpt_path mine/version_0/checkpoints/last.ckpt")
     assert (tmp_path / "mine" / "version_0" / "checkpoints" / "last.ckpt").is_file()

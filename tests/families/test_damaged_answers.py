@@ -2,13 +2,13 @@
 
 import json
 import re
-import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.families.examples import FAMILIES, NAMES
+from tests.families.linear_time import takes_linear_time
 from vr1.families import GLM4V, CustomFamily, Gemma, Griffon, InternVL, ItemGrammar, PaliGemma, Qwen25VL, Wording
 from vr1.types import as_boxes
 
@@ -311,17 +311,7 @@ def test_every_way_to_read_is_timed():
 
 @pytest.mark.parametrize(("family", "start", "unit"), SLOWEST)
 def test_takes_linear_time(family, start, unit):
-    def seconds(length):
-        text = start + unit * (length // len(unit))
-        best = float("inf")
-        for _ in range(2):
-            began = time.process_time()
-            family.read(text)
-            best = min(best, time.process_time() - began)
-        return best
-
-    # Sixteen times the text: quadratic time would be 256 times as long. The constant covers what is too short to time.
-    assert seconds(80_000) < 48 * seconds(5_000) + 0.02
+    assert takes_linear_time(family.read, lambda length: start + unit * (length // len(unit)), 5_000, 0.02)
 
 
 @pytest.mark.parametrize(

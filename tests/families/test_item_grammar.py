@@ -1,12 +1,13 @@
 """Templates of items: what they refuse, and what is read from text that is not quite as they write it."""
 
-import time
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.families.linear_time import takes_linear_time
 from vr1.families import Florence2, Griffon, InternVL, ItemGrammar, PaliGemma, Qwen2VL, Wording
 from vr1.families.item_reader import read_items
 from vr1.families.json_answer import MAX_ITEMS
@@ -180,14 +181,5 @@ def test_any_grammar_reads_what_it_writes(boxes, data):
 )
 @pytest.mark.parametrize("grammar", GRAMMARS, ids=["colon", "blank", "marked", "after", "shared"])
 def test_takes_linear_time(unit, grammar):
-    def seconds(length: int) -> float:
-        text = unit * (length // len(unit))
-        best = float("inf")
-        for _ in range(3):
-            began = time.process_time()
-            read_items(text, grammar)
-            best = min(best, time.process_time() - began)
-        return best
-
-    # Sixteen times the text: quadratic time would be 256 times as long. The constant covers what is too short to time.
-    assert seconds(80_000) < 48 * seconds(5_000) + 0.05
+    read = partial(read_items, grammar=grammar)
+    assert takes_linear_time(read, lambda length: unit * (length // len(unit)), 5_000, 0.05)

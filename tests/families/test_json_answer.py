@@ -1,5 +1,4 @@
 import json
-import time
 from collections import Counter
 
 import numpy as np
@@ -7,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.families.linear_time import takes_linear_time
 from tests.shared_data import SHARED, needs_shared
 from vr1.families.json_answer import MAX_ITEMS, read_json_answer
 from vr1.families.qwen import Qwen25VL
@@ -200,17 +200,7 @@ UNITS = [
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("start", ["", "x [{", '[{"bbox_2d": [1, 2, 3, 4], "label": "'])
 def test_takes_linear_time(unit, start):
-    def seconds(length: int) -> float:
-        text = start + unit * (length // len(unit))
-        best = float("inf")
-        for _ in range(3):
-            began = time.process_time()
-            read_json_answer(text)
-            best = min(best, time.process_time() - began)
-        return best
-
-    # Sixteen times the text: quadratic time would be 256 times as long. The constant covers what is too short to time.
-    assert seconds(320_000) < 48 * seconds(20_000) + 0.02
+    assert takes_linear_time(read_json_answer, lambda length: start + unit * (length // len(unit)), 20_000, 0.02)
 
 
 def recorded_answers():

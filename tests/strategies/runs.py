@@ -25,6 +25,8 @@ from vr1.types import Rollout
 
 # Prompts of a step, whatever the number of processes.
 PROMPTS = 4
+# Of the trainings with completions of very different lengths.
+FAR_STEPS = 8
 
 
 class FarApart(RewardedByHash):
@@ -139,7 +141,7 @@ ADAM = partial(torch.optim.AdamW, lr=1e-3)
 def on_one(source, out):
     """The same on one process, and what is compared with."""
     train(module(source, updates_per_rollout=2), out / "one", steps=5, save=out / "one.ckpt")
-    train(module(source, FarApart), out / "one_far", steps=20)
+    train(module(source, FarApart), out / "one_far", steps=FAR_STEPS)
     train(module(source, FarApart, loss=TokenMean()), out / "one_tokens", steps=5)
     train(supervised(source), out / "one_sft", steps=5)
     lora = replace(source, lora=Lora(rank=2), gradient_checkpointing=True)
@@ -155,8 +157,8 @@ def two(**settings):
 def on_two(source, out):
     """Everything that two processes do, in one start of them; called on each."""
     train(module(source, updates_per_rollout=2), out / "two", steps=5, save=out / "two.ckpt", **two())
-    train(module(source, FarApart), out / "two_far", steps=20, **two())
-    train(module(source, FarApart), out / "ddp_far", steps=20, world=2, strategy="ddp")
+    train(module(source, FarApart), out / "two_far", steps=FAR_STEPS, **two())
+    train(module(source, FarApart), out / "ddp_far", steps=FAR_STEPS, world=2, strategy="ddp")
     train(module(source, FarApart, loss=TokenMean()), out / "ddp_tokens", steps=5, world=2, strategy="ddp")
     train(supervised(source), out / "ddp_sft", steps=5, world=2, strategy="ddp")
     # Files of one process and of two, each resumed by the other.

@@ -49,9 +49,9 @@ def test_five_steps_are_those_of_one_process(out, tiny_model):
 
 @pytest.mark.parametrize("kind", ["two_far", "ddp_far"])
 def test_completions_of_very_different_lengths(out, kind):
-    """20 steps in which one process samples one token a completion, and the other 30."""
+    """Steps in which one process samples one token a completion, and the other 30."""
     ours, theirs = runs.rows(out / kind), runs.rows(out / "one_far")
-    assert len(ours) == 20
+    assert len(ours) == runs.FAR_STEPS
     # One token in one half of the prompts; in the other 30, unless an end token was drawn.
     assert all(row["grpo/completion_tokens"] > 8 for row in theirs)
     assert_rows(ours, theirs)

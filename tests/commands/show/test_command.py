@@ -3,28 +3,24 @@
 import re
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
 
 import pytest
 
+from tests.processes import Command
 from vr1.commands.show.command import main
 
 
-def test_the_command_serves_until_it_is_interrupted():
-    command = [sys.executable, "-m", "vr1", "show", "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        lines = []
-        while not lines or not lines[-1].startswith("page:"):
-            line = process.stdout.readline()
-            assert line, process.stderr.read()
-            lines.append(line)
-        address = re.search(r"http://127\.0\.0\.1:\d+", lines[-1])[0]
+def test_the_command_serves_until_it_is_interrupted(tmp_path):
+    with Command(["show", "--port", "0", "--device", "cpu"], tmp_path, tmp_path) as command:
+        line = re.compile(r"^page:.*(http://127\.0\.0\.1:\d+).*\n", re.MULTILINE)
+        assert command.wait_until(lambda: line.search(command.out)), command.errors
+        address = line.search(command.out)[1]
         with urllib.request.urlopen(address) as answer:
             assert b"the embedded model" in answer.read()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0, process.stderr.read()
+        command.send_signal(signal.SIGINT)
+        assert command.wait(60) == 0, command.errors
 
 
 def test_a_port_in_use_is_named(capsys):

@@ -53,6 +53,11 @@ def test_answers_and_rewards_are_those_of_the_detector(client, detector):
     other = {"box": [0, 0, 1, 1], "label": truth[0]["label"]}
     rated = client.post("/rate", json={"image": sent["image"], "model": 0, "truth": [*truth, other]}).json()
     assert rated["missed"] == [len(truth)]
+    # The overlaps shown are those of the boxes; a wrong label costs rewards.
+    relabelled = [{**item, "label": "another thing"} for item in truth]
+    rated = client.post("/rate", json={"image": sent["image"], "model": 0, "truth": relabelled}).json()
+    assert rated["overlaps"] == pytest.approx([1.0] * len(truth))
+    assert (rated["rewards"]["recall"], rated["rewards"]["precision"], rated["missed"]) == (0.0, 0.0, [])
 
 
 def test_a_photo_is_shown_upright(client):

@@ -101,7 +101,7 @@ def test_text_of_a_run_cannot_end_the_script(tmp_path):
 
 def test_a_long_run_stays_small(tmp_path):
     folder = make_run(tmp_path / "run", galleries=60, size=(700, 400))
-    series = {f"my/{name}": [[step, step / 7] for step in range(50_000)] for name in range(20)}
+    series = {f"my/{name}": [[step, step / 7] for step in range(30_000)] for name in range(10)}
     (folder / "curves.json").write_text(json.dumps({"series": series, "switches": []}))
     page = write_report(folder)
     assert page.stat().st_size < 5_000_000
