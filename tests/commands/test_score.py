@@ -1,12 +1,11 @@
 import json
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from tests.processes import Command
 from vr1.commands.score.command import STAGES, main
 from vr1.commands.score.scoring import score_file
 from vr1.families import Qwen25VL
@@ -234,16 +233,13 @@ def test_help_explains_every_option(capsys):
         assert option in text
 
 
-def test_runs_as_a_process(answers):
-    code = "import sys; from vr1.commands.score.command import main; sys.exit(main(sys.argv[1:]))"
+def test_runs_as_a_process(answers, tmp_path):
     answers.write_text("not JSON\n")
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--completions", str(answers)], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("vr1 score: error: ")
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
+    with Command(["score", "--completions", answers], ROOT, tmp_path) as command:
+        assert command.wait(300) == 2
+        assert command.errors.startswith("vr1 score: error: ")
+        assert command.errors.count("\n") == 1
+        assert "Traceback" not in command.errors
 
 
 @pytest.mark.parametrize(

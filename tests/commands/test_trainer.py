@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +10,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.command import CONFIGS, RACCOON, ROOT, Keep, run, small, steps
+from tests.command import CONFIGS, RACCOON, Keep, run, small, steps
+from tests.processes import Command
 from tests.shared_data import needs_shared
 from vr1.cli import COMMANDS, TRAINER_COMMANDS
 from vr1.data import SceneSource
@@ -287,17 +285,9 @@ def test_a_module_of_the_user_named_callbacks(tmp_path, capsys):
     """It hides nothing of vr1; and where its own classes are meant, the error says which file was not read."""
     (tmp_path / "callbacks.py").write_text("raise SystemExit('the file of the user was imported')\n")
     arguments = ["fit", "--config", str(CONFIGS / "demo.yaml"), "--print_config"]
-    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "vr1", *arguments],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "class_path: callbacks.RuleRefinement" in done.stdout
+    with Command(arguments, tmp_path, tmp_path) as command:
+        assert command.wait(300) == 0, command.errors
+        assert "class_path: callbacks.RuleRefinement" in command.out
     assert run(tmp_path, *arguments, "--trainer.callbacks+", "callbacks.Mine") == 2
     line = capsys.readouterr().err.splitlines()[0]
     assert "module 'callbacks' has no attribute 'Mine'" in line

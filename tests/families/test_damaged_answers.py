@@ -216,6 +216,8 @@ DRAFT = '[{"bbox_2d": [9, 9, 9, 9], "label": "draft"}]'
         (f"<think>a</think><think>{DRAFT}", []),
         (f"{DRAFT}<answer>There is none.</answer>", []),
         (f"<think>{DRAFT}</think>There is none.", []),
+        (f"<think>a</think>{DRAFT} no, <think>b</think>{LIST}", [CAT]),
+        (f"<think>a</think>{DRAFT}</think>{LIST}", [CAT]),
         (f"{DRAFT}</think>", []),
         ('[{"bbox_2d": [1, 2, 3, 4], "label": "<think>cat</think>"}]', [("<think>cat</think>", 1, 2, 3, 4)]),
     ],
