@@ -166,6 +166,17 @@ def test_shards_are_a_share(needs):
     assert part.moments["rollout"]["gathered weights"] == pytest.approx(whole.moments["rollout"]["weights"], rel=1e-3)
 
 
+def test_only_several_processes_with_all_weights_each_hold_gradients_to_exchange(needs):
+    """DistributedDataParallel copies gradients into buckets, which together are as large as the gradients."""
+    trained = 4 * sum(parameter.numel() for parameter in needs.policy.load().parameters())
+    alone, two, shards = (
+        predict(replace(needs, **settings)).moments
+        for settings in ({}, {"processes": 2}, {"processes": 2, "sharded": True})
+    )
+    assert two["policy"]["buckets"] == two["update"]["buckets"] == trained
+    assert all("buckets" not in parts for moments in (alone, shards) for parts in moments.values())
+
+
 def test_settings_are_those_of_fit(seven_b):
     arguments = ["--config", str(CONFIGS / "qlora_a100_40gb.yaml"), "--model.policy.path", str(seven_b)]
     needs = needs_of([*arguments, "--model.sampling.group_size", "4", "--trainer.devices", "2"])

@@ -168,12 +168,17 @@ FAULTS = [
         "masked_fill(~prompts.mask, -1).amax(dim=(0, 2))",
         _POLICY,
     ),
-    Fault("vr1/policy/policy.py", "order = torch.cat(list(rows)).argsort()", "order = torch.cat(list(rows))", _POLICY),
+    Fault(
+        "vr1/policy/policy.py",
+        "order = torch.cat(list(rows)).argsort()",
+        "order = torch.cat(list(rows))",
+        ("tests/policy/test_attention.py", *_POLICY),
+    ),
     Fault(
         "vr1/policy/policy.py",
         "return self.shares_prompt and not sharded and not self.has_dropout",
         "return self.shares_prompt and not sharded",
-        (*_POLICY, "tests/policy/test_loading.py", "tests/modules/test_grpo.py"),
+        ("tests/modules/test_grpo.py", *_POLICY, "tests/policy/test_loading.py"),
     ),
     Fault(
         "vr1/policy/policy.py",
@@ -288,6 +293,7 @@ FAULTS = [
         'label = labels[row] if len(labels) == len(boxes) else labels[0] if labels else ""',
         'label = labels[0] if labels else ""',
         (
+            "tests/families/test_damaged_answers.py",
             "tests/families/test_json_answer.py",
             "tests/families/test_lenient_json.py",
             "tests/families/test_hard_answers.py",
@@ -298,6 +304,7 @@ FAULTS = [
         "thought = text.rfind(_THINK_END)",
         "thought = text.find(_THINK_END)",
         (
+            "tests/families/test_damaged_answers.py",
             "tests/families/test_json_answer.py",
             "tests/families/test_item_grammar.py",
             "tests/families/test_hard_answers.py",
