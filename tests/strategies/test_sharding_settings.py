@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from tests.save_at import SaveAt
 from tests.trainers import trainer
@@ -110,3 +111,72 @@ def test_a_model_with_tied_weights_resumes_from_its_shards(source, tmp_path):
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-6, msg=name)
     assert torch.equal(*(resumed[name] for name in tied))
+
+
+class Gathers(Callback):
+    """Counts how often weights are gathered, by what runs, and how many batches are answered."""
+
+    def __init__(self):
+        self.calls, self.batches, self.gathered = [], 0, []
+
+    def watch(self, monkeypatch):
+        original = FSDPModule.unshard
+
+        def unshard(part, *arguments, **settings):
+            if type(part).__name__ == "FSDPPolicy":
+                self.calls.append(self.stage)
+            return original(part, *arguments, **settings)
+
+        monkeypatch.setattr(FSDPModule, "unshard", unshard)
+
+    def setup(self, trainer, module, stage):
+        self.stage = "train"
+
+    def on_validation_start(self, trainer, module):
+        self.stage = "validate"
+
+    def on_validation_batch_end(self, trainer, module, *_):
+        self.batches += 1
+        # A gathered weight is a plain tensor.
+        self.gathered.append(all(not isinstance(weight, DTensor) for weight in module.policy.parameters()))
+
+    def on_validation_end(self, trainer, module):
+        self.stage = "train"
+        assert all(isinstance(weight, DTensor) for weight in module.policy.parameters())
+
+
+def interrupted(trainer, module, *_):
+    raise KeyboardInterrupt
+
+
+def test_a_validation_gathers_weights_once(source, tmp_path, monkeypatch):
+    gathers = Gathers()
+    gathers.watch(monkeypatch)
+    module = GRPOModule(
+        policy=source,
+        sampling=Sampling(group_size=2, max_new_tokens=3),
+        evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=3),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+    )
+    data = SceneDataModule(SceneStyle(), train_scenes=4, val_scenes=6, batch_size=2, eval_batch_size=2, num_workers=0)
+    settings = {"limit_val_batches": 3, "val_check_interval": 1, "num_sanity_val_steps": 0}
+    run = trainer(tmp_path, [gathers], max_steps=2, strategy=FullySharded(), **settings)
+    try:
+        run.fit(module, data)
+        assert gathers.batches == 2 * 3
+        assert gathers.gathered == [True] * 6
+        # One rollout and one validation in each of two steps.
+        assert sorted(gathers.calls) == ["train", "train", "validate", "validate"]
+        # After an interruption nothing is left gathered, and the next evaluation gathers again.
+        monkeypatch.setattr(gathers, "on_validation_batch_end", interrupted)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run.validate(module, data, verbose=False)
+        assert all(isinstance(weight, DTensor) for weight in module.policy.parameters())
+        gathers.calls.clear()
+        monkeypatch.setattr(gathers, "on_validation_batch_end", partial(Gathers.on_validation_batch_end, gathers))
+        run.validate(module, data, verbose=False)
+        assert gathers.calls == ["validate"]
+        assert all(gathers.gathered)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

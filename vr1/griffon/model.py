@@ -251,7 +251,8 @@ class GriffonGForConditionalGeneration(GriffonGPreTrainedModel, GenerationMixin)
             for name, theirs, ours in info["mismatched_keys"]
         }
         check_names(str(pretrained_model_name_or_path), info["missing_keys"], info["unexpected_keys"], other)
-        if left_out := region_names(Path(pretrained_model_name_or_path)):
+        # Without a path, the caller has given the weights themselves.
+        if pretrained_model_name_or_path and (left_out := region_names(Path(pretrained_model_name_or_path))):
             _logger.warning(
                 "%s: %d tensors of a second image encoder, for referring by an image, are left out; `vr1 export"
                 " --released` copies them",

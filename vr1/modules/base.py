@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -36,13 +36,14 @@ from vr1.modules.figures import on_device
 from vr1.modules.state import RunInfo, TrainingState
 from vr1.optimizers import gradient_norm, is_default_learning_rate
 from vr1.policy.loading import PolicySource
+from vr1.policy.mapped import load_mapped
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch, PromptEncoder
 from vr1.rewards import Reward
 from vr1.rollout.sampler import Sampler, SharedPrefixSampler, Workload
 from vr1.rollout.sampling import Sampling
 from vr1.seeding import random_states, restore_random_states
-from vr1.strategies import gathered_weights
+from vr1.strategies import gathered_weights, shards_weights
 from vr1.strategies.combinations import check_combination, compute_dtype
 from vr1.types import Prediction
 
@@ -100,6 +101,8 @@ class DetectionModule(L.LightningModule, ABC):
         self._random_states: list[dict[str, Any]] = []
         self._gradients: Mapping[str, Tensor] = {}
         self._within_step = False
+        self._weights: Mapping[str, Tensor] = {}
+        self._evaluation = ExitStack()
 
     def set_run_info(self, info: RunInfo) -> None:
         """Say how the run was started, for checkpoints and for the command that resumes it."""
@@ -127,9 +130,16 @@ class DetectionModule(L.LightningModule, ABC):
             self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def configure_model(self) -> None:
-        """Load the weights; Lightning calls this when the strategy is ready for them."""
+        """Load the weights; Lightning calls this when the strategy is ready for them.
+
+        A strategy that shards them gets a policy without weights, and takes its part of each from `take_weights`.
+        """
         # Lightning calls it once for each of fit, validate, test and predict.
-        if "policy" not in dict(self.named_children()):
+        if "policy" in dict(self.named_children()):
+            return
+        if shards_weights(self.trainer.strategy):
+            self.policy, self._weights = load_mapped(self.source)
+        else:
             self.policy = self.source.load()
 
     def configure_optimizers(self) -> Any:
@@ -177,6 +187,11 @@ class DetectionModule(L.LightningModule, ABC):
     def policies(self) -> list[Policy]:
         """The policies of this module with weights of their own, which a strategy may shard."""
         return [self.policy]
+
+    def take_weights(self) -> Mapping[str, Tensor]:
+        """The weights that `policies` have been made without, by name, once; empty if they have weights."""
+        weights, self._weights = self._weights, {}
+        return weights
 
     # Checkpoints
 
@@ -273,16 +288,40 @@ class DetectionModule(L.LightningModule, ABC):
         """Parse, match and reward one answer for each prompt."""
         return predictions_of(prompts, answers, self.family, self.reward)
 
+    def _gather_for_evaluation(self) -> None:
+        """Gather sharded weights once for all batches: they do not change until `_release_after_evaluation`.
+
+        All processes do so together, also one whose answers are all recorded.
+        """
+        self._evaluation.enter_context(self.gathered_weights())
+
+    def _release_after_evaluation(self) -> None:
+        self._evaluation.close()
+
+    def on_validation_epoch_start(self) -> None:
+        """Gather sharded weights, which every process then holds in full until the last batch is answered."""
+        self._gather_for_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        """Gather sharded weights, as in validation."""
+        self._gather_for_evaluation()
+
+    def on_predict_epoch_start(self) -> None:
+        """Gather sharded weights, as in validation."""
+        self._gather_for_evaluation()
+
+    def on_predict_epoch_end(self) -> None:
+        """Free gathered weights."""
+        self._release_after_evaluation()
+
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:
         """Answer greedily."""
         if batch_idx == 0:
             # Weights do not change during an evaluation.
             self.sampler.synchronise(self.policy, batch)
-        # All processes gather the weights, also one whose answers are all recorded.
-        with self.gathered_weights():
-            answers = complete_answers(
-                batch, self._recorded, self.answer, lambda records: self.encoder(records).to(self.device)
-            )
+        answers = complete_answers(
+            batch, self._recorded, self.answer, lambda records: self.encoder(records).to(self.device)
+        )
         return self.predictions(batch, answers)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> list[Prediction]:  # type: ignore[override]
@@ -296,7 +335,8 @@ class DetectionModule(L.LightningModule, ABC):
         return self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the main COCO metrics, answer statistics and mean rewards."""
+        """Free gathered weights; log the main COCO metrics, answer statistics and mean rewards."""
+        self._release_after_evaluation()
         figures = self._log_metrics("val", every_figure=False)
         self.log("step", float(self.trainer.global_step))
         self.after_validation(figures)
@@ -309,7 +349,8 @@ class DetectionModule(L.LightningModule, ABC):
         """
 
     def on_test_epoch_end(self) -> None:
-        """Log all COCO metrics, answer statistics and mean rewards."""
+        """Free gathered weights; log all COCO metrics, answer statistics and mean rewards."""
+        self._release_after_evaluation()
         self._log_metrics("test", every_figure=True)
 
     def _log_metrics(self, stage: str, every_figure: bool) -> dict[str, Tensor]:

@@ -242,8 +242,12 @@ class PolicySource:
         """
         return self.wrap(self.load_network())
 
-    def load_network(self) -> Any:
-        """The model of transformers with the weights of ``path``, without adapters."""
+    def load_network(self, dtype: torch.dtype | None = None) -> Any:
+        """The model of transformers with the weights of ``path``, without adapters.
+
+        Args:
+            dtype: precision of the weights; None takes that of the settings.
+        """
         quantization = None
         if self.quantize:
             quantization = BitsAndBytesConfig(
@@ -255,7 +259,7 @@ class PolicySource:
             )
         return AutoModelForImageTextToText.from_pretrained(
             self.path,
-            dtype=getattr(torch, self.dtype),
+            dtype=dtype or getattr(torch, self.dtype),
             # Sharing prompts passes a mask of its own, which only this implementation takes unchanged.
             attn_implementation="sdpa",
             quantization_config=quantization,

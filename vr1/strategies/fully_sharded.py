@@ -7,6 +7,11 @@ rollout, and each process decodes by itself. For a 7B in bfloat16 on eight A100 
 60 ms over NVLink where the token itself takes 10, and many times that between machines. The second moves 15 GB once a
 rollout, and holds them while there are no activations. `FullySharded.gathered_weights` does the second. It requires
 that a GPU can hold the weights alone, once, in the precision of the forward: up to about 30B parameters on 80 GB.
+Validation gathers once for all its batches.
+
+**Loading.** The module makes its policies without weights (`vr1.policy.mapped`); they are sharded so, and then each
+process takes its part of each weight from the mapped files, for the policy and for its reference. Beside the shards, a
+process needs memory for its part of one weight.
 
 **Forwards for the loss** stay sharded: each process makes one forward a batch, whatever the lengths, so that all of
 them gather in the same order. Processes wait for the one that samples longest there, and nowhere else.
@@ -41,6 +46,7 @@ from typing_extensions import override
 from vr1.checkpoints.files import StrPath, read_checkpoint
 from vr1.checkpoints.shards import read_shards, write_shards
 from vr1.policy.policy import Policy
+from vr1.strategies.loading import load_shards
 
 
 @runtime_checkable
@@ -53,6 +59,13 @@ class HasPolicies(Protocol):
 
     def policies(self) -> Sequence[Policy]:
         """All policies with weights of their own, that which is trained first: these are sharded."""
+        ...
+
+    def take_weights(self) -> Mapping[str, torch.Tensor]:
+        """The weights of policies that have been made without (device "meta"), by name; empty if they have weights.
+
+        The module gives them away, so that their memory is free after this process has taken its part of each.
+        """
         ...
 
 
@@ -69,9 +82,6 @@ class FullySharded(ModelParallelStrategy):
         sharded_checkpoints: write a folder with the shards of each process instead of one file that the first process
             gathers. This is faster and needs no full model in one host's memory. Both kinds resume on any number of
             processes of this strategy, a file also without it, and ``vr1 export`` reads both.
-
-    Note:
-        Each process reads the full model into host memory before it is sharded.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -95,8 +105,14 @@ class FullySharded(ModelParallelStrategy):
 
     @override
     def setup(self, trainer: "pl.Trainer") -> None:
+        weights = self._module.take_weights()
         for policy in self._module.policies():
+            if isinstance(policy, FSDPModule):
+                # By an earlier run of this trainer.
+                continue
             self._shard(policy)
+            if weights:
+                load_shards(policy, weights, torch.device("cpu") if self._cpu_offload else self.root_device)
             # One forward a batch on every process, whatever the lengths of its prompts.
             policy.set_max_length_ratio(math.inf)
         for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
@@ -134,25 +150,39 @@ class FullySharded(ModelParallelStrategy):
 
     @contextmanager
     def gathered_weights(self) -> Iterator[None]:
-        """A context in which every process has all weights of the policy, so that forwards exchange nothing."""
+        """A context in which every process has all weights of the policy, so that forwards exchange nothing.
+
+        It needs memory for all weights in the precision of the forward on each process. A context within another
+        gathers nothing again. Validation keeps one open from its first batch to its last, since weights do not change
+        meanwhile; a checkpoint that is saved within it would end it early.
+        """
         if self._gathered:
             yield
             return
         policy: Any = self._module.policies()[0]
-        parts = [part for part in policy.modules() if isinstance(part, FSDPModule)]
         policy.set_reshard_after_forward(False)
         # The first forward that FSDP sees must be of the root module, not of a block.
         policy.no_op()
-        for part in parts:
+        for part in _sharded_parts(policy):
             part.unshard()
         self._gathered = True
         try:
             yield
         finally:
-            self._gathered = False
-            policy.set_reshard_after_forward(True)
-            for part in parts:
-                part.reshard()
+            self._free_gathered()
+
+    def _free_gathered(self) -> None:
+        policy: Any = self._module.policies()[0]
+        self._gathered = False
+        policy.set_reshard_after_forward(True)
+        for part in _sharded_parts(policy):
+            part.reshard()
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        # An evaluation that is interrupted does not reach its end.
+        if self._gathered:
+            self._free_gathered()
 
     @override
     def model_to_device(self) -> None:
@@ -228,6 +258,10 @@ class FullySharded(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(_shard_state(state, optimizer))
+
+
+def _sharded_parts(policy: torch.nn.Module) -> list[FSDPModule]:
+    return [part for part in policy.modules() if isinstance(part, FSDPModule)]
 
 
 def _shard_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
