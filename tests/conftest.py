@@ -28,9 +28,14 @@ settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
-def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning would start every later run of several processes at the first one's port, perhaps taken by then."""
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands set for their process must not last until the next test.
+
+    Lightning would start every later run of several processes at the first one's port, perhaps taken by then.
+    """
     monkeypatch.delenv("MASTER_PORT", raising=False)
+    # Every command with a trainer sets it for its process.
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from typing_extensions import override
 import vr1.data
 import vr1.modules.grpo
 import vr1.modules.sft
+from vr1.commands.allocator import use_expandable_segments
 from vr1.commands.console import quiet_console
 from vr1.commands.model_argument import with_model, with_torch_optimizer
 from vr1.commands.output import check_writable, output_folders, place_outputs, share_version, with_out
@@ -168,6 +169,8 @@ class TrainerCommand(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         trainer = self.config.trainer
+        sampler = self.config.model.init_args.get("sampler")
+        use_expandable_segments(None if sampler is None else sampler.get("init_args"))
         place_outputs(trainer, self.arguments)
         share_version(trainer)
         root = trainer.default_root_dir or "."
