@@ -226,6 +226,25 @@ class BoxAdvantage(AdvantageEstimator):
     Raises:
         UserError: a weight is negative, or all are 0, and as `GroupAdvantage`.
 
+    Example:
+        >>> from vr1.rewards import STAGES, Reward
+        >>> from vr1.types import SCORE, Detections, Targets, as_boxes
+        >>> truth = Targets(boxes_xyxy=as_boxes([[0, 0, 10, 10]]), labels=("cat",))
+        >>> answers = [
+        ...     Detections(boxes_xyxy=as_boxes([[0, 0, 10, height]]), labels=("cat",), scores=np.array([SCORE]),
+        ...         well_formed=True, valid=True)
+        ...     for height in (10, 6)
+        ... ]
+        >>> reward = Reward(criterion=STAGES["off"])
+        >>> output = reward(answers, [truth, truth])
+        >>> groups = RewardedGroups(
+        ...     total=output.total[None], terms={name: values[None] for name, values in output.terms.items()},
+        ...     weights=reward.weights, matches=output.matches, criterion=reward.criterion,
+        ... )
+        >>> advantages = BoxAdvantage(answer_weight=0.0)(groups)
+        >>> [values.round(2).tolist() for values in advantages.boxes]  # overlaps of 1.0 and 0.6 with the same object
+        [[1.0], [-1.0]]
+
     Source: ours.
     """
 

@@ -45,7 +45,7 @@ def gather(value: Any) -> list[Any]:
 def die_with_parent(worker: int = 0) -> None:
     """End this process when its parent ends, even if the parent is killed; on Linux only.
 
-    Used as ``preexec_fn`` of the trials of a sweep, which would otherwise continue beside those that replace them, and
+    Used as ``preexec_fn`` of the trials of a sweep, which would otherwise continue next to those that replace them, and
     as ``worker_init_fn`` of data loaders, whose workers would otherwise wait forever.
 
     Args:

@@ -1,5 +1,6 @@
 """Errors that a user can fix, and the messages that say how."""
 
+import difflib
 import inspect
 import re
 import sys
@@ -15,6 +16,8 @@ _PROBLEM = re.compile(
 _KEY = re.compile(r'Parser key "(.+?)":')
 _VALUE = re.compile(r"^ *Given value: ([^{\[\n]\S*)(?:\. Got value: .*)?$", re.MULTILINE)
 _TYPE = re.compile(r"Expected an? <class '(\w+)'>")
+_NO_SUBCLASS = re.compile(r"Import path (\S+) does not correspond to a subclass of (\w+)")
+_NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _SUBTYPE = re.compile(r"<class '([\w.]+\.\w+)'>")
 
 
@@ -100,6 +103,12 @@ def innermost(message: str) -> str:
         ...     - Expected a <class 'NoneType'>
         ...   Given value: abc'''))
         lr: expected float, got 'abc'
+        >>> print(innermost('''Parser key "limit":
+        ...   Errors:
+        ...     - Problem with given class_path 're.Patern':
+        ...         module 're' has no attribute 'Patern'
+        ...   Given value: re.Patern'''))
+        limit (re.Patern): module 're' has no attribute 'Patern'; did you mean re.Pattern?
     """
     message = "\n".join(line for line in message.splitlines() if line.strip())
     problems = sorted(_PROBLEM.finditer(message), key=lambda match: len(match["indent"]))
@@ -111,7 +120,9 @@ def innermost(message: str) -> str:
         keys, kind = ".".join(_KEY.findall(message[: deepest.end()] + detail)), f" ({deepest['name']})"
     if (value := _VALUE.search(detail)) is not None and (expected := _expected(detail, value[1])):
         return f"{keys}: {expected}"
-    detail = " ".join(_KEY.sub("", detail).split())
+    if (other := _NO_SUBCLASS.search(detail)) is not None:
+        return f"{keys}: {_other_kind(detail, *other.groups())}"
+    detail = " ".join(_KEY.sub("", detail).split()) + _similar_name(detail)
     # What is no file is taken for the name of a class.
     if detail.startswith("No module named") and kind.endswith((".yaml)", ".yml)", ".json)")):
         detail = "no such file; check the path"
@@ -127,6 +138,24 @@ def _expected(detail: str, value: str) -> str:
         return f"expected {' or '.join(dict.fromkeys(plain))}, got {value!r}"
     names = sorted({name for path in _SUBTYPE.findall(detail) for name in _subclasses(path)})
     return f"no class {value!r}; known are {', '.join(names)}" if names else ""
+
+
+def _other_kind(detail: str, given: str, kind: str) -> str:
+    """What a setting takes, where a class of another kind was given."""
+    base = re.search(rf"[\w.]+\.{kind}\b", detail)
+    known = ", ".join(sorted(_subclasses(base[0]))) if base else ""
+    return f"{given} is no {kind}" + (f"; known are {known}" if known else "")
+
+
+def _similar_name(detail: str) -> str:
+    """The names of a module that are like a misspelled one."""
+    missing = _NO_ATTRIBUTE.search(detail)
+    if missing is None or missing[1] not in sys.modules:
+        return ""
+    module, name = missing.groups()
+    classes = [key for key, value in inspect.getmembers(sys.modules[module]) if inspect.isclass(value)]
+    similar = difflib.get_close_matches(name, classes, cutoff=0.5)
+    return f"; did you mean {' or '.join(f'{module}.{key}' for key in similar)}?" if similar else ""
 
 
 def _subclasses(path: str) -> list[str]:

@@ -264,6 +264,30 @@ def test_a_class_that_does_not_exist_is_one_line_with_the_valid_names(answers, c
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("given", ["vr1.rewards.Criterion", "vr1.families.Qwen25VL"])
+def test_a_term_of_another_kind_is_one_short_line(answers, capsys, given):
+    assert main(["--completions", str(answers), "--rewards.terms", f"[{given}]"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vr1 score: error: rewards.terms: {given} is no RewardTerm; known are ")
+    assert "DualFormat" in line
+    assert "subtypes" not in line.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting"),
+    [
+        (["--family.help"], "--family"),
+        (["--family.help", "CustomFamily"], "--family.frame"),
+        (["--rewards.help"], "--rewards.criterion"),
+    ],
+)
+def test_the_help_of_a_class_needs_no_answers(capsys, arguments, setting):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert not stop.value.code
+    assert setting in capsys.readouterr().out
+
+
 def test_a_family_is_given_by_its_name(answers):
     assert scored(answers, "--family", "InternVL")[0]["parsed"] == 1
 

@@ -271,6 +271,21 @@ def test_a_number_that_is_none_is_named(value, tmp_path, capsys):
     assert first == f"vr1: error: model.optimizer.lr: expected float, got '{value}'"
 
 
+@pytest.mark.usefixtures("no_loading")
+@pytest.mark.parametrize(
+    ("setting", "given", "meant"),
+    [
+        ("--trainer.callbacks+", "callbacks.RuleRefinment", "callbacks.RuleRefinement"),
+        ("--model.loss", "vr1.losses.GPRO", "vr1.losses.GRPO"),
+    ],
+)
+def test_a_misspelled_class_is_answered_with_those_that_are_like_it(setting, given, meant, tmp_path, capsys):
+    assert run(tmp_path, "fit", "--config", CONFIGS / "demo.yaml", setting, given) == 2
+    first, _ = capsys.readouterr().err.splitlines()
+    assert f"({given}): module" in first
+    assert meant in first.partition("; did you mean ")[2].removesuffix("?").split(" or ")
+
+
 @pytest.mark.parametrize(
     ("setting", "value"), [("devices", "foo"), ("devices", "-7"), ("strategy", "foo"), ("accelerator", "foo")]
 )

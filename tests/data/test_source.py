@@ -1,6 +1,7 @@
 """Records cached in memory, and records that take the place of unreadable ones."""
 
 import pickle
+import traceback
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,6 +14,7 @@ from vr1.data import SceneDataModule, SceneSource, SceneStyle
 from vr1.data.mixture import SetsSource
 from vr1.data.selection import SelectedSource
 from vr1.data.source import CachedDataset
+from vr1.errors import user_message
 
 
 class Counting(Dataset):
@@ -37,6 +39,37 @@ def test_cached_records_are_read_once():
     assert [source.reads.count(index) for index in (2, 0, 3)] == [1, 1, 1]
     assert source.reads.count(1) == 6
     assert len(cached) == 4
+
+
+class Faulty(Dataset):
+    """A data set of the user, with a fault in its code that one record meets."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise KeyError("boxes")
+        return self.source[index]
+
+
+class FaultyDataModule(SceneDataModule):
+    def read(self, split):
+        return Faulty(super().read(split))
+
+
+@pytest.mark.parametrize(("workers", "cache_records"), [(0, 0), (0, 9), (1, 0)])
+def test_an_error_of_a_data_set_of_the_user_names_the_record(source, tmp_path, workers, cache_records):
+    settings = {"train_scenes": 4, "val_scenes": 1, "batch_size": 2, "seed": 3, "cache_records": cache_records}
+    with pytest.raises(KeyError) as raised:
+        trainer(tmp_path, max_steps=2).fit(build(source, seed=2), FaultyDataModule(**settings, num_workers=workers))
+    # A worker process passes an error on as its traceback in text.
+    text = "".join(traceback.format_exception(raised.value)).replace("\\n", "\n")
+    assert "\nthis was record 2 of Faulty\n" in text
+    assert user_message(raised.value) is None, "the traceback stays: it is a fault in the user's code"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

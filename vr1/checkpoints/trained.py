@@ -15,7 +15,7 @@ from vr1.policy.loading import PolicySource
 from vr1.policy.policy import Policy
 
 _PREFIX = "policy."
-# What peft writes beside adapters.
+# What peft writes next to the adapters.
 _ADAPTERS = "adapter_config.json"
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from vr1.checkpoints.shards import REST
 from vr1.errors import UserError
 
-# What Lightning takes for --ckpt_path beside files; `last` is resolved here.
+# What Lightning takes for --ckpt_path in place of a file; `last` is resolved here.
 _KEYWORDS = ("best", "hpc", "registry")
 _LISTED = 8
 WANDB_KEY = "vr1_wandb"

@@ -111,7 +111,7 @@ class TrainerCommand(LightningCLI):
     """The trainer, module and data of one command, checked before any model is loaded.
 
     Attributes:
-        config: the settings, as they are saved beside the results.
+        config: the settings, as they are saved with the results.
         trainer: the trainer.
         model: the module, without weights.
         datamodule: the data module.
@@ -263,7 +263,7 @@ def _null(argument: str) -> str:
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Saves the settings of a run beside its results, and in Weights & Biases where that is used.
+    """Saves the settings of a run with its results, and in Weights & Biases where that is used.
 
     Args:
         parser: what parsed the settings.

@@ -12,7 +12,7 @@ from vr1.data.accumulation import batches_of_whole_steps, batches_per_step
 from vr1.data.refused import Refusal, leave_out_refused
 from vr1.data.sampler import RepeatedBatches, TrainingLoader
 from vr1.data.selection import Selection, select
-from vr1.data.source import CachedDataset, RecordSource
+from vr1.data.source import CachedDataset, NamedErrors, RecordSource
 from vr1.distributed import data_share, die_with_parent
 from vr1.errors import UserError
 from vr1.seeding import run_seed
@@ -182,7 +182,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
             self._batches(source)
         if self.trainer is not None:
             # The record whose prompt is the longest, as far as that is known without decoding all of them.
-            self._module().encoder([source[source.largest if isinstance(source, RecordSource) else 0]])
+            self._module().encoder([NamedErrors(source)[source.largest if isinstance(source, RecordSource) else 0]])
 
     def train_dataloader(self) -> TrainingLoader:
         """Training batches; each is repeated for as many updates as the module makes from one rollout."""
@@ -241,7 +241,8 @@ class RecordDataModule(L.LightningDataModule, ABC):
         )
 
     def _cached(self, source: Any) -> Any:
-        return CachedDataset(source, self.cache_records) if self.cache_records else source
+        named = NamedErrors(source)
+        return CachedDataset(named, self.cache_records) if self.cache_records else named
 
     def _module(self) -> TrainedModule:
         assert self.trainer is not None

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from vr1.data.images import ImageError
 from vr1.data.validation import Problems
+from vr1.errors import UserError
 from vr1.types import DetectionRecord, Replacement
 
 _log = logging.getLogger(__name__)
@@ -165,4 +166,40 @@ class CachedDataset(Dataset[DetectionRecord]):
             if len(self._records) < self.capacity:
                 record.image.load()
                 self._records[index] = record
+        return record
+
+
+class NamedErrors(Dataset[DetectionRecord]):
+    """A source whose errors name the record, whatever a source of the user raises.
+
+    Args:
+        source: records by index.
+
+    Example:
+        >>> class Mine:
+        ...     def __getitem__(self, index):
+        ...         raise KeyError("boxes")
+        >>> try:
+        ...     NamedErrors(Mine())[7]
+        ... except KeyError as error:
+        ...     print(error.__notes__)
+        ['this was record 7 of Mine']
+    """
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> DetectionRecord:
+        """Read record ``index``. A `UserError` names its record itself, and memory runs out at any record."""
+        try:
+            record: DetectionRecord = self.source[index]
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:
+            origin = f" ({self.source.origin(index)})" if isinstance(self.source, RecordSource) else ""
+            error.add_note(f"this was record {index} of {type(self.source).__name__}{origin}")
+            raise
         return record

@@ -1,4 +1,4 @@
-"""Rewards of the overlap beside the paper's: plain IoU, dynamic IoU, and average precision of one answer.
+"""Rewards of the overlap other than the paper's: plain IoU, dynamic IoU, and average precision of one answer.
 
 Shape letters: N predicted and M true boxes of one category.
 """

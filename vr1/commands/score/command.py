@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from vr1.errors import report_user_error
 
 STAGES = ("beginner", "advanced", "off")
+_CLASS_HELP = {"--family.help", "--rewards.help"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,7 +19,8 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit status: 0, or 2 after a one-line message for an error that the user can fix.
     """
-    parser = _parser()
+    # The help of a class needs no answers.
+    parser = _parser(needs_answers=not _CLASS_HELP.intersection(argument.partition("=")[0] for argument in argv))
     settings, class_arguments = parser.parse_known_args(argv)
     # Imported here, so that --help does not wait for torch.
     from vr1.commands.class_arguments import rewards_and_family
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(needs_answers: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vr1 score",
         allow_abbrev=False,
@@ -50,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--completions",
-        required=True,
+        required=needs_answers,
         metavar="FILE",
         help="recorded answers, one JSON object a line, with the fields completion (the text as the model wrote it),"
         " boxes_xyxy (the true boxes as [[x1, y1, x2, y2], ...] in image pixels), labels (one text for each of them),"
