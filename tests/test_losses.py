@@ -1,10 +1,13 @@
 """Losses against values computed by hand and against an independent implementation in plain Python."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from vr1.errors import UserError
 from vr1.losses import CISPO, GRPO, GSPO, DrGRPO, PolicyTerms, TokenMean, k3
 
 
@@ -114,6 +117,30 @@ def test_losses_equal_their_definitions(batch, loss, sequence, average):
     value.backward()
     assert (log_probs.grad[~mask] == 0).all()
     assert (log_probs.grad[mask] != 0).any()
+
+
+@pytest.mark.parametrize("loss", [GRPO, TokenMean, GSPO, CISPO, partial(DrGRPO, 6)])
+def test_an_entropy_bonus(batch, loss):
+    """It lowers the loss by the entropies, averaged as the loss averages its tokens."""
+    log_probs, old, advantages, mask, reference = batch
+    entropy = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    given = replace(terms(log_probs, old, advantages, mask, reference), entropy=entropy)
+    plain, bonus = loss(), loss(entropy_coef=0.3)
+    difference = plain(given)[0] - bonus(given)[0]
+    per_completion = [float(entropy[b, g][mask[b, g]].detach().sum()) for b in range(3) for g in range(4)]
+    lengths = mask.sum(-1).flatten().tolist()
+    if isinstance(plain, TokenMean):
+        mean = sum(per_completion) / sum(lengths)
+    elif isinstance(plain, DrGRPO):
+        mean = sum(per_completion) / 6 / 12
+    else:
+        mean = sum(total / n for total, n in zip(per_completion, lengths, strict=True)) / 12
+    assert float(difference.detach()) == pytest.approx(0.3 * mean, rel=1e-4)
+    [gradient] = torch.autograd.grad(bonus(given)[0], entropy)
+    assert (gradient[mask] < 0).all()
+    assert (gradient[~mask] == 0).all()
+    with pytest.raises(UserError, match=r"entropy_coef=-0\.1 must not be negative"):
+        loss(entropy_coef=-0.1)
 
 
 def test_cispo_weighs_the_gradient_of_every_token(batch):

@@ -1,7 +1,8 @@
 """Log-probabilities and advantages -> loss: the members of the GRPO family.
 
-All of them maximise ``min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)`` and penalise the KL divergence to
-the reference; they differ in the unit of the ratio (token or sequence) and in how tokens are averaged.
+All of them maximise ``min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A)``, penalise the KL divergence to the
+reference, and can reward entropy; they differ in the unit of the ratio (token or sequence) and in how tokens are
+averaged.
 
 Shape letters: B prompts, G group size, C completion tokens.
 """
@@ -27,6 +28,7 @@ class PolicyTerms:
         advantages: ``[B, G]`` float32 of the completions, or ``[B, G, C]`` of their tokens.
         mask: ``[B, G, C]`` bool, true on the tokens that count.
         sampler_log_probs: ``[B, G, C]`` float32 as the sampler computed them; only a correction needs them.
+        entropy: ``[B, G, C]`` float32 of the tokens' distributions, with gradient; only an entropy bonus needs it.
     """
 
     log_probs: Tensor
@@ -35,6 +37,7 @@ class PolicyTerms:
     advantages: Tensor
     mask: Tensor
     sampler_log_probs: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 def k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
@@ -71,12 +74,15 @@ class PolicyLoss(ABC):
             kernels, 16-bit numbers): ``none``; of each ``token``, ``p_training / p_sampler``; or of each ``sequence``,
             their product. They weigh the policy gradient, not the KL term.
         correction_bound: larger weights are set to this.
+        entropy_coef: weight of an entropy bonus, which keeps the answers of a group different; 0 has none, 0.001
+            to 0.01 is usual.
 
     Raises:
         UserError: a negative coefficient, ``clip_low`` of 1 or more, a ``correction_bound`` of 0 or less, or an unknown
             ``correction``.
 
-    Source: truncated importance sampling, Yao et al., https://fengyao.notion.site/off-policy-rl.
+    Source: truncated importance sampling, Yao et al., https://fengyao.notion.site/off-policy-rl; entropy bonus, Mnih et
+    al., arXiv 1602.01783.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class PolicyLoss(ABC):
         mask_truncated: bool = False,
         correction: Literal["none", "token", "sequence"] = "none",
         correction_bound: float = 2.0,
+        entropy_coef: float = 0.0,
     ) -> None:
         if kl_coef < 0:
             raise UserError(f"loss: kl_coef={kl_coef} must not be negative; 0 trains without a reference")
@@ -99,7 +106,9 @@ class PolicyLoss(ABC):
             raise UserError(f"loss: correction={correction!r} must be 'none', 'token' or 'sequence'")
         if not correction_bound > 0:
             raise UserError(f"loss: correction_bound={correction_bound} must be above 0; 2 is usual")
-        self.mask_truncated = mask_truncated
+        if entropy_coef < 0:
+            raise UserError(f"loss: entropy_coef={entropy_coef} must not be negative; 0 has no entropy bonus")
+        self.mask_truncated, self.entropy_coef = mask_truncated, entropy_coef
         self.correction, self.correction_bound = correction, correction_bound
 
     def __call__(self, terms: PolicyTerms) -> tuple[Tensor, dict[str, Tensor]]:
@@ -136,6 +145,9 @@ class PolicyLoss(ABC):
             kl = k3(terms.log_probs, terms.reference_log_probs)
             per_token = per_token + self.kl_coef * kl
             metrics["kl"] = (kl.detach() * mask).sum() / count
+        if self.entropy_coef:
+            assert terms.entropy is not None, "an entropy bonus needs the entropies"
+            per_token = per_token - self.entropy_coef * terms.entropy
         return self.total(per_token * mask, mask) / self.weight(mask).clamp(min=1), metrics
 
     def log_ratio(self, terms: PolicyTerms) -> Tensor:

@@ -225,6 +225,18 @@ def test_loss_is_weighed_by_completions_and_figures_by_tokens(source, tmp_path):
         assert shared[f"grpo/{name}"] == pytest.approx(alone[f"grpo/{name}"] / 4), name
 
 
+def test_an_entropy_bonus_keeps_the_entropy_up(source, tmp_path):
+    """The same rewards and tokens in the first step; after some steps the distributions are wider."""
+    entropies = []
+    for coefficient in (0.0, 1.0):
+        logged = Logged()
+        fit(build(source, loss=GRPO(kl_coef=0.0, entropy_coef=coefficient)), tmp_path, logged, steps=4)
+        entropies.append([row["grpo/entropy"] for row in logged.rows])
+    without, bonus = entropies
+    assert bonus[0] == pytest.approx(without[0])
+    assert bonus[-1] > without[-1] + 1e-3
+
+
 def test_two_modules_of_one_process_have_states_of_their_own(source, tmp_path):
     first, second = build(source), build(source)
     fit(first, tmp_path, steps=1)

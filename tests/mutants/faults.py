@@ -75,8 +75,8 @@ FAULTS = [
         ("if rollout.old_log_probs is None:", "if True:"),
         ("rollout.old_log_probs = log_probs.detach()", "rollout.old_log_probs = log_probs"),
         (
-            "batch, rollout.tokens, rollout.mask, self.sampling.temperature, rollout.take_prefix()",
-            "batch, rollout.tokens, rollout.mask, 1.0, rollout.take_prefix()",
+            "self.sampling.temperature,\n                rollout.take_prefix(),",
+            "1.0,\n                rollout.take_prefix(),",
         ),
         (
             "return self.reference.log_probs(batch, tokens, mask, self.sampling.temperature)",
@@ -216,7 +216,7 @@ FAULTS = [
         _UPDATES,
         ("logits = logits / temperature", "logits = logits * temperature"),
         ("if temperature != 1:", "if temperature > 1:"),
-        ("entropy = total - torch.softmax(logits, dim=-1)", "entropy = total + torch.softmax(logits, dim=-1)"),
+        ("entropy = total - _expected(logits)", "entropy = total + _expected(logits)"),
     ),
     *_faults(
         "vr1/rollout/sampling.py",

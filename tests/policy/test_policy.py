@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -108,6 +109,36 @@ def test_entropy_is_that_of_the_distribution(source, prompts, ragged_completions
     vocabulary = torch.tensor(float(policy.base.lm_head.weight.shape[0]))
     torch.testing.assert_close(entropy[mask], vocabulary.log().expand(int(mask.sum())))
     torch.testing.assert_close(log_probs[mask], -entropy[mask])
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "a row per completion"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropy_has_a_gradient_where_a_loss_needs_it(source, prompts, ragged_completions, shared, temperature):
+    """Against torch's own distribution on the logits of one full forward per completion."""
+    tokens, mask = ragged_completions
+    policy = replace(source, share_prompt=shared).load()
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    _, without = policy.log_probs(prompts, tokens, mask, temperature)
+    assert not without.requires_grad
+    _, entropy = policy.log_probs(prompts, tokens, mask, temperature, entropy_gradient=True)
+    torch.testing.assert_close(entropy, without)
+    weights = torch.linspace(0.5, 1.5, mask.numel()).view(mask.shape)
+    ours = torch.autograd.grad((entropy * weights)[mask].sum(), parameters, allow_unused=True)
+    with mock.patch.object(torch, "log_softmax", _entropies):
+        expected = plain_log_probs(policy, prompts, tokens, mask, temperature)
+    assert relative_difference(entropy[mask], expected[mask]) < 1e-5
+    theirs = torch.autograd.grad((expected * weights)[mask].sum(), parameters, allow_unused=True)
+    for own, other in zip(ours, theirs, strict=True):
+        assert (own is None) == (other is None)
+        if own is not None:
+            assert float((own - other).abs().max()) < 1e-4 * max(1.0, float(other.abs().max()))
+    with torch.no_grad():
+        assert not policy.log_probs(prompts, tokens, mask, temperature, entropy_gradient=True)[1].requires_grad
+
+
+def _entropies(logits, _):
+    """In place of log-probs: the entropy of each distribution, for whichever token is read of them."""
+    return torch.distributions.Categorical(logits=logits).entropy()[:, None].expand(logits.shape)
 
 
 def test_image_placeholders_are_forbidden(source):

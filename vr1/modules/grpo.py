@@ -187,7 +187,12 @@ class GRPOModule(DetectionModule):
 
         with self._times.measure("policy_forward"):
             log_probs, entropy = self.policy.log_probs(
-                batch, rollout.tokens, rollout.mask, self.sampling.temperature, rollout.take_prefix()
+                batch,
+                rollout.tokens,
+                rollout.mask,
+                self.sampling.temperature,
+                rollout.take_prefix(),
+                entropy_gradient=self.loss.entropy_coef > 0,
             )
             if rollout.old_log_probs is None:
                 # The first update is on policy.
@@ -201,12 +206,13 @@ class GRPOModule(DetectionModule):
                     advantages=rollout.advantages,
                     mask=rollout.mask,
                     sampler_log_probs=rollout.sampler_log_probs,
+                    entropy=entropy,
                 )
             )
         self.training_state.timer.add_tokens(rollout.mask.sum())
         loss = loss * self.share_of(self.loss.weight(rollout.mask))
         share = self.share_of(rollout.mask.sum())
-        per_token = {**metrics, "entropy": mean_where(entropy, rollout.mask)}
+        per_token = {**metrics, "entropy": mean_where(entropy.detach(), rollout.mask)}
         figures = {name: value * share for name, value in per_token.items()}
         self._log("grpo", {**figures, "loss": loss.detach()}, len(batch))
         if times_are_read(self.trainer, batch_idx, self.device):

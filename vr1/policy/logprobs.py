@@ -18,7 +18,11 @@ _CHUNK = 1024
 
 
 def token_log_probs(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of tokens and entropies of their distributions, in chunks, so that few logits exist at a time.
 
@@ -30,9 +34,10 @@ def token_log_probs(
         hidden: ``[T, D]``.
         targets: ``[T]`` int64.
         temperature: the temperature that the tokens were sampled with.
+        entropy_gradient: whether the entropies have a gradient.
 
     Returns:
-        Log-probs ``[T]`` float32, and entropies ``[T]`` float32 without gradient.
+        Log-probs ``[T]`` float32, and entropies ``[T]`` float32.
 
     Example:
         >>> log_probs, entropy = token_log_probs(lambda logits: logits, torch.zeros(2, 4), torch.tensor([0, 3]), 1.0)
@@ -47,8 +52,8 @@ def token_log_probs(
         total = logits.logsumexp(-1)
         log_probs = logits.gather(-1, target[:, None])[:, 0] - total
         # Last: recomputation in backward stops once it has all that backward needs.
-        with torch.no_grad():
-            entropy = total - torch.softmax(logits, dim=-1).mul_(logits).sum(-1)
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropy = total - _expected(logits)
         return log_probs, entropy
 
     parts = [
@@ -58,8 +63,21 @@ def token_log_probs(
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
+def _expected(logits: Tensor) -> Tensor:
+    """The mean logit ``[T]`` under the distribution that the logits ``[T, V]`` define."""
+    probabilities = torch.softmax(logits, dim=-1)
+    # In place where no backward needs the probabilities: they are as large as the logits.
+    product = probabilities * logits if probabilities.requires_grad else probabilities.mul_(logits)
+    return product.sum(-1)
+
+
 def unshared_log_probs(
-    network: Any, prompts: PromptBatch, tokens: Tensor, mask: Tensor, temperature: float
+    network: Any,
+    prompts: PromptBatch,
+    tokens: Tensor,
+    mask: Tensor,
+    temperature: float,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of completions by transformers' forward, one row per completion, image and prompt included.
 
@@ -69,6 +87,7 @@ def unshared_log_probs(
         tokens: ``[B, G, C]`` int64.
         mask: ``[B, G, C]`` bool.
         temperature: the temperature that the tokens were sampled with.
+        entropy_gradient: whether the entropies have a gradient.
 
     Returns:
         Log-probs and entropies, as `vr1.policy.policy.Policy.log_probs` returns them.
@@ -94,7 +113,9 @@ def unshared_log_probs(
             # The last of these predicts the token after the answer.
             logits_to_keep=length + 1,
         ).logits[:, :-1]
-        values, entropy = token_log_probs(Tensor.float, logits[present], answers[present], temperature)
+        values, entropy = token_log_probs(
+            Tensor.float, logits[present], answers[present], temperature, entropy_gradient
+        )
         empty = torch.zeros(mask[row].shape, device=mask.device)
         log_probs.append(empty.masked_scatter(mask[row], values))
         entropies.append(empty.masked_scatter(mask[row], entropy))

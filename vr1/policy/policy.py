@@ -202,7 +202,13 @@ class Policy(nn.Module):
         return self.architecture.logits(self.base, hidden)
 
     def log_probs(
-        self, prompts: PromptBatch, tokens: Tensor, mask: Tensor, temperature: float = 1.0, prefix: Prefix | None = None
+        self,
+        prompts: PromptBatch,
+        tokens: Tensor,
+        mask: Tensor,
+        temperature: float = 1.0,
+        prefix: Prefix | None = None,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of every completion token; image and prompt are computed once per group if they can be.
 
@@ -212,12 +218,13 @@ class Policy(nn.Module):
             mask: ``[B, G, C]`` bool, true on tokens that count: the first tokens of a completion, or none of them.
             temperature: the temperature that the tokens were sampled with.
             prefix: the result of `prefill` with the present weights; None computes it.
+            entropy_gradient: whether the entropies have a gradient, for a loss with an entropy bonus.
 
         Returns:
-            Log-probs ``[B, G, C]`` float32 and entropies ``[B, G, C]`` float32 without gradient; 0 outside the mask.
+            Log-probs ``[B, G, C]`` float32 and entropies ``[B, G, C]`` float32; 0 outside the mask.
         """
         if not self.shares_prompt:
-            return unshared_log_probs(self.network, prompts, tokens, mask, temperature)
+            return unshared_log_probs(self.network, prompts, tokens, mask, temperature, entropy_gradient)
         prefix = self.prefill(prompts) if prefix is None else prefix
         present = mask if bool(mask.any()) else _one_token(mask)
         prompt, _, place = present.nonzero(as_tuple=True)
@@ -226,7 +233,7 @@ class Policy(nn.Module):
         states = self.hidden_states(inputs, positions, CompletionAttention(prefix, present))[0]
         # The prompt's last token predicts the first of a completion; each other token is predicted by the one before.
         predicting = torch.where((place == 0)[:, None], prefix.state[prompt], states.roll(1, dims=0))
-        values, entropy = token_log_probs(self.logits, predicting, tokens[present], temperature)
+        values, entropy = token_log_probs(self.logits, predicting, tokens[present], temperature, entropy_gradient)
         empty = torch.zeros(mask.shape, device=mask.device)
         return empty.masked_scatter(mask, values), empty.masked_scatter(mask, entropy)
 
