@@ -4,7 +4,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 
 class SaveAt(Checkpoint):
-    """Saves after the optimizer step ``step``: in the hook of the ``batch``, the ``validation`` or the ``epoch``.
+    """Saves after the optimizer step ``step``: at the end of the ``batch``, ``validation``, ``epoch`` or ``training``.
 
     As Lightning's own checkpoints it comes behind the other callbacks.
     """
@@ -26,3 +26,6 @@ class SaveAt(Checkpoint):
 
     def on_train_epoch_end(self, trainer, *_):
         self._save("epoch", trainer)
+
+    def on_train_end(self, trainer, *_):
+        self._save("training", trainer)

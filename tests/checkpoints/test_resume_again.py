@@ -26,7 +26,11 @@ class Records(Callback):
     """The records of every optimizer step, by its number, and Lightning's counts after it."""
 
     def __init__(self):
-        self.steps, self.counts = {}, {}
+        self.steps, self.counts, self.epochs = {}, {}, []
+
+    def on_train_epoch_end(self, trainer, module):
+        # The last one is cut off where the steps run out.
+        self.epochs.append((trainer.current_epoch, trainer.global_step))
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         self.steps.setdefault(trainer.global_step, []).extend(record.image_id for record in batch.records)
@@ -111,6 +115,27 @@ def test_other_accumulation_goes_on_with_the_same_records_and_counts(source, tmp
         assert records == whole.steps[number], f"step {number}"
     for number, counts in resumed.counts.items():
         assert counts == whole.counts[number], f"after step {number}"
+
+
+@pytest.mark.parametrize("hook", ["epoch", "training"])
+@pytest.mark.parametrize(("last", "accumulate"), [(3, 1), (8, 1), (11, 1), (16, 1), (3, 2), (4, 2), (6, 2)])
+def test_a_finished_training_goes_on_as_one_that_was_longer_from_the_start(source, tmp_path, last, accumulate, hook):
+    """Eight batches an epoch; the steps run out within one of the first two epochs, or with it. No validation."""
+
+    def run(steps, **settings):
+        return fit(sft(source), tmp_path, steps, accumulate=accumulate, **settings)
+
+    file = tmp_path / "stop.ckpt"
+    total = last + 10 // accumulate
+    whole = run(total)
+    run(last, save=(last, file, hook))
+    resumed = run(total, ckpt_path=file)
+    assert sorted(resumed.steps) == list(range(last, total))
+    for number, records in resumed.steps.items():
+        assert records == whole.steps[number], f"step {number}"
+    for number, counts in resumed.counts.items():
+        assert counts == whole.counts[number], f"after step {number}"
+    assert resumed.epochs == whole.epochs[-len(resumed.epochs) :]
 
 
 def test_a_batch_that_is_not_completed_stays_one():

@@ -183,6 +183,32 @@ def restore_gradients(parameters: Iterable[tuple[str, Parameter]], gradients: Ma
         parameter.grad = gradient
 
 
+def continue_epoch(checkpoint: dict[str, Any]) -> None:
+    """Correct the counts of Lightning's loops in a checkpoint of a finished training, so that a longer one resumes it.
+
+    Lightning counts an epoch as finished where the steps ran out in it, and would begin the next one. After an epoch
+    without validation it still counts the batches of that epoch, so that the next one would be over at once.
+
+    Args:
+        checkpoint: the checkpoint that is loaded; changed in place.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    states = loop.get("state_dict", {}).get("combined_loader", [])
+    if not states or "batches_of_epoch" not in states[0]:
+        return
+    epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    if epochs["total"]["processed"] < epochs["total"]["started"]:
+        return
+    # Lightning knows the last batch too, but not in an epoch that was itself resumed.
+    cut = 0 < states[0]["batches"] < states[0]["batches_of_epoch"] and not batches["is_last_batch"]
+    for counts in (epochs["total"], epochs["current"]):
+        counts["processed"] = counts["completed"] = counts["started"] - int(cut)
+    checkpoint["epoch"] = epochs["current"]["processed"]
+    if not cut:
+        batches["current"].update(dict.fromkeys(_BATCHES, 0))
+        batches["is_last_batch"] = False
+
+
 def reshard_rollouts(pieces: Sequence[Sequence[dict[str, Any]]], window: int, world: int) -> list[list[dict[str, Any]]]:
     """Distribute the saved rollouts of one optimizer step among the present batches and processes.
 

@@ -186,6 +186,7 @@ class TrainingLoader:
             "epoch": batches.epoch,
             "lightning_epoch": self._lightning_epoch,
             "batches": self._received,
+            "batches_of_epoch": len(batches),
             "window": batches.window,
             "order": {name: getattr(batches, name) for name in _ORDER},
         }

@@ -22,6 +22,7 @@ from vr1.checkpoints.state import (
     add_gradients,
     add_run,
     check_weights,
+    continue_epoch,
     drop_base,
     gradients_of,
     restore_gradients,
@@ -207,6 +208,7 @@ class DetectionModule(L.LightningModule, ABC):
         """Check that the weights belong to this policy, and read what `on_save_checkpoint` stored."""
         check_weights(checkpoint, self.policy, self.source)
         self.strict_loading = not self.policy.has_adapters
+        continue_epoch(checkpoint)
         adapt_window(checkpoint, batches_per_step(self.trainer, checkpoint["epoch"]))
         self._random_states = checkpoint.get("vr1_random_states", [])
         if self.trainer.state.fn == TrainerFn.FITTING:
