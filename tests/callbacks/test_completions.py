@@ -90,6 +90,15 @@ def test_sampled_groups(logger, tmp_path):
         ]
 
 
+def test_every_answer_of_several_groups_has_its_own_boxes(logger, tmp_path):
+    callback = Completions(every_n_steps=2, num_prompts=2, num_validation=0)
+    trainer(tmp_path, [callback], logger=logger, max_steps=2).fit(WithGroups())
+    [(_, _, rows, _)] = logger.tables
+    found = [row[0]._boxes.get("predictions") for row in rows]
+    advantages = [[box["scores"]["box advantage"] for box in boxes._val] if boxes else [] for boxes in found]
+    assert advantages == [[0.0], [], [2.0], [3.0], [], [5.0]]
+
+
 def test_an_accumulated_step_that_is_resumed_is_not_shown_twice(logger, tmp_path):
     settings = {"enable_checkpointing": True, "accumulate_grad_batches": 2, "logger": logger}
     saving = ModelCheckpoint(tmp_path, filename="two", every_n_train_steps=2)

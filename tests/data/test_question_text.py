@@ -50,3 +50,10 @@ def test_names_with_commas_that_are_known():
     )
     assert parse_question(question).categories[:3] == ("bowl", "cup", "small")
     assert parse_question("The category set includes cup.", ["up", "cup, small"]).categories == ("cup",)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_longest_of_several_known_names_counts(turned):
+    names = ("cup, red", "cup, red, large", "plate")
+    question = f"Locate. The category set includes {', '.join(names)}."
+    assert parse_question(question, names[::-1] if turned else names).categories == names

@@ -38,7 +38,9 @@ def make_run(folder, *, lr=0.1, last=0.3, galleries=3, size=(900, 500)):
     (folder / "before_after.json").write_text(json.dumps(compared))
     (folder / "gallery").mkdir()
     for index in range(galleries):
-        Image.effect_noise(size, 80).convert("RGB").save(folder / "gallery" / f"step_{index * 2:06d}.png")
+        picture = Image.effect_noise(size, 80).convert("RGB")
+        # Noise cannot be compressed, and trying takes time.
+        picture.save(folder / "gallery" / f"step_{index * 2:06d}.png", compress_level=1)
     return folder
 
 
