@@ -40,14 +40,21 @@ class CountDispatches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        # Views launch nothing on a device.
-        if not func.is_view:
+        result = func(*args, **(kwargs or {}))
+        # Views launch nothing on a device. Operators such as `to` and `reshape` are called views, and copy or not.
+        if not func.is_view or not _is_view(result, args):
             self.calls[name] += 1
         masks = name in ("index", "index_put", "index_put_") and any(
             isinstance(part, Tensor) and part.dtype == torch.bool for part in args[1]
         )
         self.waits += name in _WAITS or masks
-        return func(*args, **(kwargs or {}))
+        return result
+
+
+def _is_view(result: Any, args: Any) -> bool:
+    """Whether an operator has returned memory of its first argument."""
+    parts = result if isinstance(result, (list, tuple)) else [result]
+    return all(part.untyped_storage()._cdata == args[0].untyped_storage()._cdata for part in parts)
 
 
 def run(bench: Bench) -> None:

@@ -19,9 +19,11 @@ from vr1.commands.plan.needs import Needs, needs_of
 from vr1.commands.plan.predict import predict
 from vr1.families import Qwen25VL
 from vr1.policy import Lora
+from vr1.policy.attention import Scores
 from vr1.policy.tiny import build_processor, build_tokenizer
 from vr1.prompts import PromptEncoder
 from vr1.rollout.cache import GroupCache, cache_capacity
+from vr1.rollout.weights import dequantized_bytes
 from vr1.types import Prefix
 
 
@@ -80,6 +82,20 @@ def test_four_bits_are_those_of_bitsandbytes(needs):
     assert predict(replace(needs, policy=source)).moments["policy"]["weights"] == pytest.approx(size, rel=0.02)
 
 
+def test_dequantized_weights_are_those_of_a_rollout(needs):
+    source = replace(needs.policy, lora=Lora(rank=4), quantize="nf4")
+    copies = dequantized_bytes(source.load())
+    plans = {
+        form: predict(replace(needs, policy=replace(source, rollout_weights=form)))
+        for form in ("auto", "quantized", "dequantized")
+    }
+    assert {form: plan.dequantized for form, plan in plans.items()} == {
+        "auto": copies, "quantized": 0, "dequantized": 0
+    }  # fmt: skip
+    assert "dequantized weights" not in plans["auto"].moments["rollout"]
+    assert plans["dequantized"].moments["rollout"]["dequantized weights"] == copies
+
+
 @pytest.mark.parametrize(
     ("optimizer", "bytes_each"),
     [(partial(torch.optim.SGD, lr=1), 0), (torch.optim.AdamW, 8), (bitsandbytes.optim.PagedAdamW8bit, 2.03)],
@@ -128,7 +144,7 @@ def test_a_cache_allocates_its_capacity(tokens):
     cache = GroupCache(prefix, group)
     with LiveBytes() as live:
         for _ in range(tokens):
-            cache.attend(0, query, own)
+            cache.attend(0, query, own, Scores(0.3))
     assert live.now == 4 * 2 * rows * kv_heads * width * cache_capacity(tokens)
 
 

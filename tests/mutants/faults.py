@@ -476,9 +476,11 @@ FAULTS = [
     *_faults(
         "vr1/rollout/cache.py",
         "tests/rollout/test_cache.py",
-        ("max(self._length - window, 0)", "max(self._length - window - 1, 0)"),
-        ("to_prompt.shape[2] + self._length - window", "self._length - window"),
-        ("(torch.tanh(part / cap) * cap for part in", "(torch.tanh(part / cap) for part in"),
+        ("max(scores.shape[2] - window, 0)", "max(scores.shape[2] - window - 1, 0)"),
+        ("scores[..., : max(scores.shape[2] - window", "scores[..., : max(self._length - window"),
+        ("torch.tanh(found / scores.cap) * scores.cap", "torch.tanh(found / scores.cap)"),
+        ("hidden | (distance >= window)", "hidden | (distance > window)"),
+        ("self.slot + self._prompt_width - torch.arange(", "self.slot + self._prompt_width + 1 - torch.arange("),
     ),
     *_faults(
         "vr1/griffon/model.py",
@@ -546,9 +548,9 @@ FAULTS = [
         ("probabilities.gather(-1, token[:, None])[:, 0].log()", "probabilities.amax(-1).log()"),
     ),
     *_faults(
-        "vr1/rollout/shared.py",
+        "vr1/rollout/rows.py",
         ("tests/rollout/test_generate.py", "tests/rollout/test_shared.py"),
-        ("chosen.masked_fill(~running, 0.0)", "chosen"),
+        ("log_probs.masked_fill(~self.running, 0.0)", "log_probs"),
     ),
     *_faults(
         "vr1/modules/evaluation.py",

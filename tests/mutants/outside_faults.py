@@ -142,15 +142,15 @@ FAULTS = (
     # vr1/rollout
     Fault("vr1/rollout/sampling.py", "top_p - 1e-9", "top_p", ("tests/rollout/test_sampling.py",)),
     Fault(
-        "vr1/rollout/shared.py",
-        "ended = (sampled[:, None] == ends).any(1) & running",
-        "ended = (sampled[:, None] == ends).any(1)",
+        "vr1/rollout/rows.py",
+        "self._lengths.add_(self.running)",
+        "self._lengths.add_(1)",
         ("tests/rollout/test_shared.py", "tests/rollout/test_generate.py"),
     ),
     Fault(
-        "vr1/rollout/shared.py",
-        "running, uniform = running[remaining], uniform[remaining]",
-        "running, uniform = running[remaining], uniform[: len(remaining)]",
+        "vr1/rollout/rows.py",
+        "self._uniform, self._index = self._uniform[rows], self._index[rows]",
+        "self._uniform, self._index = self._uniform[: len(rows)], self._index[rows]",
         ("tests/rollout/test_shared.py", "tests/rollout/test_generate.py"),
     ),
     Fault(

@@ -100,14 +100,14 @@ def test_four_bits(lora):
         torch.testing.assert_close(prepare_linear([single], 5)(inputs), single(inputs), atol=1e-5, rtol=1e-5)
 
 
-def test_three_products_whatever_the_number_of_adapters():
+def test_two_products_whatever_the_number_of_adapters():
     model = with_lora(Three(bias=True)).to(torch.bfloat16).eval()
     inputs = torch.randn(5, 64, dtype=torch.bfloat16)
     with torch.inference_mode():
         product = prepare_linear(layers_of(model), 5)
         with CountDispatches() as count:
             product(inputs)
-    assert count.calls == {"addmm": 1, "mm": 1, "addmm_": 1}
+    assert count.calls == {"addmm": 1, "addmm_": 1}
 
 
 @torch.no_grad()
@@ -146,4 +146,4 @@ def test_without_mkl_the_products_are_torchs(monkeypatch):
             result = product(inputs)
     assert count.calls == {"addmm": 1}
     torch.testing.assert_close(result, layer(inputs).detach())
-    assert linear.__all__ == ["Linear", "prepare_linear"]
+    assert linear.__all__ == ["Linear", "compute_dtype", "prepare_head", "prepare_linear", "prepare_linears"]

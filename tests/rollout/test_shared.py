@@ -1,11 +1,15 @@
 """Decoding with shared prompts: what it launches and waits for, and that looking for ended rows changes no token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gpu_steps.decoding import CountDispatches
 
 from vr1.policy import Lora, PolicySource
 from vr1.rollout import Sampling
+from vr1.rollout.cache import GroupCache, StaticGroupCache
+from vr1.rollout.decoder import make_decoder
 from vr1.rollout.shared import decode_shared
 from vr1.types import Prefix
 
@@ -49,8 +53,13 @@ def load(source):
 
 @pytest.mark.parametrize(
     ("changes", "most"),
-    [({}, 22), ({"lora": Lora()}, 31), ({"lora": Lora(), "quantize": "nf4"}, 40)],
-    ids=["full", "LoRA", "NF4 + LoRA"],
+    [
+        ({}, 23),
+        ({"lora": Lora()}, 31),
+        ({"lora": Lora(), "quantize": "nf4", "rollout_weights": "quantized"}, 40),
+        ({"lora": Lora(), "quantize": "nf4", "rollout_weights": "dequantized"}, 31),
+    ],
+    ids=["full", "LoRA", "NF4 + LoRA", "NF4 dequantized + LoRA"],
 )
 def test_operators_of_a_layer(changes, most):
     if "quantize" in changes:
@@ -60,6 +69,28 @@ def test_operators_of_a_layer(changes, most):
     deep = per_token(policy, torch.bfloat16)[0]
     text.layers = torch.nn.ModuleList(text.layers[:3])
     assert (deep - per_token(policy, torch.bfloat16)[0]) / 2 <= most
+
+
+@pytest.mark.parametrize(("lora", "most"), [(None, 23), (Lora(), 31)], ids=["full", "LoRA"])
+@pytest.mark.parametrize("static", [False, True])
+def test_operators_of_a_layer_on_a_gpu(lora, most, static):
+    """Counted on tensors without content, whose 16-bit products are those of a GPU."""
+    policy = PolicySource(dtype="bfloat16", lora=lora).load().eval().to("meta")
+    text, counts = policy.base.model.language_model, []
+    with torch.inference_mode():
+        for layers in (text.layers[:3], text.layers[:1]):
+            text.layers = layers
+            whole = random_prefix(policy, torch.bfloat16)
+            keys = [part.to("meta") for part in whole.keys]
+            cache = (StaticGroupCache if static else GroupCache)(replace(whole, keys=keys, values=keys), GROUP)
+            decoder = make_decoder(policy, cache, GROUP)
+            tokens, positions = (torch.zeros(GROUP, dtype=torch.long, device="meta") for _ in range(2))
+            decoder(tokens, positions)
+            with CountDispatches() as count:
+                decoder(tokens, positions)
+            counts.append(sum(count.calls.values()))
+    # A static cache hides in each layer what is not stored yet.
+    assert (counts[0] - counts[1]) / 2 <= most + static
 
 
 def test_the_host_waits_for_fewer_than_one_token_in_five():

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from vr1.policy.products import multiply_into_float32
 from vr1.types import Prefix
 
 __all__ = ["CompletionAttention", "PromptAttention", "Scores", "Sharing", "attend", "capped_attention"]
@@ -95,7 +96,7 @@ def attend(
 
 
 def capped_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling: float, cap: float) -> Tensor:
-    """Attention with scores ``cap * tanh(q k scaling / cap)``.
+    """Attention with scores ``cap * tanh(q k scaling / cap)``, which are float32 in every precision.
 
     Args:
         query: ``[..., Q, E]``.
@@ -115,9 +116,10 @@ def capped_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor,
 
     Source: Gemma 2, arXiv 2408.00118, section 2.
     """
-    scores = torch.tanh(query @ key.transpose(-1, -2) * scaling / cap) * cap
+    products = multiply_into_float32(query.flatten(0, -3), key.flatten(0, -3).transpose(-1, -2))
+    scores = torch.tanh(products.view(*query.shape[:-1], -1) * scaling / cap) * cap
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+    return torch.softmax(scores, dim=-1).to(query.dtype) @ value
 
 
 def causal_mask(queries: int, keys: int, window: int | None, device: Any) -> Tensor:

@@ -20,7 +20,7 @@ from transformers import (
 import vr1.griffon  # noqa: F401  registers Griffon-G with these classes
 from vr1.errors import UserError
 from vr1.families import Family, family_of
-from vr1.policy.policy import Policy
+from vr1.policy.policy import Policy, RolloutForm
 
 _GLM_PROCESSORS = (Glm4vImageProcessor, Glm46VImageProcessor)
 # The numbers of image tokens that Gemma 4 was trained with, which its processor refuses others than.
@@ -129,6 +129,9 @@ class PolicySource:
         dtype: precision of the weights.
         lora: train adapters instead of the weights; the reference is then the model with the adapters switched off.
         quantize: store the base weights in 4 bits (``nf4``, double quantization); requires ``lora``.
+        rollout_weights: with ``quantize``, what rollouts multiply with: the 4-bit weights (``quantized``), or 16-bit
+            ones that are dequantized once a rollout and freed after it (``dequantized``: faster, more memory).
+            ``auto`` dequantizes where the memory suffices (`vr1.rollout.weights`).
         freeze_vision: do not train the vision tower.
         gradient_checkpointing: recompute activations in backward: less memory, a third more time.
         min_pixels: smallest model input in pixels; None leaves the processor's own.
@@ -137,13 +140,14 @@ class PolicySource:
             None shares them if the model can.
 
     Raises:
-        UserError: ``quantize`` without ``lora``.
+        UserError: ``quantize`` without ``lora``, or ``rollout_weights`` without ``quantize``.
     """
 
     path: str = EMBEDDED_MODEL
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     lora: Lora | None = None
     quantize: Literal["nf4"] | None = None
+    rollout_weights: RolloutForm = "auto"
     freeze_vision: bool = False
     gradient_checkpointing: bool = False
     min_pixels: int | None = None
@@ -154,6 +158,11 @@ class PolicySource:
         if self.quantize and self.lora is None:
             raise UserError(
                 "policy: quantize='nf4' requires adapters, since 4-bit weights cannot be trained; set policy.lora too"
+            )
+        if self.rollout_weights != "auto" and not self.quantize:
+            raise UserError(
+                f"policy: rollout_weights={self.rollout_weights!r} changes 4-bit weights only; set policy.quantize nf4,"
+                " or leave it out"
             )
 
     def config(self) -> Any:
@@ -290,7 +299,7 @@ class PolicySource:
         if self.gradient_checkpointing:
             # After the adapters: peft and transformers would both add hooks for reentrant checkpointing.
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return Policy(network.train(), self.share_prompt)
+        return Policy(network.train(), self.share_prompt, self.rollout_weights)
 
     def lora_config(self) -> LoraConfig:
         """The adapters as peft's configuration; ``lora`` must be set."""

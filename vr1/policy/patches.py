@@ -6,6 +6,7 @@
 | attention windows of the vision tower in batches | ``Qwen2_5_VLVisionAttention`` | one call a window is slow |
 | attention function ``vr1`` (`vr1.policy.attention.attend`) | language models that share prompts | who sees whom |
 | last layer's MLP for one token a prompt | the layers in `SUPPORTED_LAYERS` | nothing reads the other tokens |
+| logits in float32 | the head, a ``Linear`` layer | 16 bits round them |
 | no gradients of embeddings | models with hooks of ``enable_input_require_grads`` | no backward of vision |
 | no repacked 4-bit weights | ``bitsandbytes.nn.Linear4bit`` | repacked weights have no gradient on CPUs |
 
@@ -33,6 +34,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from vr1.policy.attention import PromptAttention, attend
+from vr1.policy.products import Float32Head
 
 __all__ = ["SUPPORTED_LAYERS", "apply_patches", "four_bit_layers", "transformer_blocks"]
 
@@ -82,6 +84,8 @@ def apply_patches(network: nn.Module, share_prompts: bool = False) -> None:
     # What reentrant checkpointing needs and vr1's does not: with it, backward runs through a frozen vision tower.
     if isinstance(network, PreTrainedModel) and getattr(network, "_require_grads_hooks", None):
         network.disable_input_require_grads()
+    if isinstance(network, PreTrainedModel) and type(head := network.get_output_embeddings()) is nn.Linear:
+        head.__class__ = Float32Head
     if share_prompts:
         assert isinstance(network, PreTrainedModel)
         network.config.get_text_config()._attn_implementation = _ATTENTION

@@ -7,7 +7,7 @@ value heads, E head width.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,10 @@ from vr1.policy.patches import apply_patches, transformer_blocks
 from vr1.prompts import PromptBatch
 from vr1.types import Prefix
 
-__all__ = ["Policy", "join_prefixes"]
+__all__ = ["Policy", "RolloutForm", "join_prefixes"]
+
+# What rollouts multiply with where the weights are stored in 4 bits.
+RolloutForm = Literal["auto", "quantized", "dequantized"]
 
 # Prompts go through the model together when the longest has at most this many times the tokens of the shortest.
 _MAX_LENGTH_RATIO = 1.25
@@ -41,14 +44,19 @@ class Policy(nn.Module):
             patched in place (`vr1.policy.patches`).
         share_prompt: compute image and prompt once per group (True) or once per completion (False); None shares them
             if this model can.
+        rollout_weights: what rollouts multiply with where weights are stored in 4 bits
+            (`vr1.policy.loading.PolicySource`).
 
     Raises:
         UserError: ``share_prompt`` for a model that cannot.
     """
 
-    def __init__(self, network: nn.Module, share_prompt: bool | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, share_prompt: bool | None = None, rollout_weights: RolloutForm = "auto"
+    ) -> None:
         super().__init__()
         self.network: Any = network
+        self.rollout_weights = rollout_weights
         self.architecture = None if share_prompt is False else architecture_of(self.base.config)
         self._max_length_ratio = _MAX_LENGTH_RATIO
         apply_patches(self.base, share_prompts=self.architecture is not None)

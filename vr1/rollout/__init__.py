@@ -4,7 +4,8 @@ In reading order: `sampler` is the interface that training and evaluation know, 
 `generate`, which prefills the prompts and chooses between two ways of decoding.
 
 - `shared` decodes with image and prompt computed once per group. Each step runs the language model for one token a row
-  (`decoder`), with keys and values of prompts and completions in a `cache`, and samples the next token (`sampling`).
+  (`decoder`, on layers that `linear` prepares and `weights` may dequantize), with keys and values of prompts and
+  completions in a `cache`, and samples the next token of all `rows` (`sampling`). On a GPU, `graphs` replays steps.
 - `hf_generate` decodes with transformers' ``generate``, one row per completion, for models that cannot share prompts.
 """
 

@@ -7,6 +7,7 @@ that `vr1.policy.patches.SUPPORTED_LAYERS` names. `ModelDecoder` calls transform
 Shape letters: R rows, D hidden size, H query heads, K key and value heads, E head width, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -14,30 +15,51 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
+from vr1.policy.attention import Scores
 from vr1.policy.patches import SUPPORTED_LAYERS
 from vr1.policy.policy import Policy
+from vr1.policy.products import without_autocast
 from vr1.rollout.cache import GroupCache
-from vr1.rollout.linear import prepare_linear
+from vr1.rollout.linear import prepare_head, prepare_linear, prepare_linears
 
-__all__ = ["Decoder", "LayerDecoder", "ModelDecoder", "fast_rms_norm", "make_decoder"]
-
-# Tokens [R] and their rotary positions [R] -> float32 logits [R, V] of the next tokens.
-Decoder = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["Decoder", "LayerDecoder", "ModelDecoder", "fast_rms_norm", "make_decoder", "runs_layers"]
 
 
-def make_decoder(policy: Policy, cache: GroupCache, rows: int) -> Decoder:
+class Decoder(ABC):
+    """The language model for one more token in every row."""
+
+    @abstractmethod
+    def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits of the next tokens, float32 ``[R, V]``.
+
+        Args:
+            tokens: ``[R]`` int64.
+            positions: ``[R]`` int64, their rotary positions.
+        """
+
+    def set_rows(self, rows: int) -> None:
+        """Say how many rows later calls have, since the cache has lost some."""
+        del rows
+
+
+def runs_layers(policy: Policy) -> bool:
+    """Whether `LayerDecoder` knows the layers of a policy."""
+    return {type(layer).__name__ for layer in policy.base.model.language_model.layers} <= SUPPORTED_LAYERS
+
+
+def make_decoder(policy: Policy, cache: GroupCache, rows: int, dequantize: bool = False) -> Decoder:
     """The fastest decoder for the layers of a policy.
 
     Args:
         policy: a policy that shares prompts.
         cache: keys and values; grows by one token with every call of the decoder.
         rows: rows of every call.
+        dequantize: multiply with dequantized copies of 4-bit weights, which live as long as the decoder.
     """
-    layers = {type(layer).__name__ for layer in policy.base.model.language_model.layers}
-    return LayerDecoder(policy, cache, rows) if layers <= SUPPORTED_LAYERS else ModelDecoder(policy, cache)
+    return LayerDecoder(policy, cache, rows, dequantize) if runs_layers(policy) else ModelDecoder(policy, cache)
 
 
-class ModelDecoder:
+class ModelDecoder(Decoder):
     """Decodes with the forward of transformers; arguments as for `make_decoder`."""
 
     def __init__(self, policy: Policy, cache: GroupCache) -> None:
@@ -50,17 +72,36 @@ class ModelDecoder:
         return self.policy.logits(states[:, -1])
 
 
-class LayerDecoder:
+class LayerDecoder(Decoder):
     """Decodes layer by layer with fewer operators; arguments as for `make_decoder`."""
 
-    def __init__(self, policy: Policy, cache: GroupCache, rows: int) -> None:
+    def __init__(self, policy: Policy, cache: GroupCache, rows: int, dequantize: bool = False) -> None:
         text = policy.base.model.language_model
         self.policy, self.embed, self.rotary = policy, policy.base.get_input_embeddings(), text.rotary_emb
-        self.layers = [_Layer(layer, number, cache, rows) for number, layer in enumerate(text.layers)]
-        self.norm, self.lm_head = fast_rms_norm(text.norm), prepare_linear([policy.base.lm_head], rows)
+        self.norm, self._cache, self._dequantize = fast_rms_norm(text.norm), cache, dequantize
+        self._prepare(rows)
+
+    def set_rows(self, rows: int) -> None:
+        """As of every decoder; on a CPU the weights are stored in an order that depends on the rows."""
+        if next(self.policy.parameters()).device.type == "cpu":
+            self._prepare(rows)
+
+    def _prepare(self, rows: int) -> None:
+        layers = self.policy.base.model.language_model.layers
+        # One layer after another, so that few weights exist twice.
+        self.layers: list[_Layer] = []
+        self.layers = [
+            _Layer(layer, number, self._cache, rows, self._dequantize) for number, layer in enumerate(layers)
+        ]
+        self.lm_head = prepare_head(self.policy.base.lm_head, rows)
 
     def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Logits ``[R, V]``; see `Decoder`."""
+        # Every product has the precision that its layer was prepared for; autocast would round others too.
+        with without_autocast(tokens.device.type):
+            return self._logits(tokens, positions)
+
+    def _logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
         states = self.embed(tokens)
         assert self.policy.architecture is not None
         position_ids = self.policy.architecture.position_ids(self.policy.text_positions(positions[:, None]))
@@ -70,15 +111,15 @@ class LayerDecoder:
         signed_sine = torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
         for layer in self.layers:
             states = layer(states, cosine, signed_sine)
-        return self.lm_head(self.norm(states)).float()
+        return self.lm_head(self.norm(states))
 
 
 class _Layer:
     """One layer of the language model."""
 
-    def __init__(self, layer: Any, number: int, cache: GroupCache, rows: int) -> None:
+    def __init__(self, layer: Any, number: int, cache: GroupCache, rows: int, dequantize: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.number, self.cache, self.scaling = number, cache, attention.scaling
+        self.number, self.cache, self.scores = number, cache, Scores(attention.scaling)
         self.head_width = attention.head_dim
         self.attention_norm, self.mlp_norm = (
             fast_rms_norm(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
@@ -87,11 +128,11 @@ class _Layer:
         self.qk_norms = [
             fast_rms_norm(getattr(attention, name)) for name in ("q_norm", "k_norm") if hasattr(attention, name)
         ]
-        self.qkv_proj = prepare_linear([attention.q_proj, attention.k_proj, attention.v_proj], rows)
-        self.o_proj = prepare_linear([attention.o_proj], rows)
-        self.gate_proj, self.up_proj, self.down_proj = (
-            prepare_linear([part], rows) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        self.qkv_proj = prepare_linear([attention.q_proj, attention.k_proj, attention.v_proj], rows, dequantize)
+        self.o_proj, self.down_proj = (
+            prepare_linear([part], rows, dequantize) for part in (attention.o_proj, mlp.down_proj)
         )
+        self.gate_and_up = prepare_linears([mlp.gate_proj, mlp.up_proj], rows, dequantize)
         self.activation = mlp.act_fn
 
     def __call__(self, states: Tensor, cosine: Tensor, signed_sine: Tensor) -> Tensor:
@@ -111,10 +152,10 @@ class _Layer:
         qk_swapped = qk.roll(self.head_width // 2, dims=-1)
         # In place, so that query and keys_and_values, which are views, are rotated.
         torch.addcmul(qk * cosine, qk_swapped, signed_sine, out=qk)
-        attended = self.cache.attend(self.number, query * self.scaling, keys_and_values)
+        attended = self.cache.attend(self.number, query, keys_and_values, self.scores)
         states = self.o_proj(attended, residual=states)
-        normed = self.mlp_norm(states)
-        return self.down_proj(self.activation(self.gate_proj(normed)).mul_(self.up_proj(normed)), residual=states)
+        gate, up = self.gate_and_up(self.mlp_norm(states))
+        return self.down_proj(self.activation(gate).mul_(up), residual=states)
 
 
 def fast_rms_norm(norm: Any) -> Callable[[Tensor], Tensor]:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
+from vr1.rollout.graphs import StepGraphs
 from vr1.rollout.hf_generate import decode_unshared
 from vr1.rollout.sampling import Sampling
 from vr1.rollout.shared import decode_shared
+from vr1.rollout.weights import RolloutWeights
 from vr1.timing import Interval
 from vr1.types import Prefix, Rollout
 
@@ -30,6 +32,8 @@ def generate(
     draw: int = 0,
     prefix: Prefix | None = None,
     with_graph: bool = False,
+    weights: RolloutWeights | None = None,
+    graphs: StepGraphs | None = None,
 ) -> Rollout:
     """Sample G completions for every prompt.
 
@@ -45,6 +49,8 @@ def generate(
         prefix: the policy's prefill of the prompts with its present weights; None computes it.
         with_graph: compute the prefix in training mode and with gradients, so that the loss of an update can use it
             (`vr1.policy.policy.Policy.can_reuse_prefix`).
+        weights: decides whether 4-bit weights are dequantized; None decides anew.
+        graphs: CUDA graphs of decoding steps; None runs each step eagerly.
 
     Returns:
         The rollout; every completion ends with its end token or is truncated at ``max_new_tokens``.
@@ -59,7 +65,7 @@ def generate(
     # Decoding consists of small operators, each of which is a tenth cheaper in inference mode.
     with torch.inference_mode():
         if prefix is not None:
-            completions = decode_shared(policy, prefix, sampling, uniform)
+            completions = decode_shared(policy, prefix, sampling, uniform, weights=weights, graphs=graphs)
         else:
             completions = decode_unshared(policy, prompts, sampling, uniform)
     # Tensors made in inference mode cannot take part in training; copies can.

@@ -2,8 +2,8 @@
 
 A layer with adapters takes peft a dozen operators, most of them casts; a decoder calls seven such layers a block for
 each token. Here the adapters of layers that share an input are stacked (``A``) and laid out block-diagonally (``B``),
-scaled and cast once, so that a call is three products. They are never added to the weights: the first updates of an
-adapter are smaller than what bfloat16 can hold beside a weight.
+scaled and cast once, so that a call is two or three products. They are never added to the weights: the first updates of
+an adapter are smaller than what bfloat16 can hold beside a weight.
 
 Private operators of torch, tried with 2.11 and 2.15: ``torch.ops.mkl``, which torch's own compiler uses for frozen
 weights.
@@ -13,6 +13,7 @@ Shape letters: R rows, I inputs, O outputs of all layers together, K ranks of al
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-__all__ = ["Linear", "prepare_linear"]
+from vr1.policy.products import Float32Head, autocast_dtype, multiply_into_float32
+
+__all__ = ["Linear", "compute_dtype", "prepare_head", "prepare_linear", "prepare_linears"]
 
 # Inputs [R, I] and optionally a residual [R, O] that is added -> outputs [R, O].
 Linear = Callable[..., Tensor]
@@ -28,17 +31,18 @@ Linear = Callable[..., Tensor]
 _MAX_REORDERED_ROWS = 32
 
 
-def prepare_linear(layers: Sequence[nn.Module], rows: int) -> Linear:
+def prepare_linear(layers: Sequence[nn.Module], rows: int, dequantize: bool = False) -> Linear:
     """Several linear layers of one input as one function of ``[R, I]`` (and a residual ``[R, O]``) -> ``[R, O]``.
 
     Weights of several layers are copied into one matrix, in the precision that is computed with; the weights of a
     single layer are used where they are, unless they are trained: then a copy takes the memory of their gradients,
     which do not exist during a rollout. On a CPU, MKL multiplies few rows twice as fast by such a copy in an order of
-    its own. 4-bit weights stay packed, one product a layer.
+    its own. 4-bit weights stay packed, one product a layer, or are dequantized here, once for all calls.
 
     Args:
         layers: linear layers of torch or bitsandbytes, with or without LoRA adapters. Others are called as they are.
         rows: R of all calls to come.
+        dequantize: multiply with dequantized copies of 4-bit weights.
 
     Example:
         >>> layers = [nn.Linear(4, 3), nn.Linear(4, 2)]
@@ -52,10 +56,56 @@ def prepare_linear(layers: Sequence[nn.Module], rows: int) -> Linear:
     known = [part for part in split if part is not None]
     if len(known) < len(split):
         return _as_they_are(layers)
-    base = _base([part.base for part in known], rows)
+    layers = [part.base for part in known]
     if not any(part.adapters for part in known):
-        return base
-    return _with_adapters(base, known)
+        return _base(layers, rows, dequantize)
+    return _with_adapters(known, rows, dequantize)
+
+
+def prepare_linears(
+    layers: Sequence[nn.Module], rows: int, dequantize: bool = False
+) -> Callable[[Tensor], list[Tensor]]:
+    """Several linear layers of one input, with an output of each: ``[R, I]`` -> ``[R, O]`` of each layer.
+
+    Weights are used where they are; the adapters share a product. For layers whose weights are too large to copy.
+
+    Args:
+        layers: as for `prepare_linear`.
+        rows: likewise.
+        dequantize: likewise.
+    """
+    parts = [part for layer in layers if (part := _split(layer)) is not None and part.adapters]
+    if len(parts) < len(layers):
+        functions = [prepare_linear([layer], rows, dequantize) for layer in layers]
+        return lambda inputs: [function(inputs) for function in functions]
+    bases = [_base([part.base], rows, dequantize) for part in parts]
+    dtype, down, ups = _dtype_of(parts), _down(parts), [_up([part]) for part in parts]
+    ranks = [len(up) for up in ups]
+
+    def products(inputs: Tensor) -> list[Tensor]:
+        low = torch.mm(inputs.to(dtype), down).split(ranks, dim=1)
+        return [_add_update(base(inputs), own, up) for base, own, up in zip(bases, low, ups, strict=True)]
+
+    return products
+
+
+def prepare_head(head: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
+    """The last layer as one function of hidden states ``[R, D]`` -> float32 logits ``[R, V]``.
+
+    Args:
+        head: as for `prepare_linear`.
+        rows: R of all calls to come.
+    """
+    if type(head) is not Float32Head or not _is_linear(head) or (dtype := compute_dtype(head)).itemsize > 2:
+        plain = prepare_linear([head], rows)
+        return lambda states: plain(states).float()
+    transposed, bias = head.weight.detach().to(dtype).t(), _bias([head], torch.float32)
+
+    def logits(states: Tensor) -> Tensor:
+        result = multiply_into_float32(states.to(dtype), transposed)
+        return result if bias is None else result + bias
+
+    return logits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +138,7 @@ def _split(layer: nn.Module) -> _Split | None:
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    plain = type(layer) is nn.Linear or _is_four_bit(layer)
+    plain = type(layer) in (nn.Linear, Float32Head) or _is_four_bit(layer)
     return plain and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
@@ -99,23 +149,29 @@ def _is_four_bit(layer: nn.Module) -> bool:
 
 
 def _as_they_are(layers: Sequence[nn.Module]) -> Linear:
+    """Calls the layers, under autocast if it is on now: decoders switch it off."""
+    kind = next(layers[0].parameters()).device.type
+    mixed = autocast_dtype(kind)
+
     def called(inputs: Tensor, residual: Tensor | None = None) -> Tensor:
-        outputs = [layer(inputs) for layer in layers]
+        with torch.autocast(kind, mixed, cache_enabled=False) if mixed else nullcontext():
+            outputs = [layer(inputs) for layer in layers]
         result = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         return result if residual is None else residual + result
 
     return called
 
 
-def _base(layers: Sequence[nn.Linear], rows: int) -> Linear:
+def _base(layers: Sequence[nn.Linear], rows: int, dequantize: bool) -> Linear:
     """The layers without adapters."""
-    if any(_is_four_bit(layer) for layer in layers):
+    packed = any(_is_four_bit(layer) for layer in layers)
+    if packed and not dequantize:
         return _as_they_are(layers) if len(layers) > 1 or not _is_four_bit(layers[0]) else _four_bit(layers[0])
-    dtype = _compute_dtype(layers[0])
+    dtype = compute_dtype(layers[0])
     trained = layers[0].weight.requires_grad
-    if len(layers) == 1 and not trained and layers[0].weight.dtype != dtype:
+    if len(layers) == 1 and not packed and not trained and layers[0].weight.dtype != dtype:
         return _as_they_are(layers)
-    weights = [layer.weight.detach() for layer in layers]
+    weights = [_dense(layer) for layer in layers]
     weight = (weights[0] if len(weights) == 1 else torch.cat(weights)).to(dtype)
     bias = _bias(layers, dtype)
     if rows <= _MAX_REORDERED_ROWS and trained and _can_reorder(layers, weight):
@@ -132,6 +188,15 @@ def _base(layers: Sequence[nn.Linear], rows: int) -> Linear:
     return product
 
 
+def _dense(layer: Any) -> Tensor:
+    """The weight of a layer ``[O, I]``, dequantized if it is stored in 4 bits."""
+    if not _is_four_bit(layer):
+        return layer.weight.detach()  # type: ignore[no-any-return]
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, quant_state=layer.weight.quant_state)  # type: ignore[no-any-return]
+
+
 def _four_bit(layer: Any) -> Linear:
     from bitsandbytes import matmul_4bit
 
@@ -146,38 +211,71 @@ def _four_bit(layer: Any) -> Linear:
     return product
 
 
-def _with_adapters(base: Linear, parts: Sequence[_Split]) -> Linear:
-    """``base(x) + (x A^T) B^T``, with the adapters of all layers in one ``A`` ``[K, I]`` and one ``B`` ``[O, K]``."""
-    dtype = _compute_dtype(parts[0].base)
-    outputs = [part.base.out_features for part in parts]
-    ranks = [sum(len(down) for down, _, _ in part.adapters) for part in parts]
-    every = [adapter for part in parts for adapter in part.adapters]
-    down = torch.cat([down.detach() for down, _, _ in every]).to(dtype).t()
-    up = every[0][1].new_zeros(sum(ranks), sum(outputs))
-    row = column = 0
-    for part, width in zip(parts, outputs, strict=True):
-        for _, own, scale in part.adapters:
-            rank = own.shape[1]
-            up[row : row + rank, column : column + width] = own.detach().t() * scale
-            row += rank
-        column += width
-    up = up.to(dtype)
+def _with_adapters(parts: Sequence[_Split], rows: int, dequantize: bool) -> Linear:
+    """``base(x) + (x A^T) B^T``, with the adapters of all layers in one ``A`` ``[K, I]`` and one ``B`` ``[O, K]``.
+
+    Where the weights of several layers are copied into one matrix anyway, ``A`` is part of it.
+    """
+    layers = [part.base for part in parts]
+    dtype, down, up = compute_dtype(layers[0]), _down(parts), _up(parts)
+    if len(layers) > 1 and (dequantize or not any(_is_four_bit(layer) for layer in layers)):
+        return _joined(layers, down, up)
+    base = _base(layers, rows, dequantize)
 
     def product(inputs: Tensor, residual: Tensor | None = None) -> Tensor:
-        result = base(inputs, residual)
-        low = torch.mm(inputs.to(dtype), down)
-        if result.dtype == dtype:
-            return result.addmm_(low, up)
-        return result + torch.mm(low, up)
+        return _add_update(base(inputs, residual), torch.mm(inputs.to(dtype), down), up)
 
     return product
 
 
-def _compute_dtype(layer: nn.Linear) -> torch.dtype:
-    """The precision of the product: that of autocast where it is on, else that of the weights."""
-    kind = layer.weight.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
+def _joined(layers: Sequence[nn.Linear], down: Tensor, up: Tensor) -> Linear:
+    """Weights of several layers and ``A`` in one matrix, then the update."""
+    dtype, width = down.dtype, up.shape[1]
+    weight = torch.cat([*(_dense(layer).to(dtype) for layer in layers), down.t()]).t()
+    bias = _bias(layers, dtype)
+    if bias is not None:
+        bias = torch.cat([bias, bias.new_zeros(down.shape[1])])
+
+    def product(inputs: Tensor, residual: Tensor | None = None) -> Tensor:
+        inputs = inputs.to(dtype)
+        outputs = torch.mm(inputs, weight) if bias is None else torch.addmm(bias, inputs, weight)
+        result = outputs[:, :width].addmm_(outputs[:, width:], up)
+        return result if residual is None else residual + result
+
+    return product
+
+
+def _down(parts: Sequence[_Split]) -> Tensor:
+    """All ``A``, transposed: ``[I, K]``."""
+    return torch.cat([down.detach() for part in parts for down, _, _ in part.adapters]).to(_dtype_of(parts)).t()
+
+
+def _up(parts: Sequence[_Split]) -> Tensor:
+    """All ``B``, scaled and transposed, block-diagonally: ``[K, O]``."""
+    blocks = []
+    for part in parts:
+        own = [up.detach().t() * scale for _, up, scale in part.adapters]
+        blocks.append(torch.cat(own) if own else part.base.weight.new_zeros(0, part.base.out_features))
+    return torch.block_diag(*blocks).to(_dtype_of(parts))
+
+
+def _dtype_of(parts: Sequence[_Split]) -> torch.dtype:
+    return compute_dtype(parts[0].base)
+
+
+def _add_update(result: Tensor, low: Tensor, up: Tensor) -> Tensor:
+    """``result + low B^T``, in place where the precision is the same."""
+    return result.addmm_(low, up) if result.dtype == low.dtype else result + torch.mm(low, up)
+
+
+def compute_dtype(layer: nn.Linear) -> torch.dtype:
+    """The precision of a layer's product: that of autocast where it is on, else that of the weights.
+
+    Args:
+        layer: of torch or bitsandbytes, without adapters.
+    """
+    if mixed := autocast_dtype(layer.weight.device.type):
+        return mixed
     if _is_four_bit(layer):
         compute: torch.dtype | None = layer.compute_dtype  # type: ignore[assignment]
         return compute or torch.float32

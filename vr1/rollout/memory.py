@@ -9,6 +9,7 @@ from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
 from vr1.rollout.cache import cache_capacity
 from vr1.rollout.sampling import Sampling
+from vr1.rollout.weights import free_bytes
 
 __all__ = ["group_bytes", "rows_that_fit"]
 
@@ -16,13 +17,14 @@ __all__ = ["group_bytes", "rows_that_fit"]
 _SHARE = 0.8
 
 
-def rows_that_fit(policy: Policy, prompts: PromptBatch, sampling: Sampling) -> int | None:
+def rows_that_fit(policy: Policy, prompts: PromptBatch, sampling: Sampling, reserved: float = 0.0) -> int | None:
     """Completions that can be decoded at the same time on the policy's device.
 
     Args:
         policy: with the weights that decoding needs in place.
         prompts: B prompts, on the policy's device.
         sampling: group size, top-p and length limit.
+        reserved: bytes that decoding will take beside the rows, as for dequantized weights.
 
     Returns:
         Their number, on a GPU by its free memory; None on a CPU: no limit.
@@ -30,9 +32,7 @@ def rows_that_fit(policy: Policy, prompts: PromptBatch, sampling: Sampling) -> i
     device = prompts.tokens.device
     if device.type != "cuda" or not policy.shares_prompt:
         return None
-    free, _ = torch.cuda.mem_get_info(device)
-    # What torch holds for itself and has not given out is free too.
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = max(0.0, free_bytes(device) - reserved)
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else policy.base.dtype
     groups = int(_SHARE * free / group_bytes(policy, prompts.tokens.shape[1], sampling, dtype))
     return max(1, groups) * sampling.group_size

@@ -19,8 +19,10 @@ from vr1.policy.policy import Policy, join_prefixes
 from vr1.prompts import PromptBatch, PromptEncoder
 from vr1.rollout.batching import consecutive, join_rollouts, select_prefix, select_prompts
 from vr1.rollout.generate import generate
+from vr1.rollout.graphs import StepGraphs
 from vr1.rollout.memory import rows_that_fit
 from vr1.rollout.sampling import Sampling
+from vr1.rollout.weights import RolloutWeights, check_room
 from vr1.types import Prefix, Rollout
 
 __all__ = ["Sampler", "SharedPrefixSampler", "Workload"]
@@ -154,6 +156,8 @@ class SharedPrefixSampler(Sampler):
         max_rows: completions that are decoded at the same time, at most; the groups of one prompt stay together, so
             that at least one group is. ``auto`` decodes all at once on a CPU; on a GPU, as many as fit in its free
             memory by prediction. The sampled tokens do not depend on it.
+        graphs: replay each decoding step as a CUDA graph (`vr1.rollout.graphs`): ``auto`` on a GPU, where it saves the
+            host's time for launching kernels, or ``off``. The completions are the same.
 
     Raises:
         UserError: ``max_rows`` is below 1.
@@ -168,10 +172,24 @@ class SharedPrefixSampler(Sampler):
         torch.Size([1, 2, 4])
     """
 
-    def __init__(self, max_rows: int | Literal["auto"] = "auto") -> None:
+    def __init__(self, max_rows: int | Literal["auto"] = "auto", graphs: Literal["auto", "off"] = "auto") -> None:
         if max_rows != "auto" and max_rows < 1:
             raise UserError(f"sampler.max_rows={max_rows} must be at least 1, or auto")
         self.max_rows: int | Literal["auto"] = max_rows
+        self.graphs: Literal["auto", "off"] = graphs
+        self._graphs, self._weights = StepGraphs(), RolloutWeights()
+
+    def setup(self, workload: Workload) -> None:
+        """Check that the weights have room in the form that the policy's ``rollout_weights`` requires.
+
+        Raises:
+            UserError: they have not.
+        """
+        check_room(workload.source, workload.dtype, workload.device)
+
+    def captures(self, device: torch.device) -> bool:
+        """Whether decoding steps are captured on a device."""
+        return self.graphs == "auto" and device.type == "cuda"
 
     @torch.no_grad()
     def sample(
@@ -190,17 +208,21 @@ class SharedPrefixSampler(Sampler):
         save, unless the prefix is needed ``with_graph``.
         """
         count = len(prompts)
-        rows = rows_that_fit(policy, prompts, sampling) if self.max_rows == "auto" else self.max_rows
+        rows = self.max_rows
+        if rows == "auto":
+            rows = rows_that_fit(policy, prompts, sampling, self._weights.reserved(policy))
+        graphs = self._graphs if self.captures(prompts.tokens.device) else None
         size = count if rows is None else max(1, rows // sampling.group_size)
         if size >= count:
-            return generate(policy, prompts, sampling, tokenizer, draw, prefix, with_graph)
+            return generate(policy, prompts, sampling, tokenizer, draw, prefix, with_graph, self._weights, graphs)
         # Parts of about one size: each takes as long as its longest completion.
         number = -(-count // size)
         parts = consecutive([count * (part + 1) // number - count * part // number for part in range(number)])
         rollouts = []
         for part in parts:
             own = None if prefix is None else select_prefix(prefix, part)
-            sampled = generate(policy, select_prompts(prompts, part), sampling, tokenizer, draw, own, with_graph)
+            selected = select_prompts(prompts, part)
+            sampled = generate(policy, selected, sampling, tokenizer, draw, own, with_graph, self._weights, graphs)
             rollouts.append(sampled if with_graph else replace(sampled, prefix=None))
         prefixes = [rollout.prefix for rollout in rollouts if rollout.prefix is not None]
         if not with_graph or len(prefixes) < len(parts):

@@ -3,24 +3,36 @@
 Shape letters: B prompts, G group size, C completion tokens, R running rows, V vocabulary.
 """
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 
 from vr1.policy.policy import Policy
-from vr1.rollout.cache import GroupCache
-from vr1.rollout.decoder import make_decoder
-from vr1.rollout.sampling import Decoded, Sampling, sample_token
+from vr1.rollout.cache import GroupCache, StaticGroupCache
+from vr1.rollout.decoder import make_decoder, runs_layers
+from vr1.rollout.graphs import GraphError, StepGraphs, StepState
+from vr1.rollout.rows import SampledRows
+from vr1.rollout.sampling import Decoded, Sampling
+from vr1.rollout.weights import RolloutWeights
 from vr1.types import Prefix
 
 # Finished rows leave the cache when at most this share of its rows is running: this copies the keys and values of the
 # remaining completions once and makes every later step cheaper.
 _COMPACT_BELOW = 0.75
+# A step that is captured has to be captured again then, and reads weights for most of its time.
+_COMPACT_GRAPH_BELOW = 0.25
 # On a GPU, tokens between two looks for rows that have ended.
 _CHECK_EVERY = 16
 
 
 def decode_shared(
-    policy: Policy, prefix: Prefix, sampling: Sampling, uniform: Tensor, check_every: int | None = None
+    policy: Policy,
+    prefix: Prefix,
+    sampling: Sampling,
+    uniform: Tensor,
+    check_every: int | None = None,
+    weights: RolloutWeights | None = None,
+    graphs: StepGraphs | None = None,
 ) -> Decoded:
     """Sample G completions of each of B prompts.
 
@@ -31,47 +43,65 @@ def decode_shared(
         uniform: ``[B * G, max_new_tokens]`` uniform random numbers in [0, 1).
         check_every: tokens between two looks for rows that have ended; the result does not depend on it. None looks
             after every token on a CPU and after every 16 on a GPU, which works behind the host: each look waits for it.
+        weights: decides whether 4-bit weights are dequantized; None decides anew.
+        graphs: captures steps and replays them; None runs each step eagerly.
 
     Returns:
         B * G rows of completions.
     """
+    weights, limit = weights or RolloutWeights(), sampling.max_new_tokens
+    dequantize = weights.choose(policy, prefix, sampling.group_size, limit, runs_layers(policy))
+    check_every = check_every or (1 if prefix.state.device.type == "cpu" else _CHECK_EVERY)
+    if graphs is not None and graphs.worthwhile(limit):
+        try:
+            return _decode(policy, prefix, sampling, uniform, check_every, dequantize, graphs)
+        except GraphError as error:
+            graphs.give_up(error)
+    return _decode(policy, prefix, sampling, uniform, check_every, dequantize, None)
+
+
+def _decode(
+    policy: Policy,
+    prefix: Prefix,
+    sampling: Sampling,
+    uniform: Tensor,
+    check_every: int,
+    dequantize: bool,
+    graphs: StepGraphs | None,
+) -> Decoded:
     group, limit = sampling.group_size, sampling.max_new_tokens
-    device, total = prefix.state.device, len(prefix.state) * group
-    forbidden = torch.tensor(policy.forbidden_tokens, device=device)
-    ends = torch.tensor(policy.eos_tokens, device=device)
-    check_every = check_every or (1 if device.type == "cpu" else _CHECK_EVERY)
-    tokens = torch.full((total, limit), policy.eos_tokens[0], device=device)
-    log_probs = torch.zeros(total, limit, device=device)
-    lengths = torch.full((total,), limit, device=device)
-    finished = torch.zeros(total, dtype=torch.bool, device=device)
-    # For each row of the cache: its row in the result, the position of its first token, and whether it still runs.
-    index = torch.arange(total, device=device)
-    position = prefix.next_position.repeat_interleave(group)
-    running = torch.ones(total, dtype=torch.bool, device=device)
-    cache = GroupCache(prefix, group)
-    decoder = make_decoder(policy, cache, total)
-    logits = policy.logits(prefix.state.detach()).repeat_interleave(group, dim=0)
-    for step in range(limit):
-        logits.index_fill_(1, forbidden, -torch.inf)
-        sampled, chosen = sample_token(logits, sampling, uniform[:, step])
-        tokens[:, step].index_copy_(0, index, torch.where(running, sampled, ends[0]))
-        log_probs[:, step].index_copy_(0, index, chosen.masked_fill(~running, 0.0))
-        ended = (sampled[:, None] == ends).any(1) & running
-        lengths.index_copy_(0, index, torch.where(ended, step + 1, lengths[index]))
-        running = running & ~ended
-        if step + 1 == limit:
-            finished.index_copy_(0, index, ~running)
-        elif (step + 1) % check_every == 0:
-            finished.index_copy_(0, index, ~running)
-            remaining = running.nonzero()[:, 0]
+    rows = SampledRows(policy, prefix, sampling, uniform)
+    cache = GroupCache(prefix, group) if graphs is None else StaticGroupCache(prefix, group)
+    decoder = make_decoder(policy, cache, len(uniform), dequantize)
+
+    def step() -> Tensor:
+        logits = decoder(rows.sampled, rows.position)
+        rows.sample(logits)
+        return logits
+
+    def runner(count: int) -> Callable[[], object]:
+        """Runs steps of the present shapes, of which the first decodes the token after ``count``."""
+        if graphs is None:
+            return step
+        assert isinstance(cache, StaticGroupCache)
+        state = StepState([*rows.state, cache.slot], cache.forget)
+        return graphs.step(step, state, min(limit, cache.capacity + 1) - count)
+
+    rows.sample(policy.logits(prefix.state.detach()).repeat_interleave(group, dim=0))
+    run, running = runner(1), len(uniform)
+    for count in range(1, limit):
+        if count % check_every == 0:
+            remaining = rows.running.nonzero()[:, 0]
             if not len(remaining):
                 break
-            if len(remaining) <= _COMPACT_BELOW * len(index):
+            if len(remaining) <= (_COMPACT_BELOW if graphs is None else _COMPACT_GRAPH_BELOW) * running:
+                running = len(remaining)
+                rows.keep(remaining)
                 cache.select(remaining)
-                index, position, sampled = index[remaining], position[remaining], sampled[remaining]
-                running, uniform = running[remaining], uniform[remaining]
-                decoder = make_decoder(policy, cache, len(remaining))
-        if step + 1 < limit:
-            logits = decoder(sampled, position + step)
-    longest = int(lengths.max())
-    return Decoded(tokens[:, :longest], lengths, finished, log_probs[:, :longest])
+                decoder.set_rows(running)
+                run = runner(count)
+        # The cache holds all tokens but the latest; the step stores that one.
+        if cache.reserve(count):
+            run = runner(count)
+        run()
+    return rows.result()

@@ -34,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
         needs = needs_of(arguments)
         prediction = predict(needs)
         print(table(prediction))
+        if prediction.dequantized:
+            print(_rollout_weights(prediction, room))
         if room is None:
             return 0
         if prediction.peak <= room:
@@ -61,6 +63,16 @@ def table(prediction: "MemoryPlan") -> str:
     rows.append(["all", *(_gib(sum(moments[moment].values())) for moment in _COLUMNS)])
     parameters = f"{counts['all']:,} parameters, {counts['trained']:,} trained"
     return f"{parameters}; rows of up to {prediction.row_tokens:,} tokens\n\n{markdown_table(head, rows)}\n"
+
+
+def _rollout_weights(prediction: "MemoryPlan", room: float | None) -> str:
+    """What ``rollout_weights: auto`` will choose."""
+    needed = sum(prediction.moments["rollout"].values()) + prediction.dequantized
+    numbers = f"{_gib(prediction.dequantized)} GiB, {_gib(needed)} in a rollout"
+    if room is None:
+        return f"policy.rollout_weights auto: dequantized where there is room for {numbers}"
+    choice = "dequantized" if needed <= room else "quantized"
+    return f"policy.rollout_weights auto: {choice} (dequantized weights take {numbers}, {_gib(room)} can be used)"
 
 
 def _gib(size: float) -> str:

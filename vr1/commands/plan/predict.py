@@ -37,11 +37,14 @@ class MemoryPlan:
         parameters: numbers of parameters: ``all``, ``trained``.
         moments: bytes by part, for each of ``rollout``, ``policy`` (forward and backward of the loss) and ``update``.
         row_tokens: tokens of a prompt and all its completions, at most.
+        dequantized: bytes of dequantized copies of 4-bit weights, which a rollout with ``rollout_weights: auto`` takes
+            beside its other parts where they fit; 0 where they are not wanted, or are among these parts already.
     """
 
     parameters: dict[str, int]
     moments: dict[str, dict[str, float]]
     row_tokens: int
+    dequantized: float = 0.0
 
     @property
     def worst(self) -> str:
@@ -80,6 +83,9 @@ def predict(needs: Needs) -> MemoryPlan:
     rollout, otherwise = needs.sampler.memory(needs.policy, needs.compute_dtype, parameters)
     if needs.sampler.computes_with_policy:
         rollout = {"gathered weights": gathered, **_rollout(policy, prompts, needs)}
+    copies = _dequantized(policy, needs)
+    if needs.policy.rollout_weights == "dequantized":
+        rollout["dequantized weights"] = copies
     # Between two steps there are no gradients.
     between = {part: size for part, size in state.items() if part != "gradients"}
     moments = {
@@ -93,7 +99,16 @@ def predict(needs: Needs) -> MemoryPlan:
         parameters={"all": sum(parameter.numel() for parameter in policy.parameters()), "trained": sum(trained)},
         moments={moment: {part: size for part, size in parts.items() if size} for moment, parts in moments.items()},
         row_tokens=prompts.tokens.shape[1] + needs.group_size * needs.completion_tokens,
+        dequantized=copies if needs.policy.rollout_weights == "auto" else 0.0,
     )
+
+
+def _dequantized(policy: Policy, needs: Needs) -> float:
+    """Bytes of dequantized copies of 4-bit weights, as `vr1.rollout.weights.dequantized_bytes` counts them."""
+    if not needs.sampler.computes_with_policy:
+        return 0.0
+    width = getattr(torch, needs.compute_dtype).itemsize
+    return float(sum(part.weight.numel() * width for part in policy.modules() if isinstance(part, FourBitLinear)))
 
 
 def _training_state(policy: Policy, needs: Needs) -> dict[str, float]:
