@@ -2,6 +2,7 @@
 
 import tempfile
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from vr1.modules.grpo import GRPOModule
 from vr1.policy import Lora, PolicySource
 from vr1.prompts import PromptBatch, PromptEncoder
 from vr1.rollout import Sampling, generate
+from vr1.rollout.graphs import StepGraphs
 
 
 def run(bench: Bench) -> None:
     """Measure."""
     with bench.part("greedy_tokens_equal_cpu"):
         bench.record(greedy_tokens_equal_cpu=_greedy(bench))
+    with bench.part("tokens_equal_with_graphs"):
+        bench.record(tokens_equal_with_graphs=_graphs(bench))
     for name, source in _sources(bench).items():
         with bench.part(f"sampler_gap {name}"):
             if source.quantize and not available("bitsandbytes"):
@@ -59,6 +63,20 @@ def _greedy(bench: Bench) -> float:
     there = generate(source.load().eval().to(bench.device), prompts.to(bench.device), greedy, tokenizer)
     pairs = zip(here.texts, there.texts, strict=True)
     return sum(first == second for first, second in pairs) / len(prompts)
+
+
+def _graphs(bench: Bench) -> float | str:
+    """Share of equal sampled answers in float32, replayed against eager; or why no step was replayed."""
+    if bench.device != "cuda":
+        raise SkippedError("CUDA graphs require a GPU")
+    source, sampling, graphs = PolicySource(), Sampling(group_size=8, max_new_tokens=200), StepGraphs()
+    prompts, tokenizer = _prompts(source, 4).to(bench.device), source.processor().tokenizer
+    policy = source.load().eval().to(bench.device)
+    eager, replayed = (generate(policy, prompts, sampling, tokenizer, graphs=way) for way in (None, graphs))
+    if graphs.failure is not None:
+        return f"failed: {graphs.failure}"
+    pairs = zip(chain(*eager.texts), chain(*replayed.texts), strict=True)
+    return sum(first == second for first, second in pairs) / (4 * sampling.group_size)
 
 
 def sampler_gap(bench: Bench, source: PolicySource) -> dict[str, float]:

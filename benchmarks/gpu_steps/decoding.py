@@ -1,10 +1,13 @@
 """Seconds a token of decoding, by rows and by how the weights are held, against what reading the weights takes.
 
-Keys and values of the prompts are random: what they hold changes no time.
+Three ways: by the layers of transformers, by vr1's own decoder, and by a graph of its step. Keys and values of the
+prompts are random: what they hold changes no time.
 """
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpu_steps.models import Variant, random_policy
 from gpu_steps.run import Bench
 from vr1.policy import Policy
-from vr1.rollout import Sampling
-from vr1.rollout.shared import decode_shared
+from vr1.policy.patches import four_bit_layers
+from vr1.rollout import Sampling, shared
+from vr1.rollout.decoder import ModelDecoder
+from vr1.rollout.graphs import StepGraphs
+from vr1.rollout.weights import dequantized_bytes
 from vr1.types import Prefix
 
 _GROUP = 8
@@ -60,37 +66,66 @@ def _is_view(result: Any, args: Any) -> bool:
 def run(bench: Bench) -> None:
     """Measure."""
     large = bench.device == "cuda"
-    variants = [Variant(), Variant(lora=True), Variant(lora=True, nf4=True)]
+    nf4 = Variant(lora=True, nf4=True)
+    variants = [Variant(), Variant(lora=True), replace(nf4, dequantized=True), nf4]
     for variant in variants if large else variants[:2]:
         with bench.part(variant.name):
             policy = random_policy(bench, variant).eval().requires_grad_(False)
-            found: dict[str, Any] = {"weight_bytes": _weight_bytes(policy)}
+            found: dict[str, Any] = {"weight_bytes": _weight_bytes(policy, variant.dequantized)}
             for rows in (8, 16, 32, 128) if large else (8,):
-                found[f"{rows} rows"] = _measured(bench, policy, rows, found["weight_bytes"])
+                own = _Measurement(bench, policy, rows, found["weight_bytes"])
+                found[f"{rows} rows"] = {**own.eager(), "graph": own.graph()}
+                if rows == 8:
+                    found["8 rows"]["layers of transformers"] = own.transformers()
                 bench.record(**{variant.name: found})
 
 
-def _measured(bench: Bench, policy: Policy, rows: int, weight_bytes: float) -> dict[str, Any]:
-    """One size: milliseconds a token, the bound, and what is launched and waited for."""
-    short, long = (8, 40) if bench.device == "cuda" else (2, 6)
-    length = 1095 if bench.device == "cuda" else 64
-    prefix = random_prefix(policy, rows // _GROUP, length, bench)
+class _Measurement:
+    """Decoding with one number of rows."""
 
-    def decode(tokens: int) -> None:
-        uniform = torch.rand(rows, tokens, device=bench.device, dtype=torch.float64)
+    def __init__(self, bench: Bench, policy: Policy, rows: int, weight_bytes: float) -> None:
+        self.bench, self.policy, self.rows, self.weight_bytes = bench, policy, rows, weight_bytes
+        self.prefix = random_prefix(policy, rows // _GROUP, 1095 if bench.device == "cuda" else 64, bench)
+        self.lengths = (8, 40) if bench.device == "cuda" else (2, 6)
+
+    def eager(self) -> dict[str, Any]:
+        """Milliseconds a token, the bound, and what is launched and waited for."""
+        return self._times(self._decode, *self.lengths) | _launches(self.bench, self._decode, *self.lengths)
+
+    def transformers(self) -> dict[str, Any]:
+        """The same with the layers' own forward, as of models that vr1's decoder does not know."""
+        before = shared.make_decoder
+        shared.make_decoder = lambda policy, cache, *_: ModelDecoder(policy, cache)
+        try:
+            return self._times(self._decode, *self.lengths)
+        finally:
+            shared.make_decoder = before
+
+    def graph(self) -> dict[str, Any] | str:
+        """The same by a graph of the step; both lengths are captured once, within the first capacity of the cache."""
+        if self.bench.device != "cuda":
+            return "skipped: CUDA graphs require a GPU"
+        graphs = StepGraphs()
+        found = self._times(lambda tokens: self._decode(tokens, graphs), 32, 96)
+        return found if graphs.failure is None else f"failed: {graphs.failure}"
+
+    def _decode(self, tokens: int, graphs: StepGraphs | None = None) -> None:
+        uniform = torch.rand(self.rows, tokens, device=self.bench.device, dtype=torch.float64)
+        sampling = Sampling(group_size=_GROUP, max_new_tokens=tokens)
         with torch.inference_mode():
-            decode_shared(policy, prefix, Sampling(group_size=_GROUP, max_new_tokens=tokens), uniform)
+            shared.decode_shared(self.policy, self.prefix, sampling, uniform, graphs=graphs)
 
-    # The difference leaves out what is done once a rollout.
-    times = [bench.seconds(decode, tokens, repeats=3, warmup=1) for tokens in (short, long)]
-    token = (times[1] - times[0]) / (long - short)
-    cache = sum(part.numel() * part.element_size() for part in (*prefix.keys, *prefix.values))
-    found: dict[str, Any] = {"ms_per_token": 1e3 * token, "once_ms": 1e3 * (times[0] - short * token)}
-    bandwidth = bench.results.get("hardware", {}).get("read_gb_per_second")
-    if isinstance(bandwidth, float):
-        bound = (weight_bytes + cache) / (bandwidth * 1e9)
-        found |= {"bound_ms": 1e3 * bound, "times_the_bound": token / bound}
-    return found | _launches(bench, decode, short, long)
+    def _times(self, decode: Callable[[int], None], short: int, long: int) -> dict[str, Any]:
+        # The difference leaves out what is done once a rollout.
+        times = [self.bench.seconds(decode, tokens, repeats=3, warmup=1) for tokens in (short, long)]
+        token = (times[1] - times[0]) / (long - short)
+        cache = sum(part.numel() * part.element_size() for part in (*self.prefix.keys, *self.prefix.values))
+        found: dict[str, Any] = {"ms_per_token": 1e3 * token, "once_ms": 1e3 * (times[0] - short * token)}
+        bandwidth = self.bench.results.get("hardware", {}).get("read_gb_per_second")
+        if isinstance(bandwidth, float):
+            bound = (self.weight_bytes + cache) / (bandwidth * 1e9)
+            found |= {"bound_ms": 1e3 * bound, "times_the_bound": token / bound}
+        return found
 
 
 def _launches(bench: Bench, decode: Any, short: int, long: int) -> dict[str, float]:
@@ -145,7 +180,16 @@ def random_prefix(policy: Policy, prompts: int, length: int, bench: Bench) -> Pr
     )
 
 
-def _weight_bytes(policy: Policy) -> float:
-    """Bytes of the weights that every token reads: the language model's layers and the head, packed ones as stored."""
+def _weight_bytes(policy: Policy, dequantized: bool) -> float:
+    """Bytes of the weights that every token reads: the language model's layers and the head.
+
+    Args:
+        policy: of these weights.
+        dequantized: whether packed ones are read as 16-bit copies; otherwise as they are stored.
+    """
     parts = [*policy.base.model.language_model.layers.parameters(), *policy.base.lm_head.parameters()]
-    return float(sum(part.numel() * part.element_size() for part in parts))
+    size = sum(part.numel() * part.element_size() for part in parts)
+    if dequantized:
+        packed = sum(layer.weight.numel() for layer in four_bit_layers(policy.base).values())
+        size += dequantized_bytes(policy) - packed
+    return float(size)

@@ -29,17 +29,20 @@ class Variant:
     Attributes:
         lora: adapters of rank 16 on the language model.
         nf4: base weights in 4 bits.
+        dequantized: these are dequantized once a rollout.
         recompute: activations are recomputed in backward.
     """
 
     lora: bool = False
     nf4: bool = False
+    dequantized: bool = False
     recompute: bool = False
 
     @property
     def name(self) -> str:
         """For tables."""
-        return ("NF4" if self.nf4 else "bf16") + (" + LoRA" if self.lora else "")
+        weights = ("NF4 dequantized" if self.dequantized else "NF4") if self.nf4 else "bf16"
+        return weights + (" + LoRA" if self.lora else "")
 
 
 def source_of(bench: Bench, variant: Variant) -> PolicySource:
@@ -49,6 +52,7 @@ def source_of(bench: Bench, variant: Variant) -> PolicySource:
         dtype="bfloat16" if bench.dtype == torch.bfloat16 else "float32",
         lora=Lora() if variant.lora else None,
         quantize="nf4" if variant.nf4 else None,
+        rollout_weights=("dequantized" if variant.dequantized else "quantized") if variant.nf4 else "auto",
         gradient_checkpointing=variant.recompute,
         min_pixels=side * side if bench.shape == "tiny" else None,
         max_pixels=side * side,

@@ -41,7 +41,10 @@ def test_results_say_what_they_should(results):
     assert found["correctness"]["sampler_gap float32"]["mean"] < 1e-4
     training = found["correctness"]["training LoRA"]
     assert training == {"kl_at_first_step": pytest.approx(0, abs=1e-5), "largest_difference_after_resume": 0}
-    assert found["decoding"]["bf16 + LoRA"]["8 rows"]["dispatches_per_token"] > 0
+    rows = found["decoding"]["bf16 + LoRA"]["8 rows"]
+    assert rows["dispatches_per_token"] > 0
+    assert rows["layers of transformers"]["ms_per_token"] > 0
+    assert rows["graph"] == "skipped: CUDA graphs require a GPU"
     [case] = [case for name, case in found["training"].items() if name.startswith("bf16")]
     assert [step["seconds"] > 0 for step in case["steps"]] == [True, True]
     assert found["strategies"]["FSDP2"] == pytest.approx(found["strategies"]["DDP"], abs=1e-5)

@@ -115,7 +115,8 @@ class GroupCache:
         of_prompt, of_own = weights.split([to_prompt.shape[2], keys.shape[1]], dim=-1)
         result = torch.bmm(of_prompt, self.prompt_values[layer]).view(len(keys), -1, keys.shape[2])
         result = torch.baddbmm(result, of_own.reshape(len(keys), -1, keys.shape[1]), values)
-        return self._to_rows(result).to(own.dtype)
+        output = self._to_rows(result)
+        return output if output.dtype == own.dtype else output.to(own.dtype)
 
     def reserve(self, tokens: int) -> bool:
         """Say that each row will have so many tokens; returns whether this has moved what is stored."""

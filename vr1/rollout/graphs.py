@@ -70,7 +70,7 @@ class CudaCapture:
     def capture(self, step: Step) -> Step:
         """Record the kernels of a step; returns a function that launches all of them at once."""
         graph, present, side = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), self._side_stream()
-        pool = () if self._latest is None else (self._latest.pool(),)
+        pool = None if self._latest is None else self._latest.pool()
         torch.cuda.synchronize()
         side.wait_stream(present)
         collects = gc.isenabled()
@@ -79,7 +79,7 @@ class CudaCapture:
         try:
             with torch.cuda.stream(side):
                 # Other threads, such as one that pins batches, may go on calling CUDA.
-                graph.capture_begin(*pool, capture_error_mode="thread_local")
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
                     logits = step()
                 except BaseException:
@@ -120,20 +120,23 @@ class StepGraphs:
 
     Args:
         capture: records steps; None takes CUDA graphs.
+
+    Attributes:
+        failure: why no steps are captured any more; None while they are.
     """
 
     def __init__(self, capture: StepCapture | None = None) -> None:
         self.capture = capture or CudaCapture()
-        self._failed = False
+        self.failure: str | None = None
         self._trial = _FIRST_TRIAL
 
     def worthwhile(self, tokens: int) -> bool:
         """Whether to capture the steps of a rollout of at most so many tokens."""
-        return not self._failed and tokens >= _LEAST_TOKENS
+        return self.failure is None and tokens >= _LEAST_TOKENS
 
     def give_up(self, error: GraphError) -> None:
         """Decode without graphs from now on, and say why."""
-        self._failed = True
+        self.failure = str(error)
         warnings.warn(f"CUDA graphs: {error}; decoding goes on without them, which is slower", stacklevel=2)
 
     def step(self, step: Step, state: "StepState", tokens: int) -> "GraphedStep":
