@@ -56,9 +56,8 @@ def prepare_linear(layers: Sequence[nn.Module], rows: int, dequantize: bool = Fa
     known = [part for part in split if part is not None]
     if len(known) < len(split):
         return _as_they_are(layers)
-    layers = [part.base for part in known]
     if not any(part.adapters for part in known):
-        return _base(layers, rows, dequantize)
+        return _base([part.base for part in known], rows, dequantize)
     return _with_adapters(known, rows, dequantize)
 
 

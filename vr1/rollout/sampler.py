@@ -208,9 +208,8 @@ class SharedPrefixSampler(Sampler):
         save, unless the prefix is needed ``with_graph``.
         """
         count = len(prompts)
-        rows = self.max_rows
-        if rows == "auto":
-            rows = rows_that_fit(policy, prompts, sampling, self._weights.reserved(policy))
+        reserved = self._weights.reserved(policy)
+        rows = rows_that_fit(policy, prompts, sampling, reserved) if self.max_rows == "auto" else self.max_rows
         graphs = self._graphs if self.captures(prompts.tokens.device) else None
         size = count if rows is None else max(1, rows // sampling.group_size)
         if size >= count:
