@@ -124,22 +124,22 @@ FAULTS = [
     ),
     # Rollouts
     Fault(
-        "vr1/rollout/shared.py",
-        "ended = (sampled[:, None] == ends).any(1) & running",
-        "ended = (sampled == ends[0]) & running",
+        "vr1/rollout/rows.py",
+        "(sampled[:, None] != self._ends).all(1)",
+        "(sampled != self._ends[0])",
         _SHARED,
     ),
     Fault(
         "vr1/rollout/cache.py",
-        "to_own[..., : max(self._length - window, 0)]",
-        "to_own[..., : max(self._length - window + 1, 0)]",
+        "scores[..., : max(scores.shape[2] - window, 0)]",
+        "scores[..., : max(scores.shape[2] - window + 1, 0)]",
         _CACHE,
     ),
-    Fault("vr1/rollout/cache.py", "grown[..., :full, :] =", "grown[..., -full:, :] =", _CACHE),
+    Fault("vr1/rollout/cache.py", "[..., : old.shape[4], :] = old", "[..., -old.shape[4] :, :] = old", _CACHE),
     Fault(
         "vr1/rollout/linear.py",
-        "= own.detach().t() * scale",
-        "= own.detach().t()",
+        "up.detach().t() * scale",
+        "up.detach().t()",
         ("tests/rollout/test_linear.py", "tests/rollout/test_decoder.py"),
     ),
     Fault(

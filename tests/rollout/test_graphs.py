@@ -107,11 +107,11 @@ def test_captures_again_when_the_cache_grows_and_when_rows_leave(source, encoder
         eager = shared.decode_shared(policy, prefix, sampling, uniform, 1)
         found = shared.decode_shared(policy, prefix, sampling, uniform, check_every, graphs=StepGraphs(capture))
     assert int(eager.lengths.max()) > 140, "no completion fills the cache"
-    assert int((eager.lengths < 100).sum()) > 16, "too few rows leave"
+    assert int((eager.lengths < 120).sum()) >= 18, "too few rows leave"
     for ours, theirs in zip(found[:3], eager[:3], strict=True):
         assert torch.equal(ours, theirs)
     assert capture.captured >= 3
-    assert capture.warm == 2 * capture.captured
+    assert capture.warm >= 2 * capture.captured
 
 
 @pytest.mark.parametrize("autocast", [False, True])
