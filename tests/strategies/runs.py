@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from callbacks import WeightAverage
+from callbacks import Export, WeightAverage
 from tests import processes
 from tests.checkpoints.test_resume import RewardedByHash
 from tests.save_at import SaveAt
@@ -100,7 +100,7 @@ class Rows(Callback):
         trainer.save_checkpoint(self.folder / "end.ckpt")
 
 
-def train(made, folder, steps, save=None, ckpt_path=None, world=1, average=None, **settings):
+def train(made, folder, steps, save=None, ckpt_path=None, world=1, average=None, export=None, **settings):
     pl.seed_everything(1)
     trainer = pl.Trainer(
         **{
@@ -117,6 +117,7 @@ def train(made, folder, steps, save=None, ckpt_path=None, world=1, average=None,
             "gradient_clip_val": 1.0,
             "callbacks": [
                 Rows(folder),
+                *([Export(dirname=folder / "model", dtype=export)] if export else []),
                 *([WeightAverage(average)] if average else []),
                 *([SaveAt(3, save)] if save else []),
             ],
@@ -140,12 +141,13 @@ ADAM = partial(torch.optim.AdamW, lr=1e-3)
 
 def on_one(source, out):
     """The same on one process, and what is compared with."""
-    train(module(source, updates_per_rollout=2), out / "one", steps=5, save=out / "one.ckpt")
+    train(module(source, updates_per_rollout=2), out / "one", steps=5, save=out / "one.ckpt", export="float32")
     train(module(source, FarApart), out / "one_far", steps=FAR_STEPS)
     train(module(source, FarApart, loss=TokenMean()), out / "one_tokens", steps=5)
     train(supervised(source), out / "one_sft", steps=5)
     lora = replace(source, lora=Lora(rank=2), gradient_checkpointing=True)
-    train(module(lora, optimizer=ADAM), out / "one_lora", steps=5, save=out / "one_lora.ckpt")
+    adapters = module(lora, optimizer=ADAM)
+    train(adapters, out / "one_lora", steps=5, save=out / "one_lora.ckpt", export="bfloat16")
     train(module(source), out / "one_average", steps=5, average=0.6)
 
 
@@ -156,7 +158,8 @@ def two(**settings):
 
 def on_two(source, out):
     """Everything that two processes do, in one start of them; called on each."""
-    train(module(source, updates_per_rollout=2), out / "two", steps=5, save=out / "two.ckpt", **two())
+    ours = module(source, updates_per_rollout=2)
+    train(ours, out / "two", steps=5, save=out / "two.ckpt", export="float32", **two())
     train(module(source, FarApart), out / "two_far", steps=FAR_STEPS, **two())
     train(module(source, FarApart), out / "ddp_far", steps=FAR_STEPS, world=2, strategy="ddp")
     train(module(source, FarApart, loss=TokenMean()), out / "ddp_tokens", steps=5, world=2, strategy="ddp")
@@ -179,7 +182,8 @@ def on_two(source, out):
         ckpt_path=out / "three.shards",
         **two(sharded_checkpoints=True),
     )
-    train(module(lora, optimizer=ADAM), out / "lora_on", steps=5, ckpt_path=out / "one_lora.ckpt", **two())
+    adapters = module(lora, optimizer=ADAM)
+    train(adapters, out / "lora_on", steps=5, ckpt_path=out / "one_lora.ckpt", export="bfloat16", **two())
     # The average of sharded weights, in one file and in shards, and resumed from the latter.
     train(module(source), out / "average", steps=5, average=0.6, **two())
     shards = two(sharded_checkpoints=True)

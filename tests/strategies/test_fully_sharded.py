@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.strategies import runs
 from vr1.checkpoints.shards import read_shards
@@ -63,6 +64,18 @@ def test_a_mean_over_tokens_is_over_those_of_all_processes(out, kind):
     """The processes hold 1 and 30 tokens a completion, or answers of scenes with one and with many objects."""
     assert_rows(runs.rows(out / f"ddp_{kind}"), runs.rows(out / f"one_{kind}"))
     assert_alike(weights(out / f"ddp_{kind}" / "end.ckpt"), weights(out / f"one_{kind}" / "end.ckpt"))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("two", "one"), ("lora_on", "one_lora")], ids=["all weights", "adapters"])
+def test_export_of_two_processes_is_that_of_one(out, ours, theirs):
+    folders = out / ours / "model", out / theirs / "model"
+    assert sorted(path.name for path in folders[0].iterdir()) == sorted(path.name for path in folders[1].iterdir())
+    name = "adapter_model.safetensors" if ours == "lora_on" else "model.safetensors"
+    found, expected = (load_file(folder / name) for folder in folders)
+    assert found.keys() == expected.keys()
+    for weight, value in expected.items():
+        assert found[weight].dtype == value.dtype == (torch.bfloat16 if ours == "lora_on" else torch.float32)
+        torch.testing.assert_close(found[weight], value, rtol=1e-2 if ours == "lora_on" else 0, atol=1e-5)
 
 
 def test_two_processes_resume_from_the_file_of_one(out):

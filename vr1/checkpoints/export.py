@@ -1,12 +1,15 @@
 """A trained model as a folder that transformers and peft load by ``from_pretrained``."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from peft import PeftModel, get_peft_model
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText
 
 from vr1.checkpoints.state import source_of
@@ -17,7 +20,14 @@ from vr1.policy.patches import four_bit_layers
 _PREFIX = "policy.network."
 
 
-def write_model(network: Any, processor: Any, folder: Path, dtype: str | None = None, card: str | None = None) -> None:
+def write_model(
+    network: Any,
+    processor: Any,
+    folder: Path,
+    dtype: str | None = None,
+    card: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a model, or the adapters of one, with its processor and chat template.
 
     Args:
@@ -26,8 +36,9 @@ def write_model(network: Any, processor: Any, folder: Path, dtype: str | None = 
         folder: created if it is missing; files of the same names are replaced.
         dtype: precision of the written weights, a name of torch's; None keeps that of ``network``.
         card: text of ``README.md``; None leaves what peft writes.
+        weights: what to write, by name; None takes the weights of ``network``.
     """
-    weights = network.state_dict()
+    weights = network.state_dict() if weights is None else weights
     if dtype is not None:
         kind = getattr(torch, dtype)
         weights = {name: value.to(kind) if value.is_floating_point() else value for name, value in weights.items()}
@@ -37,6 +48,37 @@ def write_model(network: Any, processor: Any, folder: Path, dtype: str | None = 
     processor.save_pretrained(folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def gathered_weights(network: Any, dtype: str | None = None) -> dict[str, Tensor]:
+    """The weights that `write_model` writes of a sharded model; to be called by all processes.
+
+    One tensor is gathered at a time, so that no device has to hold more than the largest one beside its shards.
+
+    Args:
+        network: a transformers model, or a peft model, of which the adapters alone are gathered.
+        dtype: precision of the result, a name of torch's; None keeps that of ``network``.
+
+    Returns:
+        In the first process the weights by name, on the CPU, tied ones as one tensor; in the others nothing.
+    """
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    # A tied weight has several names, and is one parameter.
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    gathered: dict[int, Tensor] = {}
+    weights = {}
+    for name, stored in network.state_dict().items():
+        if isinstance(network, PeftModel) and "lora_" not in name:
+            continue
+        key = id(parameters.get(name, stored))
+        if key not in gathered:
+            value = stored.detach()
+            if dtype is not None and value.is_floating_point():
+                value = value.to(getattr(torch, dtype))
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            gathered[key] = whole.cpu() if first else torch.empty(0)
+        weights[name] = gathered[key]
+    return weights if first else {}
 
 
 def package_of(network: Any) -> str:
