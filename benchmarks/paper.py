@@ -28,7 +28,17 @@ from vr1.distributed import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "paper"
-Name = Literal["sft", "sft_sorted", "vision_r1", "step_third", "no_refinement", "precision_only", "box_and_label"]
+Name = Literal[
+    "sft",
+    "sft_sorted",
+    "vision_r1",
+    "step_third",
+    "no_refinement",
+    "precision_only",
+    "box_and_label",
+    "box_credit",
+    "sft_average",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

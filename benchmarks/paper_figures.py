@@ -12,13 +12,13 @@ from PIL import Image
 
 from vr1.runs.figures import picture_of
 
-_COLOURS = ("#1971c2", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#b35c00", "#c2255c")
+_COLOURS = ("#1971c2", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#b35c00", "#c2255c", "#5c940d", "#495057")
 
 
 def draw_findings(results: Results) -> Image.Image:
     """What each training gains over its start: here, seed by seed, and in the paper."""
     names = list(VARIANTS)
-    figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(11, 4.8), dpi=110, layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     for axes, group in zip(panels[:2], ("seen", "unseen"), strict=True):
         start = statistics.mean(results[START][group]["map"])

@@ -95,13 +95,18 @@ def test_every_training_has_the_settings_of_its_title(variant, tmp_path, capsys)
     config = yaml.safe_load(capsys.readouterr().out)
     assert (config["seed_everything"], config["trainer"]["max_steps"]) == (3, 7)
     assert config["trainer"]["logger"]["init_args"]["version"] == f"{variant.name}_3"
-    model, last = config["model"], config["trainer"]["callbacks"][-1]
+    model, callbacks = config["model"], config["trainer"]["callbacks"]
+    averaged = variant.name in ("box_credit", "sft_average")
+    assert (callbacks[-1]["class_path"] == "callbacks.WeightAverage") == averaged
+    last = callbacks[-2 if averaged else -1]
     if "sft" in variant.configs:
         assert model["class_path"].endswith("SFTModule")
-        assert model["init_args"]["target_order"] == ("sorted" if variant.name == "sft_sorted" else "annotated")
+        assert model["init_args"]["target_order"] == ("annotated" if variant.name == "sft" else "sorted")
         return
-    switch = {"step_third": pytest.approx(1 / 3), "no_refinement": 1.0}.get(variant.name, 0.5)
+    switch = {"step_third": pytest.approx(1 / 3), "no_refinement": 1.0, "box_credit": 1.0}.get(variant.name, 0.5)
     assert (last["class_path"], last["init_args"]["switch_at"]) == ("callbacks.RuleRefinement", switch)
+    advantage = (model["init_args"]["advantage"] or {}).get("class_path")
+    assert advantage == ("vr1.advantage.BoxAdvantage" if variant.name == "box_credit" else None)
     reward = (model["init_args"]["reward"] or {}).get("init_args", {})
     terms = [term["class_path"] for term in reward.get("terms") or []]
     assert terms == (["vr1.rewards.DualFormat", "vr1.rewards.Precision"] if variant.name == "precision_only" else [])
@@ -156,7 +161,7 @@ def test_the_papers_differences_are_those_of_its_numbers():
             if finding.ahead in model and finding.behind in model
         ]
         assert stated[: len(differences)] == differences, finding.text
-        assert bool(differences) != (finding.behind == "sft_sorted"), finding.text
+        assert bool(differences) != (finding.behind == "sft_sorted" or finding.ahead == "box_credit"), finding.text
 
 
 def test_pictures_of_part_of_the_runs(tmp_path):
