@@ -6,7 +6,8 @@ Each shape is trained for two steps in a process of its own, so that the second 
 of the first. What is measured is the physical memory of the process (``VmHWM``) above that of the same process after a
 run of the smallest size, when everything is imported, less the pages of the weights' file that nothing uses any more;
 glibc is set to return freed tensors to the system at once.
-Completions never end before their limit, and images are shown at the largest size: what the plan is about.
+Completions never end before their limit, and images are shown at the largest size: what the plan is about. With
+"unequal prompts" their lengths differ by several tokens; without, they differ as those of three names do.
 """
 
 import gc
@@ -48,6 +49,10 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "24M, LoRA, G 8": ("24M", {"lora": 16}, 4, 8, 64),
     "24M, LoRA, recomputed, G 8": ("24M", {"lora": 16, "gradient_checkpointing": True}, 4, 8, 64),
     "24M, 4 bits, recomputed, G 8": ("24M", {"lora": 16, "quantize": "nf4", "gradient_checkpointing": True}, 4, 8, 64),
+    "24M, LoRA, unequal prompts, G 8": ("24M", {"lora": 16}, 4, 8, 64),
+    "24M, all weights, recomputed, unequal prompts, G 8": ("24M", {"gradient_checkpointing": True}, 4, 8, 64),
+    "24M, all weights, bf16-mixed, G 8": ("24M", {}, 4, 8, 64),
+    "24M in bfloat16, LoRA, bf16-mixed, G 8": ("24M", {"lora": 16, "dtype": "bfloat16"}, 4, 8, 64),
 }
 
 
@@ -84,11 +89,12 @@ def measure(name: str) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         needs = _needs(name, Path(folder))
-        _train(replace(needs, prompts=1, group_size=2, completion_tokens=2), Path(folder))
+        fewest = 2 if "unequal" in name else needs.categories
+        _train(replace(needs, prompts=1, group_size=2, completion_tokens=2), Path(folder), fewest)
         gc.collect()
         base, base_mapped = resident("VmRSS"), resident("RssFile")
         Path("/proc/self/clear_refs").write_text("5")
-        policy = _train(needs, Path(folder))
+        policy = _train(needs, Path(folder), fewest)
         measured = resident("VmHWM") - base
         # Weights are read from their mapped file. After quantization it stays mapped until the system needs the
         # memory.
@@ -131,10 +137,11 @@ def _needs(name: str, folder: Path) -> Any:
         reference=True,
         optimizer=partial(torch.optim.AdamW, lr=1e-5),
         categories=3,
+        precision="bf16-mixed" if "bf16-mixed" in name else "32-true",
     )
 
 
-def _train(needs: Any, folder: Path) -> Any:
+def _train(needs: Any, folder: Path, fewest_categories: int) -> Any:
     import lightning.pytorch as pl
 
     from vr1.data import SceneDataModule, SceneStyle
@@ -153,11 +160,12 @@ def _train(needs: Any, folder: Path) -> Any:
         sampling=Sampling(group_size=needs.group_size, max_new_tokens=needs.completion_tokens),
         optimizer=needs.optimizer,
     )
-    style = SceneStyle(num_categories=(needs.categories, needs.categories))
+    style = SceneStyle(num_categories=(fewest_categories, needs.categories))
     data = SceneDataModule(style, train_scenes=2 * needs.prompts, val_scenes=1, batch_size=needs.prompts, num_workers=0)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         accelerator="cpu",
+        precision=needs.precision,
         max_steps=2,
         limit_val_batches=0,
         enable_model_summary=False,

@@ -88,7 +88,7 @@ def fit(module, folder, steps=STEPS, save=None, ckpt_path=None, batch_size=4, sc
     ]
     saving = [SaveAt(STOP, save)] if save else []
     pl.seed_everything(1)
-    os.environ.pop("MASTER_PORT", None)  # see `own_port` in conftest.py
+    os.environ.pop("MASTER_PORT", None)  # see `own_environment` in conftest.py
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,

@@ -50,6 +50,11 @@ def usable(gpu: str) -> float:
     return (GPUS[gpu] - CONTEXT_GIB) * (1 - FRAGMENTATION) * _GIB
 
 
+def without_four_bits(needs: Needs) -> Needs:
+    """The same training with the base weights in bfloat16 instead of 4 bits."""
+    return replace(needs, policy=replace(needs.policy, quantize=None, dtype="bfloat16", rollout_weights="auto"))
+
+
 # Changes that do not affect the result come first, those that change the training last.
 _Change = Callable[[Needs], tuple[str, Needs] | None]
 
@@ -72,7 +77,15 @@ def changes(needs: Needs) -> Iterator[tuple[str, Needs]]:
         ['--model.policy.gradient_checkpointing true', '--model.policy.gradient_checkpointing true --data.batch_size 1']
     """
     arguments: list[str] = []
-    for change in (_recompute, _fewer_prompts, _adapters, _four_bits, _smaller_images, _fewer_completions):
+    for change in (
+        _recompute,
+        _fewer_answers,
+        _fewer_prompts,
+        _adapters,
+        _four_bits,
+        _smaller_images,
+        _fewer_completions,
+    ):
         while (changed := change(needs)) is not None:
             argument, needs = changed
             setting = argument.split()[0]
@@ -92,6 +105,14 @@ def _fewer_prompts(needs: Needs) -> tuple[str, Needs] | None:
         return None
     half = needs.prompts // 2
     return f"--data.batch_size {half}", replace(needs, prompts=half)
+
+
+def _fewer_answers(needs: Needs) -> tuple[str, Needs] | None:
+    # More answers at once than completions in a rollout are not needed where memory is short.
+    half = needs.eval_prompts // 2
+    if half < 1 or needs.eval_prompts <= needs.prompts:
+        return None
+    return f"--data.eval_batch_size {half}", replace(needs, eval_prompts=half)
 
 
 def _adapters(needs: Needs) -> tuple[str, Needs] | None:

@@ -23,6 +23,11 @@ class LiveBytes:
 
     Small integer tensors with content (sizes of images, indices) may take part; they are not counted.
 
+    Args:
+        autocast: compute products and attention in this precision, as autocast does on devices that it knows: it
+            converts inputs and weights, and what backward needs of the results is saved. None computes in the precision
+            of the tensors.
+
     Attributes:
         now: bytes allocated.
         peak: the most bytes allocated at a time since `reset`.
@@ -35,17 +40,22 @@ class LiveBytes:
         (40, 80)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, autocast: torch.dtype | None = None) -> None:
         self.now = self.peak = 0
-        self._modes = ExitStack()
+        self._autocast, self._modes = autocast, ExitStack()
 
     def __enter__(self) -> "LiveBytes":
-        original = F.scaled_dot_product_attention
         # No torch function mode: these are off within backward, where activations are recomputed.
-        F.scaled_dot_product_attention = _fused(original)
-        self._modes.callback(setattr, F, "scaled_dot_product_attention", original)
+        self._replace(F, "scaled_dot_product_attention", _fused(F.scaled_dot_product_attention))
+        if self._autocast is not None:
+            for place, name in _CAST:
+                self._replace(place, name, _casting(getattr(place, name), self._autocast))
         self._modes.enter_context(_Counter(self))
         return self
+
+    def _replace(self, place: Any, name: str, function: Any) -> None:
+        self._modes.callback(setattr, place, name, getattr(place, name))
+        setattr(place, name, function)
 
     def __exit__(self, *error: Any) -> None:
         self._modes.close()
@@ -93,6 +103,30 @@ class _Counter(TorchDispatchMode):
         self._live.add(-size)
 
 
+# What models multiply with, among the functions that autocast computes in lower precision.
+_CAST: tuple[tuple[Any, str], ...] = (
+    (F, "linear"),
+    (F, "scaled_dot_product_attention"),
+    (torch, "matmul"),
+    (torch, "bmm"),
+    (Tensor, "__matmul__"),
+    (Tensor, "matmul"),
+)
+
+
+def _casting(function: Any, dtype: torch.dtype) -> Any:
+    """The function with its floating-point tensors without content converted first."""
+
+    def cast(value: Any) -> Any:
+        converts = isinstance(value, Tensor) and value.is_meta and value.is_floating_point()
+        return value.to(dtype) if converts else value
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*map(cast, args), **{name: cast(value) for name, value in kwargs.items()})
+
+    return call
+
+
 def _fused(attention: Any) -> Any:
     """Attention that saves what fused kernels save, for tensors without content; ``attention`` for all others."""
 
@@ -128,8 +162,8 @@ class FourBitLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The product ``[..., out]``."""
-        result: Tensor = _DequantizedProduct.apply(input, self.weight)
-        return result if self.bias is None else result + self.bias
+        result: Tensor = _DequantizedProduct.apply(input.to(self.weight.dtype), self.weight)
+        return (result if self.bias is None else result + self.bias).to(input.dtype)
 
 
 class _DequantizedProduct(torch.autograd.Function):

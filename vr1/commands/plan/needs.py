@@ -19,6 +19,7 @@ from vr1.strategies import shards_weights
 from vr1.strategies.combinations import compute_dtype
 
 _DEFAULT_BATCH_SIZE: int = signature(RecordDataModule).parameters["batch_size"].default
+_DEFAULT_EVAL_BATCH_SIZE: int = signature(RecordDataModule).parameters["eval_batch_size"].default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,9 @@ class Needs:
         temperature: of sampling.
         top_p: of sampling.
         sampler: samples the completions.
+        eval_prompts: prompts that validation answers together (``data.eval_batch_size``); 0 where there is none.
+        eval_tokens: tokens of an answer in validation, at most.
+        machines: the processes are spread over so many.
     """
 
     policy: PolicySource
@@ -58,6 +62,9 @@ class Needs:
     temperature: float = 1.0
     top_p: float = 1.0
     sampler: Sampler = field(default_factory=SharedPrefixSampler)
+    eval_prompts: int = 0
+    eval_tokens: int = 1
+    machines: int = 1
 
     @property
     def mixed(self) -> bool:
@@ -99,6 +106,9 @@ def needs_of(arguments: Sequence[str]) -> Needs:
         temperature=sampling.temperature if sampling else 0.0,
         top_p=sampling.top_p if sampling else 1.0,
         sampler=_sampler(module.get("sampler")),
+        eval_prompts=0 if trainer.limit_val_batches == 0 else data.get("eval_batch_size", _DEFAULT_EVAL_BATCH_SIZE),
+        eval_tokens=module.evaluation.max_new_tokens,
+        machines=trainer.num_nodes,
     )
 
 

@@ -1,4 +1,4 @@
-"""Predicts memory by part, at the three moments of a step at which most of it is allocated.
+"""Predicts memory by part, at the moments of a training at which most of it is allocated.
 
 The runtime's own code runs on tensors without content; sizes that it decides come from it.
 
@@ -7,7 +7,7 @@ Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, V 
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,9 +24,12 @@ from vr1.prompts import PromptBatch
 from vr1.rollout.cache import GroupCache, cache_capacity
 from vr1.rollout.decoder import make_decoder
 from vr1.rollout.sampling import Sampling, sample_token
+from vr1.types import Prefix
 
 # Bytes of an NF4 weight, double quantized: 4 bits; an 8-bit scale for 64 weights; a float32 scale for 256 scales.
 _FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
+# Bytes of a weight in the files of released models.
+_RELEASED_WIDTH = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +38,19 @@ class MemoryPlan:
 
     Attributes:
         parameters: numbers of parameters: ``all``, ``trained``.
-        moments: bytes by part, for each of ``rollout``, ``policy`` (forward and backward of the loss) and ``update``.
+        moments: bytes by part, for each of ``rollout``, ``policy`` (forward and backward of the loss), ``update`` and
+            ``validation``, where there is one.
         row_tokens: tokens of a prompt and all its completions, at most.
         dequantized: bytes of dequantized copies of 4-bit weights, which a rollout with ``rollout_weights: auto`` takes
             beside its other parts where they fit; 0 where they are not wanted, or are among these parts already.
+        host: bytes of weights on the host of a machine, of all its processes together, while they load and, with
+            ``cpu_offload``, all the time; without Python itself and what data loaders need.
     """
 
     parameters: dict[str, int]
     moments: dict[str, dict[str, float]]
     row_tokens: int
+    host: float
     dequantized: float = 0.0
 
     @property
@@ -75,17 +82,27 @@ def predict(needs: Needs) -> MemoryPlan:
             " leave policy.share_prompt out, or measure this one in a run of one step (callbacks.Throughput logs its"
             " peak)"
         )
-    prompts = largest_prompts(needs)
+    prompts = largest_prompts(needs, needs.prompts)
+    if needs.sharded and needs.mixed:
+        # Weights are gathered in the precision of the computation; otherwise autocast converts them for each product.
+        policy = policy.to(getattr(torch, needs.compute_dtype))
     state = _training_state(policy, needs)
     activations, logits = _policy_step(policy, prompts, needs)
     gathered, blocks = _gathered(policy, needs)
     parameters = sum(value.numel() for name, value in policy.named_parameters() if "lora_" not in name)
     rollout, otherwise = needs.sampler.memory(needs.policy, needs.compute_dtype, parameters)
+    validation = dict(rollout)
     if needs.sampler.computes_with_policy:
-        rollout = {"gathered weights": gathered, **_rollout(policy, prompts, needs)}
+        rollout = {
+            "gathered weights": gathered,
+            **_rollout(policy, prompts, needs, policy.can_reuse_prefix(needs.sharded)),
+        }
+        if needs.eval_prompts:
+            validation = {"gathered weights": gathered, **_validation(policy, needs)}
     copies = _dequantized(policy, needs)
     if needs.policy.rollout_weights == "dequantized":
         rollout["dequantized weights"] = copies
+        validation["dequantized weights"] = copies
     # Between two steps there are no gradients.
     between = {part: size for part, size in state.items() if part != "gradients"}
     moments = {
@@ -94,12 +111,15 @@ def predict(needs: Needs) -> MemoryPlan:
         # On a GPU AdamW updates all tensors at once, which takes one more value per parameter.
         "update": {**state, **otherwise, "activations": state["gradients"]},
     }
+    if needs.eval_prompts:
+        moments["validation"] = {**between, **validation}
     trained = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
     return MemoryPlan(
         parameters={"all": sum(parameter.numel() for parameter in policy.parameters()), "trained": sum(trained)},
         moments={moment: {part: size for part, size in parts.items() if size} for moment, parts in moments.items()},
         row_tokens=prompts.tokens.shape[1] + needs.group_size * needs.completion_tokens,
         dequantized=copies if needs.policy.rollout_weights == "auto" else 0.0,
+        host=_host(policy, needs, state),
     )
 
 
@@ -132,12 +152,29 @@ def _training_state(policy: Policy, needs: Needs) -> dict[str, float]:
     if needs.sharded:
         share = 0 if needs.offload else 1 / needs.processes
         return {part: size * share for part, size in sizes.items()}
-    if needs.mixed and needs.policy.lora is None:
-        # Autocast saves a copy of every trained weight in the computation's precision for backward.
-        sizes["weights"] += trained * getattr(torch, needs.compute_dtype).itemsize
     if needs.processes > 1:
         sizes["buckets"] = sizes["gradients"]
     return dict(sizes)
+
+
+def _host(policy: Policy, needs: Needs, state: dict[str, float]) -> float:
+    """Bytes of weights on the host of one machine.
+
+    Without shards, each process loads the weights there, and copies them for a reference, before they move to its GPU.
+    With shards, the processes share the pages of the files, of 16-bit weights as released, and hold their adapters.
+    """
+    processes = needs.processes / needs.machines
+    base = sum(parameter.numel() for name, parameter in policy.named_parameters() if "lora_" not in name)
+    adapters = sum(4 * parameter.numel() for name, parameter in policy.named_parameters() if "lora_" in name)
+    if not needs.sharded:
+        copies = 2 if needs.reference and copies_weights(policy) else 1
+        width = 2 if needs.policy.quantize else getattr(torch, needs.policy.dtype).itemsize
+        return processes * (copies * base * width + adapters)
+    offloaded = 0.0
+    if needs.offload:
+        stored = _training_state(policy, replace(needs, offload=False))
+        offloaded = processes * sum(stored.values())
+    return base * _RELEASED_WIDTH + processes * adapters + offloaded
 
 
 def _state_bytes(optimizer: Any, width: int) -> float:
@@ -161,7 +198,7 @@ def _policy_step(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[fl
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda full: setattr(full, "grad", None))
-    with LiveBytes() as live:
+    with LiveBytes(_autocast(needs)) as live:
         log_probs, _ = policy.log_probs(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool))
         forward = live.peak
         live.reset()
@@ -169,52 +206,79 @@ def _policy_step(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[fl
         # `_training_state` counts gradients: none exist in forward, and all at the end of backward.
         grown = _bytes(parameter for parameter in policy.parameters() if parameter.grad is not None)
         peak = max(forward, live.peak) - grown
-    logits = min(_logits(policy, tokens), peak)
+    logits = min(_logits(policy, tokens, needs), peak)
     for parameter in policy.parameters():
         parameter.grad = None
     return peak - logits, logits
 
 
-def _logits(policy: Policy, tokens: Tensor) -> float:
+def _autocast(needs: Needs) -> torch.dtype | None:
+    """The precision that autocast computes products in; None without autocast."""
+    return getattr(torch, needs.compute_dtype) if needs.mixed else None
+
+
+def _logits(policy: Policy, tokens: Tensor, needs: Needs) -> float:
     """Bytes of logits and of what is computed from them, in the chunks of `token_log_probs`."""
     head = policy.base.lm_head
     states = torch.empty(tokens.numel(), head.in_features, dtype=head.weight.dtype, device="meta", requires_grad=True)
-    with LiveBytes() as live:
+    with LiveBytes(_autocast(needs)) as live:
         values, _ = token_log_probs(policy.logits, states, tokens.flatten(), 1.0)
         values.sum().backward()
     return float(live.peak)
 
 
-def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs) -> dict[str, float]:
+def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs, with_graph: bool) -> dict[str, float]:
     """Bytes of a rollout by part.
+
+    Args:
+        policy: without content.
+        prompts: the prompts that are answered together.
+        needs: the settings.
+        with_graph: whether the first update uses the prefill too, which then has a graph.
 
     Returns:
         The weights that the decoder copies for the rollout, keys and values at the end of decoding, sampling a token,
         and the prefill beside the cache.
     """
     batch, width = prompts.tokens.shape
-    with torch.set_grad_enabled(policy.can_reuse_prefix(needs.sharded)), LiveBytes() as live:
+    with torch.set_grad_enabled(with_graph), LiveBytes(_autocast(needs)) as live:
         prefix = policy.prefill(prompts)
         peak, after = live.peak, live.now
-    of_prompts, layers = _bytes((*prefix.keys, *prefix.values)), len(prefix.keys)
-    rows = batch * needs.group_size
+    stored, layers = (*prefix.keys, *prefix.values), len(prefix.keys)
+    of_prompts, rows = _bytes(stored), batch * needs.group_size
+    token = sum(part.numel() for part in stored) / (batch * width) * getattr(torch, needs.compute_dtype).itemsize
     # While the capacity grows, one layer has its old and its new memory.
-    of_completions = of_prompts / (batch * width) * rows * cache_capacity(needs.completion_tokens) * (1 + 1 / layers)
+    of_completions = token * rows * cache_capacity(needs.completion_tokens) * (1 + 1 / layers)
     sampling = _sampling(policy, rows, needs)
     # The prefill comes first, and what it leaves stays. Keys and values of several prompts are copied to a new layout.
     cache = of_prompts * (2 if batch > 1 else 1) + of_completions
-    with torch.no_grad():
-        empty_cache = GroupCache(prefix, needs.group_size)
-        with LiveBytes() as live:
-            decoder = make_decoder(policy, empty_cache, rows)
-            prepared = float(live.now)
-        del decoder
     return {
-        "prepared weights": prepared,
+        "prepared weights": _prepared(prefix, rows, needs),
         "cache": cache,
         "logits": sampling,
         "activations": max(after - of_prompts, peak - cache - sampling),
     }
+
+
+@torch.no_grad()
+def _prepared(prefix: Prefix, rows: int, needs: Needs) -> float:
+    """Bytes of the weights that the decoder copies for a rollout, in the precision of the computation."""
+    policy = empty_policy(needs)
+    if needs.mixed:
+        policy = policy.to(getattr(torch, needs.compute_dtype))
+    with LiveBytes() as live:
+        decoder = make_decoder(policy, GroupCache(prefix, needs.group_size), rows)
+        prepared = float(live.now)
+    del decoder
+    return prepared
+
+
+def _validation(policy: Policy, needs: Needs) -> dict[str, float]:
+    """Bytes of answering a batch of validation by part: a greedy rollout of one completion for each prompt."""
+    of_validation = replace(
+        needs, prompts=needs.eval_prompts, group_size=1, completion_tokens=needs.eval_tokens, temperature=0.0, top_p=1.0
+    )
+    return _rollout(policy, largest_prompts(needs, needs.eval_prompts), of_validation, with_graph=False)
 
 
 @torch.no_grad()

@@ -22,11 +22,15 @@ from vr1.types import DetectionRecord, as_boxes
 _MAX_TRIES = 12
 
 
-def largest_prompts(needs: Needs) -> PromptBatch:
+def largest_prompts(needs: Needs, count: int) -> PromptBatch:
     """Prompts with the largest images that the settings allow; their floating-point tensors have no content.
+
+    Of several prompts the last is shorter than the others by a token or two: prompts of unequal lengths need a mask,
+    which takes memory, and hardly a batch of real ones has equal lengths.
 
     Args:
         needs: the settings.
+        count: number of prompts.
 
     Raises:
         UserError: ``max_prompt_tokens`` is too small for an image and the categories.
@@ -38,7 +42,8 @@ def largest_prompts(needs: Needs) -> PromptBatch:
         batch = encoder([_record(side, needs.categories)])
         tokens = batch.tokens.shape[1]
         if tokens <= needs.max_prompt_tokens:
-            return _without_content(encoder([_record(side, needs.categories)] * needs.prompts))
+            longest, shorter = _record(side, needs.categories), _record(side, needs.categories, shorter=True)
+            return _without_content(encoder([longest] * (count - 1) + [shorter if count > 1 else longest]))
         side = int(side * math.sqrt(needs.max_prompt_tokens / tokens) * 0.97)
     raise UserError(
         f"max_prompt_tokens={needs.max_prompt_tokens} is too small for an image and {needs.categories} categories;"
@@ -51,12 +56,15 @@ def _own_limit(processor: Any) -> int:
     return size.get("longest_edge") or size["height"] * size["width"]
 
 
-def _record(side: int, categories: int) -> DetectionRecord:
+def _record(side: int, categories: int, shorter: bool = False) -> DetectionRecord:
+    names = [f"category {number}" for number in range(categories)]
+    if shorter:
+        names[-1] = "category"
     return DetectionRecord(
         image=Image.new("RGB", (side, side)),
         boxes_xyxy=as_boxes([]),
         labels=(),
-        categories=tuple(f"category {number}" for number in range(categories)),
+        categories=tuple(names),
         image_id=0,
         origin="an empty image",
         areas=np.zeros(0),
@@ -70,12 +78,12 @@ def _without_content(prompts: PromptBatch) -> PromptBatch:
 
 
 def empty_policy(needs: Needs) -> Policy:
-    """The policy with parameters without content, in the precision of the computation.
+    """The policy with parameters without content, in the precision that they are stored in.
 
     Args:
         needs: the settings.
     """
-    source, dtype = needs.policy, getattr(torch, needs.compute_dtype)
+    source, dtype = needs.policy, getattr(torch, needs.policy.dtype)
     config = source.config()
     with torch.device("meta"):
         network: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=dtype)
@@ -83,8 +91,7 @@ def empty_policy(needs: Needs) -> Policy:
             network.requires_grad_(False)
             for layer in _layers_to_quantize(network):
                 layer.__class__ = FourBitLinear
-        policy = source.wrap(network)
-    return policy.to(dtype) if needs.mixed else policy
+        return source.wrap(network)
 
 
 def _layers_to_quantize(network: nn.Module) -> list[nn.Linear]:
