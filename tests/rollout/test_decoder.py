@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gpu_steps.correctness import sampler_gap
+from gpu_steps.run import Bench
 
 from tests.policy.tiny_models import write_tiny
 from vr1.policy import Lora, PolicySource
@@ -80,3 +82,11 @@ def test_the_norm_is_that_of_transformers(source, dtype, tolerance):
         states = torch.randn(5, 4, len(norm.weight)) * torch.tensor([1e-4, 1e-2, 1.0, 100.0])[:, None]
         states = states.to(dtype)
         torch.testing.assert_close(fast_rms_norm(norm)(states), norm(states), atol=0.1 * tolerance, rtol=tolerance)
+
+
+def test_sampler_and_training_differ_little_in_bfloat16(tmp_path):
+    """Rounded scores and logits doubled the mean, and trebled the largest difference."""
+    bench = Bench(device="cpu", shape="tiny", out=tmp_path)
+    gap = sampler_gap(bench, PolicySource(dtype="bfloat16"))
+    assert gap["mean"] < 5e-3
+    assert gap["max"] < 0.1
