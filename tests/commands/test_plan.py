@@ -169,6 +169,14 @@ def test_larger_settings_need_more(needs, change, part, moment):
     assert predict(replace(needs, **change)).moments[moment][part] > 1.2 * predict(needs).moments[moment][part]
 
 
+def test_the_cache_has_room_for_a_power_of_two_of_tokens(needs):
+    sizes = {
+        tokens: predict(replace(needs, completion_tokens=tokens)).moments["rollout"]["cache"]
+        for tokens in (64, 65, 128)
+    }
+    assert sizes[64] < sizes[65] == sizes[128]
+
+
 def test_suggested_changes_save_memory(needs):
     peaks = [predict(needs).peak, *(predict(changed).peak for _, changed in list(changes(needs))[:3])]
     assert peaks == sorted(peaks, reverse=True)
