@@ -49,7 +49,7 @@ def generate(
         prefix: the policy's prefill of the prompts with its present weights; None computes it.
         with_graph: compute the prefix in training mode and with gradients, so that the loss of an update can use it
             (`vr1.policy.policy.Policy.can_reuse_prefix`).
-        weights: decides whether 4-bit weights are dequantized; None decides anew.
+        weights: decides whether 4-bit weights are dequantized; None decides for this rollout alone.
         graphs: CUDA graphs of decoding steps; None runs each step eagerly.
 
     Returns:

@@ -43,7 +43,7 @@ def decode_shared(
         uniform: ``[B * G, max_new_tokens]`` uniform random numbers in [0, 1).
         check_every: tokens between two looks for rows that have ended; the result does not depend on it. None looks
             after every token on a CPU and after every 16 on a GPU, which works behind the host: each look waits for it.
-        weights: decides whether 4-bit weights are dequantized; None decides anew.
+        weights: decides whether 4-bit weights are dequantized; None decides for this rollout alone.
         graphs: captures steps and replays them; None runs each step eagerly.
 
     Returns:
