@@ -188,7 +188,8 @@ class OneOfTwo(SingleDeviceStrategy):
 
 
 class NotesRandomState(SFTModule):
-    def on_train_epoch_start(self):
+    def on_train_start(self):
+        super().on_train_start()
         self.random_state = torch.get_rng_state()
 
 

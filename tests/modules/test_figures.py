@@ -87,9 +87,9 @@ def grpo(source, **settings):
 def test_loss_and_figures_of_a_step_read_no_number(source, tmp_path, monkeypatch, make):
     original = Policy.log_probs
 
-    def log_probs(policy, *arguments):
+    def log_probs(policy, *arguments, **settings):
         with READING.at("forward"):
-            return original(policy, *arguments)
+            return original(policy, *arguments, **settings)
 
     monkeypatch.setattr(Policy, "log_probs", log_probs)
     READING.counts.clear()

@@ -63,7 +63,8 @@ class EmulatedCapture:
 
 class _RefusedMethods(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in _METHODS:
+        # With a number of repeats, unlike with a tensor of them, nothing is read.
+        if function in _METHODS and not (function.__name__ == "repeat_interleave" and isinstance(args[1], int)):
             raise HostReadError(f"operation not permitted when a stream is capturing: {function.__name__}")
         return function(*args, **(kwargs or {}))
 

@@ -52,7 +52,7 @@ def test_a_prompt_takes_what_the_plan_says(request, model, prompts, group, token
     planned = predict(needs).moments["rollout"]
     rows = sum(planned[part] for part in ("cache", "logits", "activations"))
     sampling = Sampling(group_size=group, max_new_tokens=tokens, top_p=top_p)
-    width = largest_prompts(needs).tokens.shape[1]
+    width = largest_prompts(needs, needs.prompts).tokens.shape[1]
     found = prompts * group_bytes(empty_policy(needs), width, sampling, getattr(torch, source.dtype))
     assert found == pytest.approx(rows, rel=0.12)
 

@@ -3,12 +3,10 @@
 from functools import partial
 
 import bitsandbytes
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
-from callbacks import Export
 from tests.command import run, small, steps
 from vr1.errors import UserError
 from vr1.modules.grpo import GRPOModule
@@ -68,9 +66,3 @@ def test_the_optimizer_is_known_before_it_is_made(source):
     for kind in (torch.optim.AdamW, MuonAdamW, bitsandbytes.optim.AdamW8bit):
         module = GRPOModule(policy=source, optimizer=partial(kind, lr=0.1))
         assert module.optimizer_class() is kind
-
-
-def test_export_is_refused_where_no_process_has_the_whole_model(tmp_path):
-    trainer = pl.Trainer(strategy=FullySharded(), accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="run `python -m vr1 export --ckpt"):
-        Export().setup(trainer, None, "fit")

@@ -35,7 +35,7 @@ def model_card(run: dict[str, Any], step: int, adapters: bool, command: str = ""
         >>> policy, figures = {"path": "/home/me/base", "quantize": None}, {"val/map": 0.25}
         >>> run = {"policy": policy, "figures": figures, "module": "GRPOModule", "prompt": Qwen25VL().prompt_info()}
         >>> card = model_card(run, step=10, adapters=False)
-        >>> "# base, trained with vr1" in card, "/home" in card, "| val/map | 0.25 |" in card
+        >>> "# base, trained with vr1" in card, "/home" in card, "| val/map | 0.250 |" in card
         (True, False, True)
     """
     policy = _shortened(run["policy"])

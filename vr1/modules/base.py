@@ -138,7 +138,8 @@ class DetectionModule(L.LightningModule, ABC):
         # Lightning calls it once for each of fit, validate, test and predict.
         if "policy" in dict(self.named_children()):
             return
-        if shards_weights(self.trainer.strategy):
+        # Without a trainer, as in a notebook, no strategy shards anything.
+        if self._trainer is not None and shards_weights(self._trainer.strategy):
             self.policy, self._weights = load_mapped(self.source)
         else:
             self.policy = self.source.load()

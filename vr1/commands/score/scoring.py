@@ -35,7 +35,7 @@ class ScoreSummary:
 
     Example:
         >>> print(str(ScoreSummary(["recall", "total"])).splitlines()[0])
-        answers                0
+        answers               0
     """
 
     def __init__(self, names: Iterable[str]) -> None:
