@@ -109,7 +109,7 @@ def test_scores_of_a_real_model(kind, source, tmp_path, monkeypatch):
 
     log_probs = -torch.rand(2, len(tokens), generator=torch.Generator().manual_seed(0))
 
-    def decoded(policy, prompts, sampling, draws):
+    def decoded(policy, prompts, sampling, draws, **_):
         rows = tokens.repeat(2, 1)
         return Decoded(rows, torch.full((2,), len(tokens)), torch.ones(2, dtype=torch.bool), log_probs)
 

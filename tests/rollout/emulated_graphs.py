@@ -63,8 +63,7 @@ class EmulatedCapture:
 
 class _RefusedMethods(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        # With a number of repeats, unlike with a tensor of them, nothing is read.
-        if function in _METHODS and not (function.__name__ == "repeat_interleave" and isinstance(args[1], int)):
+        if function in _METHODS:
             raise HostReadError(f"operation not permitted when a stream is capturing: {function.__name__}")
         return function(*args, **(kwargs or {}))
 
@@ -97,7 +96,8 @@ class _Recording(TorchDispatchMode):
         masks = name in ("index", "index_put", "index_put_") and any(
             isinstance(part, Tensor) and part.dtype == torch.bool for part in args[1]
         )
-        if name in _READS or masks:
+        # With a number of repeats, unlike with a tensor of them, nothing is read.
+        if (name in _READS and func._overloadname != "self_int") or masks:
             raise HostReadError(f"operation not permitted when a stream is capturing: {name}")
         self._save_what_it_changes(func, args, kwargs)
         inputs = tree_map_only(Tensor, self._noted, (args, kwargs))
