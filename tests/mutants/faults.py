@@ -576,10 +576,14 @@ FAULTS = [
         ('self._best, self._waited = float(state["best"]), int(state["waited"])', "pass"),
     ),
     *_faults(
-        "vr1/modules/grpo.py",
+        "vr1/modules/warm_start.py",
         "tests/modules/test_warm_start.py",
         ("self.trainer.global_step > self.warm_start.end", "self.trainer.global_step >= self.warm_start.end"),
         ("self.trainer.global_step > self.warm_start.end", "True"),
+    ),
+    *_faults(
+        "vr1/modules/grpo.py",
+        "tests/modules/test_warm_start.py",
         ("batch, self.warm_start.settings.target_order)", 'batch, "annotated")'),
     ),
     *_faults(

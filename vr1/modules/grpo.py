@@ -17,12 +17,12 @@ from vr1.data.accumulation import batches_left, batches_per_step
 from vr1.distributed import data_share, gather
 from vr1.errors import UserError
 from vr1.losses import GRPO, PolicyLoss, PolicyTerms
-from vr1.modules.base import DetectionModule, mean_where
+from vr1.modules.base import mean_where
 from vr1.modules.evaluation import parse_completions, targets_of
 from vr1.modules.figures import StepTimes, on_device, rollout_figures, times_are_read
 from vr1.modules.sft import supervised_loss
 from vr1.modules.token_advantages import check_spans, token_advantages
-from vr1.modules.warm_start import WarmStart, WarmStartProgress
+from vr1.modules.warm_start import WarmStart, WarmStartedModule
 from vr1.policy.policy import Policy
 from vr1.policy.reference import Reference
 from vr1.prompts import PromptBatch
@@ -41,7 +41,7 @@ from vr1.strategies import shards_weights
 from vr1.types import Prefix, Rollout, RolloutBatch, ScoredGroups
 
 
-class GRPOModule(DetectionModule):
+class GRPOModule(WarmStartedModule):
     """Vision-R1: group relative policy optimisation with rewards computed from boxes.
 
     Args:
@@ -52,7 +52,7 @@ class GRPOModule(DetectionModule):
         resample_zero_variance: how many times to resample zero-variance groups, in which all rewards are equal.
         warm_start: supervised training before the first rollout; None has none.
         seed: seed of the rollouts; None takes that of ``seed_everything``.
-        **kwargs: settings of `DetectionModule`.
+        **kwargs: settings of `vr1.modules.base.DetectionModule`.
 
     Raises:
         UserError: a group of one completion (nothing to compare), a sampling temperature of 0, or a warm start with a
@@ -75,7 +75,7 @@ class GRPOModule(DetectionModule):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(warm_start=warm_start, **kwargs)
         if sampling.group_size < 2:
             raise UserError(
                 f"sampling.group_size={sampling.group_size}: GRPO compares the completions of a group, so it needs at"
@@ -89,7 +89,6 @@ class GRPOModule(DetectionModule):
             raise UserError(f"resample_zero_variance={resample_zero_variance} must not be negative; 0 never resamples")
         self.sampling, self.loss, self.seed = sampling, loss or GRPO(), run_seed(seed)
         self.advantage = advantage or GroupAdvantage()
-        self.warm_start = None if warm_start is None else WarmStartProgress(warm_start)
         if self.loss.correction != "none" and sampling.top_p < 1:
             raise UserError(
                 f"loss.correction={self.loss.correction} with sampling.top_p={sampling.top_p}: the sampler then samples"
@@ -103,16 +102,10 @@ class GRPOModule(DetectionModule):
             )
         self.updates_per_rollout, self.resample_zero_variance = updates_per_rollout, resample_zero_variance
         self.reference: Reference | None = None
-        self._rates: list[list[float]] = []
         self._is_trained = True
         # Completions of batches whose turn comes later in the optimizer step.
         self._sampled: deque[tuple[Rollout, RewardedGroups]] = deque()
         self._times = StepTimes()
-
-    @property
-    def objective(self) -> str:
-        """``sft`` in a warm start, then ``grpo``."""
-        return "sft" if self.training_state.warm_start else "grpo"
 
     def setup(self, stage: str) -> None:
         """Check the settings, and note whether there is a training, which may need a reference."""
@@ -132,31 +125,6 @@ class GRPOModule(DetectionModule):
     def policies(self) -> list[Policy]:
         """The policy, and the reference where that is a copy."""
         return [*super().policies(), *(self.reference.policies() if self.reference else [])]
-
-    def configure_optimizers(self) -> Any:
-        """As of every module; notes the learning rates at which the rewards begin."""
-        configured = super().configure_optimizers()
-        optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
-        self._rates = [[group["lr"] for group in optimizer.param_groups]]
-        return configured
-
-    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
-        """As of every module; sets the optimizer up for the warm start, and for the rewards after it."""
-        super().on_train_batch_start(batch, batch_idx)
-        step = self.trainer.global_step
-        self.training_state.warm_start = self.warm_start is not None and self.warm_start.covers(step)
-        if self.warm_start is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self.warm_start.prepare(self.trainer.optimizers, step, self._rates)
-
-    def after_validation(self, figures: Mapping[str, Tensor]) -> None:
-        """End the warm start where validations no longer improve."""
-        if self.warm_start is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self.warm_start.validated(self.trainer.global_step, float(figures["map"]))
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Advance the schedule, which begins after the warm start."""
-        if self.warm_start is None or self.trainer.global_step > self.warm_start.end:
-            super().lr_scheduler_step(scheduler, metric)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
         """One update: a rollout where this batch is new, then the loss of its completions.
@@ -378,8 +346,6 @@ class GRPOModule(DetectionModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also store rollouts that are not used up: those of all processes, since one of them writes the file."""
         super().on_save_checkpoint(checkpoint)
-        if self.warm_start is not None:
-            checkpoint["vr1_warm_start"] = self.warm_start.state_dict()
         if self.updates_per_rollout > 1:
             own = [rollout.state_dict() for _, rollout in sorted(self.training_state.rollout_batches.items())]
             # From a list for each process to a list for each batch, in the order of the prompts.
@@ -392,8 +358,6 @@ class GRPOModule(DetectionModule):
         others are sampled again, and are the same.
         """
         super().on_load_checkpoint(checkpoint)
-        if self.warm_start is not None and "vr1_warm_start" in checkpoint:
-            self.warm_start.load_state_dict(checkpoint["vr1_warm_start"])
         stored, share = checkpoint.get("vr1_rollouts", []), data_share(self.trainer)
         if not stored or self.trainer.state.fn != TrainerFn.FITTING:
             return

@@ -1,12 +1,17 @@
 """Supervised training on the written boxes before the first rollout, in the same run."""
 
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from vr1.errors import UserError
+from vr1.modules.base import DetectionModule
+from vr1.prompts import PromptBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +111,59 @@ class WarmStartProgress:
         """Go on where a checkpoint was saved; with other ``steps`` than then, these count unless it has ended."""
         self._best, self._waited = float(state["best"]), int(state["waited"])
         self.end = min(int(state["end"]), self.settings.steps)
+
+
+class WarmStartedModule(DetectionModule, ABC):
+    """A module whose training by rewards can begin with supervised steps; a subclass trains in either way.
+
+    Args:
+        warm_start: supervised training before the first rollout; None has none.
+        **kwargs: settings of `DetectionModule`.
+    """
+
+    def __init__(self, warm_start: WarmStart | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.warm_start = None if warm_start is None else WarmStartProgress(warm_start)
+        self._rates: list[list[float]] = []
+
+    @property
+    def objective(self) -> str:
+        """``sft`` in a warm start, then ``grpo``."""
+        return "sft" if self.training_state.warm_start else "grpo"
+
+    def configure_optimizers(self) -> Any:
+        """As of every module; notes the learning rates at which the rewards begin."""
+        configured = super().configure_optimizers()
+        optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
+        self._rates = [[group["lr"] for group in optimizer.param_groups]]
+        return configured
+
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """As of every module; sets the optimizer up for the warm start, and for the rewards after it."""
+        super().on_train_batch_start(batch, batch_idx)
+        step = self.trainer.global_step
+        self.training_state.warm_start = self.warm_start is not None and self.warm_start.covers(step)
+        if self.warm_start is not None and batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.warm_start.prepare(self.trainer.optimizers, step, self._rates)
+
+    def after_validation(self, figures: Mapping[str, Tensor]) -> None:
+        """End the warm start where validations no longer improve."""
+        if self.warm_start is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.warm_start.validated(self.trainer.global_step, float(figures["map"]))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Advance the schedule, which begins after the warm start."""
+        if self.warm_start is None or self.trainer.global_step > self.warm_start.end:
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As of every module; also store how far the warm start is."""
+        super().on_save_checkpoint(checkpoint)
+        if self.warm_start is not None:
+            checkpoint["vr1_warm_start"] = self.warm_start.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As of every module; also read how far the warm start is."""
+        super().on_load_checkpoint(checkpoint)
+        if self.warm_start is not None and "vr1_warm_start" in checkpoint:
+            self.warm_start.load_state_dict(checkpoint["vr1_warm_start"])
