@@ -25,6 +25,17 @@ def data_share(trainer: Any) -> Share:
     return Share(rank=kwargs["rank"], world=kwargs["num_replicas"])
 
 
+def is_first() -> bool:
+    """Whether this is the first process of the training, or the only one.
+
+    Example:
+        >>> is_first()
+        True
+    """
+    started = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not started or torch.distributed.get_rank() == 0
+
+
 def gather(value: Any) -> list[Any]:
     """The values of all processes in the order of their ranks; to be called by all of them.
 

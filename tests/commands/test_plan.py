@@ -15,7 +15,7 @@ from tests.command import CONFIGS, ROOT
 from vr1.cli import main
 from vr1.commands.plan.fit import GPUS, changes, usable
 from vr1.commands.plan.live_bytes import LiveBytes
-from vr1.commands.plan.needs import Needs, needs_of
+from vr1.commands.plan.needs import needs_of
 from vr1.commands.plan.predict import predict
 from vr1.families import Qwen25VL
 from vr1.policy import Lora
@@ -34,19 +34,6 @@ def seven_b(tmp_path_factory):
     config_of("qwen2.5-vl-7b", tokenizer).save_pretrained(folder)
     build_processor(tokenizer, max_pixels=12845056).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def needs(source):
-    return Needs(
-        policy=source,
-        prompts=2,
-        group_size=4,
-        completion_tokens=32,
-        max_prompt_tokens=256,
-        reference=True,
-        optimizer=partial(torch.optim.AdamW, lr=1e-3),
-    )
 
 
 def test_weights_gradients_and_optimizer(needs):

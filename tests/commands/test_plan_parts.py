@@ -1,7 +1,6 @@
 """What a plan counts beside a step on one GPU: masks, autocast, validation, the host; and models that are not there."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from vr1.commands.plan.command import table
 from vr1.commands.plan.fit import changes, without_four_bits
 from vr1.commands.plan.live_bytes import LiveBytes
 from vr1.commands.plan.models import KNOWN_MODELS, known_model
-from vr1.commands.plan.needs import Needs, needs_of
+from vr1.commands.plan.needs import needs_of
 from vr1.commands.plan.predict import predict
 from vr1.commands.plan.shapes import largest_prompts
 from vr1.policy import Lora, PolicySource
@@ -25,19 +24,6 @@ COUNTS = {
     "Qwen2.5-VL-7B-Instruct": 8_292_166_656,
     "Griffon-G-gemma2-9B": 9_649_980_928 - 54_018_048,
 }
-
-
-@pytest.fixture
-def needs(source):
-    return Needs(
-        policy=source,
-        prompts=2,
-        group_size=4,
-        completion_tokens=32,
-        max_prompt_tokens=256,
-        reference=True,
-        optimizer=partial(torch.optim.AdamW, lr=1e-3),
-    )
 
 
 @pytest.mark.parametrize("name", KNOWN_MODELS)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForImageTextToText
 
 from vr1.checkpoints.state import source_of
+from vr1.distributed import is_first
 from vr1.errors import UserError
 from vr1.policy.loading import PolicySource
 from vr1.policy.patches import four_bit_layers
@@ -62,7 +62,7 @@ def gathered_weights(network: Any, dtype: str | None = None) -> dict[str, Tensor
     Returns:
         In the first process the weights by name, on the CPU, tied ones as one tensor; in the others nothing.
     """
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    first = is_first()
     # A tied weight has several names, and is one parameter.
     parameters = dict(network.named_parameters(remove_duplicate=False))
     gathered: dict[int, Tensor] = {}

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from typing_extensions import override
 
 from vr1.checkpoints.files import AtomicCheckpointIO, read_checkpoint
+from vr1.distributed import is_first
 from vr1.errors import UserError
 
 # The file in the folder with everything except the tensors of weights and optimizer.
@@ -36,7 +37,7 @@ def write_shards(checkpoint: dict[str, Any], path: Path) -> None:
         checkpoint: Lightning's, with this process's shards; changed in place.
         path: the folder, on a file system that all processes share.
     """
-    first, part, old = _rank() == 0, path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    first, part, old = is_first(), path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
     if first:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -161,10 +162,6 @@ class _Unpickler(pickle.Unpickler):
         if not (record or plain or allowed):
             raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
         return named
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def _barrier() -> None:

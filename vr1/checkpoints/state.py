@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
 
+from vr1.distributed import is_first
 from vr1.errors import UserError
 from vr1.policy.loading import Lora, PolicySource
 from vr1.policy.policy import Policy
@@ -146,7 +147,7 @@ def add_gradients(checkpoint: dict[str, Any], parameters: Iterable[tuple[str, Pa
         # Those of a sharded model are means already.
         whole = gradient.full_tensor() if isinstance(gradient, DTensor) else mean(gradient.clone())
         # The first process writes the file, or of a folder of shards the part that is not sharded.
-        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        if is_first():
             gradients[name] = whole.cpu()
     checkpoint[_GRADIENTS] = gradients
 

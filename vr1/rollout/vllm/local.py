@@ -79,7 +79,8 @@ def start_llm(path: str, options: dict[str, Any]) -> Any:
             options = {**options, "distributed_executor_backend": "external_launcher"}
         try:
             llm = vllm.LLM(model=path, **options)
-        except (ValueError, RuntimeError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError) as error:
+            # What it says of settings and models that it does not take; any other error shows its traceback.
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise UserError(f"model.sampler: vLLM does not start on {path}: {reason}") from error
         if (base := vision_rope_base(llm.llm_engine.model_config.hf_config)) is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from vr1.distributed import is_first
 from vr1.errors import UserError
 from vr1.policy.loading import PolicySource
 from vr1.policy.policy import Policy
@@ -34,7 +35,7 @@ from vr1.rollout.vllm.checks import (
 from vr1.rollout.vllm.engine import Completion, Engine, Request
 from vr1.rollout.vllm.local import LocalEngine, start_llm
 from vr1.rollout.vllm.memory import engine_memory
-from vr1.rollout.vllm.served import ServedEngine, Server, folder_for, is_first, shared_folder
+from vr1.rollout.vllm.served import ServedEngine, Server, folder_for, shared_folder
 from vr1.rollout.vllm.weights import all_weights, write_base
 from vr1.rollout.vllm.worker import vision_rope_base
 from vr1.types import Prefix, Rollout

@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vr1.distributed import gather
+from vr1.distributed import gather, is_first
 from vr1.errors import UserError
 from vr1.policy.policy import Policy
 from vr1.rollout.sampling import Sampling
@@ -39,7 +39,7 @@ from vr1.rollout.vllm.checks import TOKEN
 from vr1.rollout.vllm.engine import FORBIDDEN, Completion, Engine, Request
 from vr1.rollout.vllm.weights import adapter_tensors, write_adapter
 
-__all__ = ["ServedEngine", "Server", "folder_for", "is_first", "shared_folder"]
+__all__ = ["ServedEngine", "Server", "folder_for", "shared_folder"]
 
 _START = "start it with `python -m vr1 vllm_server` and the arguments of the training"
 # Bytes of one file of weights, at most: those in memory at a time beside the policy.
@@ -281,13 +281,6 @@ def folder_for(size: int) -> Path:
     if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1.2 * size:
         return memory
     return Path(tempfile.gettempdir())
-
-
-def is_first() -> bool:
-    """Whether this is the first process of the training."""
-    return not (torch.distributed.is_available() and torch.distributed.is_initialized()) or (
-        torch.distributed.get_rank() == 0
-    )
 
 
 def _write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
