@@ -3,6 +3,8 @@
 Shape letters: P prompt tokens, G group size, C completion tokens, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 
 from vr1.policy.policy import Policy
@@ -11,7 +13,7 @@ from vr1.rollout.cache import cache_capacity
 from vr1.rollout.sampling import Sampling
 from vr1.rollout.weights import free_bytes
 
-__all__ = ["group_bytes", "rows_that_fit"]
+__all__ = ["bytes_per_token", "group_bytes", "rows_that_fit"]
 
 # Of the free memory; the rest is for what is not predicted, and for fragments.
 _SHARE = 0.8
@@ -52,15 +54,33 @@ def group_bytes(policy: Policy, width: int, sampling: Sampling, dtype: torch.dty
         dtype: precision of the forward.
     """
     config = policy.base.config.get_text_config()
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    of_token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * dtype.itemsize
+    of_token = bytes_per_token(config, dtype)
     group, growing = sampling.group_size, 1 + 1 / config.num_hidden_layers
     cache = 2 * width * of_token + group * cache_capacity(sampling.max_new_tokens) * of_token * growing
     # Logits, probabilities and what they are divided into; with top-p also sorted, with their places as int64.
     values = 4 if sampling.top_p == 1 else 9
     logits = group * config.vocab_size * 4 * values
     # Hidden states in and between the layers, queries and their like, and three products of the feed-forward part.
-    widths = 6 * config.hidden_size + 2 * heads * head + 3 * config.intermediate_size
+    widths = 6 * config.hidden_size + 2 * config.num_attention_heads * _head_size(config) + 3 * config.intermediate_size
     prefill = width * (of_token + widths * dtype.itemsize)
     return float(max(cache + logits, prefill))
+
+
+def bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of one token, in all layers.
+
+    Args:
+        config: of the language model.
+        dtype: precision of keys and values.
+
+    Example:
+        >>> from vr1.policy import PolicySource
+        >>> bytes_per_token(PolicySource().config().get_text_config(), torch.float32)
+        2560
+    """
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * _head_size(config) * dtype.itemsize)
+
+
+def _head_size(config: Any) -> int:
+    # Models of which it does not follow from the other sizes say it.
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

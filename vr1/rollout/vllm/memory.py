@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from vr1.policy.loading import PolicySource
+from vr1.rollout.memory import bytes_per_token
 
 __all__ = ["EngineMemory", "cache_bytes_per_token", "engine_memory", "parameter_count"]
 
@@ -63,9 +64,7 @@ def cache_bytes_per_token(source: PolicySource, dtype: str) -> int:
         >>> cache_bytes_per_token(PolicySource(), "float32")
         2560
     """
-    text = source.config().get_text_config()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * text.num_key_value_heads * width * getattr(torch, dtype).itemsize)
+    return bytes_per_token(source.config().get_text_config(), getattr(torch, dtype))
 
 
 def _adapter_count(source: PolicySource) -> int:
