@@ -93,7 +93,7 @@ class Preemption(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self._step:
-            # Between two batches of an accumulated step: a checkpoint would have to hold its gradients too.
+            # Not between two batches of an accumulated step, where a checkpoint holds its gradients too and is larger.
             return
         self._step = trainer.global_step
         if not trainer.strategy.reduce_boolean_decision(bool(self._received), all=False):
