@@ -63,7 +63,7 @@ class Diary(Callback):
     """What every batch came to."""
 
     def __init__(self):
-        self.rows, self.tokens, self.records, self.texts = [], [], [], []
+        self.rows, self.steps, self.tokens, self.records, self.texts, self.rewards = [], [], [], [], [], []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         position = batch_idx % trainer.accumulate_grad_batches
@@ -76,10 +76,16 @@ class Diary(Callback):
                 for group in zip(rollout.tokens, rollout.mask, strict=True)
             ]
         )
+        self.steps.append(trainer.global_step)
         self.records.append([record.image_id for record in batch.records])
         scored = module.training_state.scored_groups
         # A run that resumes between the updates from a rollout has none yet.
         self.texts.append(None if scored is None else scored.texts)
+        self.rewards.append(None if scored is None else scored.rewards.flatten().tolist())
+
+    def ends(self):
+        """What callbacks read at the end of each optimizer step."""
+        return [row for row, step in zip(self.rows, self.steps, strict=True) if row["step"] == step]
 
 
 class SaveWithinStep(Checkpoint):
@@ -225,6 +231,26 @@ def test_the_last_step_of_an_epoch_that_is_cut_short_is_sampled_as_far_as_it_goe
     assert_alike(module, apart)
 
 
+def test_figures_of_a_step_are_those_of_all_its_batches(source, tmp_path):
+    """As of one batch of the same prompts; completions differ in length, so that tokens are not weighted alike."""
+    apart = fit(build(source), tmp_path, 3, 4)
+    lengths = [sum(len(row) for group in batch for row in group) for batch in apart.tokens]
+    assert len(set(lengths[:4])) > 1
+    together = fit(build(source), tmp_path, 3, 1, batch_size=4).ends()
+    assert {"grpo/kl", "grpo/sampler_gap_max", "grpo/entropy", "reward/total", "reward/hash"} <= together[0].keys()
+    assert_rows_alike(apart.ends(), together)
+
+
+def test_figures_of_a_step_that_is_cut_short(source, tmp_path):
+    """Two batches, then one, in each epoch."""
+    diary = fit(build(source), tmp_path, 4, accumulate=2, limit_train_batches=3)
+    assert diary.steps == [0, 1, 2, 2, 3, 4]
+    one, two, three, four, five, six = map(torch.tensor, diary.rewards)
+    expected = [torch.cat([one, two]).mean(), three.mean(), torch.cat([four, five]).mean(), six.mean()]
+    found = [row["reward/total"] for row in diary.ends()]
+    assert found == pytest.approx([float(value) for value in expected])
+
+
 @pytest.mark.parametrize("updates", [1, 2])
 def test_a_schedule_of_the_accumulation(source, tmp_path, updates):
     """One batch a step in the first epoch, then two, then four; each step's records come as often as they should."""
@@ -321,6 +347,7 @@ class OnTwo(Callback):
     def on_train_end(self, trainer, module):
         [diary] = [callback for callback in trainer.callbacks if isinstance(callback, Diary)]
         found = {"tokens": diary.tokens, "calls": module.sampler.calls, "weights": weights(module)}
+        found["ends"] = diary.ends()
         torch.save(found, f"{self.path}.{trainer.global_rank}")
 
 
@@ -337,8 +364,10 @@ def test_two_processes(source, tmp_path):
         assert whole["tokens"] == [[batch[rank]] for batch in diary.tokens]
         for name, value in weights(alone).items():
             torch.testing.assert_close(whole["weights"][name], value, atol=1e-4, rtol=0, msg=name)
+        assert_rows_alike(whole["ends"], diary.ends())
         resumed = torch.load(f"{tmp_path}/resumed.{rank}")
         assert resumed["calls"] == [2, 4]
         assert resumed["tokens"] == whole["tokens"][6:]
+        assert_rows_alike(resumed["ends"], whole["ends"][1:])
         for name, value in whole["weights"].items():
             torch.testing.assert_close(resumed["weights"][name], value, atol=1e-5, rtol=0, msg=name)

@@ -1,9 +1,10 @@
-"""Figures of a training step: what they are, and that logging them does not wait for a GPU."""
+"""Figures of an optimizer step: what they are, and that logging them does not wait for a GPU."""
 
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,7 +13,7 @@ from tests.trainers import trainer
 from vr1.advantage import Advantages, RewardedGroups
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
-from vr1.modules.figures import StepTimes, on_device, rollout_figures, times_are_read
+from vr1.modules.figures import StepFigures, StepTimes, on_device, rollout_figures, times_are_read
 from vr1.modules.grpo import GRPOModule
 from vr1.modules.sft import SFTModule
 from vr1.policy import Policy
@@ -131,16 +132,75 @@ def test_figures_of_completions():
         matches=[SimpleNamespace(detections=SimpleNamespace(problems=found)) for found in problems],
         criterion=Criterion(0.5, 0.5, 0.75),
     )
-    figures = rollout_figures(rollout, rewards, Advantages(answers=torch.zeros(2, 2)))
-    assert {name: float(value) for name, value in figures.items()} == pytest.approx(
-        {
-            "zero_variance_groups": 0.5,
-            "reward_std": 2**0.5 / 2,
-            "completion_tokens": 2.0,
-            "truncated": 0.25,
-            "problems": 0.75,
-        }
+    expected = {
+        "zero_variance_groups": 0.5,
+        "reward_std": 2**0.5 / 2,
+        "completion_tokens": 2.0,
+        "truncated": 0.25,
+        "problems": 0.75,
+    }
+    found = {name: float(value) for name, value in rollout_figures(rollout, rewards).items()}
+    assert found == pytest.approx(expected)
+    figures = StepFigures()
+    figures.add_rollout(rollout, rewards, Advantages(answers=torch.zeros(2, 2)))
+    # Of one box, with an advantage of its own, in the first batch, and of three without any in the second.
+    for boxes in ([1.0], [0.0] * 3):
+        empty = [np.zeros(0)] * 3
+        figures.add_rollout(rollout, rewards, of_boxes(np.array(boxes), *empty))
+    taken = {name: float(value) for name, value in figures.take(CPU, alone).items()}
+    assert taken == pytest.approx(
+        {f"grpo/{name}": value for name, value in expected.items()}
+        | {"reward/total": 1.0, "grpo/boxes_with_advantage": 0.25}
     )
+
+
+def of_boxes(*boxes):
+    zeros = torch.zeros(2, 2)
+    return Advantages(answers=zeros, items=boxes, boxes=boxes, ends=zeros)
+
+
+CPU = torch.device("cpu")
+
+
+def alone(tensor, reduce_op):
+    return tensor
+
+
+def another(values):
+    """The reduction with another process, of whose values a part is given by operation, in the order of the calls."""
+    calls = iter(values)
+
+    def reduce(tensor, reduce_op):
+        theirs = torch.tensor(next(calls))
+        return (tensor + theirs) / 2 if reduce_op == "mean" else torch.maximum(tensor, theirs)
+
+    return reduce
+
+
+def test_figures_of_a_step_are_those_of_all_its_batches_and_processes():
+    """Tokens: 30 of 0.5 and 10 of 0.1 here, 60 of 0.3 there; the largest of 2, 1 and 4."""
+    figures = StepFigures()
+    for kl, tokens, largest in ((0.5, 30, 2.0), (0.1, torch.tensor(10), 1.0)):
+        figures.add("grpo", {"kl": torch.tensor(kl)}, tokens)
+        figures.add_maxima("grpo", {"largest": largest})
+    taken = figures.take(CPU, another([[18.0], [60.0], [4.0]]))
+    assert {name: float(value) for name, value in taken.items()} == pytest.approx(
+        {"grpo/kl": (15 + 1 + 18) / 100, "grpo/largest": 4.0}
+    )
+    assert figures.take(CPU, alone) == {}, "another step has begun"
+    figures.add("grpo", {"kl": 0.0}, 0)
+    assert figures.take(CPU, alone) == {"grpo/kl": 0.0}
+
+
+def test_figures_of_a_step_continue_from_their_state():
+    whole, first, second = StepFigures(), StepFigures(), StepFigures()
+    for number, parts in enumerate([(whole, first)] * 3 + [(whole, second)] * 2):
+        if number == 3:
+            second.load_state_dict(first.state_dict(CPU, alone))
+        for figures in parts:
+            figures.add("grpo", {"kl": number / 7}, 3 + number)
+            figures.add_maxima("grpo", {"largest": -((number - 1) ** 2)})
+    assert second.take(CPU, alone) == whole.take(CPU, alone)
 
 
 def test_times_of_a_step_are_those_of_all_its_batches():

@@ -13,6 +13,7 @@ from tests.trainers import trainer
 from vr1.advantage import AdvantageEstimator, Advantages
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
+from vr1.modules.figures import StepFigures
 from vr1.modules.grpo import GRPOModule
 from vr1.modules.sft import SFTModule
 from vr1.policy import Lora
@@ -201,28 +202,43 @@ class Uncentred(AdvantageEstimator):
 
 
 class Shared(GRPOModule):
-    """As with another process of three times as many completions, and seven times as many tokens."""
+    """As with another process of three times as many completions."""
 
     def share_of(self, count):
-        completions = self.training_state.rollout_batches[0].mask.any(-1).sum()
-        tokens = self.training_state.rollout_batches[0].mask.sum()
-        assert completions != tokens
-        return torch.tensor(1 / 2 if count == completions else 1 / 4 if count == tokens else float("nan"))
+        mask = self.training_state.rollout_batches[0].mask
+        assert mask.any(-1).sum() != mask.sum()
+        return torch.tensor(1 / 2 if count == mask.any(-1).sum() else float("nan"))
+
+
+class Weighted(StepFigures):
+    """Notes what each figure is weighted by."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = {}
+
+    def add(self, group, values, weight=1.0):
+        super().add(group, values, weight)
+        self.weights |= {f"{group}/{name}": float(weight) for name in values}
 
 
 def test_loss_is_weighed_by_completions_and_figures_by_tokens(source, tmp_path):
-    """The share of a process in the mean of all: 1 of (1 + 3) / 2, and 1 of (1 + 7) / 2."""
-    rows = []
+    """The share of a process in the mean of all is 1 of (1 + 3) / 2."""
+    rows, modules = [], []
     for kind in (GRPOModule, Shared):
         module, logged = build(source, advantage=Uncentred()), Logged()
-        module.__class__ = kind
+        module.__class__, module.step_figures = kind, Weighted()
         fit(module, tmp_path, logged, steps=1)
         rows += logged.rows
+        modules.append(module)
     alone, shared = rows
     assert abs(alone["grpo/loss"]) > 1e-3
     assert shared["grpo/loss"] == pytest.approx(alone["grpo/loss"] / 2)
-    for name in ("entropy", "ratio", "sampler_gap"):
-        assert shared[f"grpo/{name}"] == pytest.approx(alone[f"grpo/{name}"] / 4), name
+    tokens = int(modules[0].training_state.rollout_batches[0].mask.sum())
+    for name in ("entropy", "ratio", "clip_fraction", "kl", "sampler_gap"):
+        assert modules[0].step_figures.weights[f"grpo/{name}"] == tokens, name
+    for name in ("reward/total", "reward/scripted", "grpo/reward_std", "grpo/completion_tokens"):
+        assert modules[0].step_figures.weights[name] == 2, name
 
 
 def test_an_entropy_bonus_keeps_the_entropy_up(source, tmp_path):

@@ -149,6 +149,7 @@ FAULTS = [
         _ACCUMULATION,
         ("restore_gradients(self._trained(), self._gradients)", "pass"),
         ("self._gradients = gradients_of(checkpoint)", "self._gradients = {}"),
+        ("self.step_figures.load_state_dict(self._figures)", "self.step_figures.load_state_dict({})"),
         ("batches_left(self.trainer, batch_idx) > 1", "batches_left(self.trainer, batch_idx) > 0"),
     ),
     *_faults(
@@ -172,7 +173,7 @@ FAULTS = [
     *_faults(
         "vr1/modules/sft.py",
         _TRAINING,
-        ("loss = -mean_where(log_probs, mask) * share", "loss = -(log_probs * mask).sum() * share"),
+        ("loss = -mean_where(log_probs, mask) *", "loss = -(log_probs * mask).sum() *"),
     ),
     # Losses and advantages.
     *_faults(

@@ -21,8 +21,8 @@ FAULTS = (
     Fault("vr1/modules/figures.py", "rollout.mask.sum() / count", "rollout.mask.sum() / len(rollout.mask)", _GRPO),
     Fault(
         "vr1/modules/grpo.py",
-        "figures = {name: value * share for name, value in per_token.items()}",
-        "figures = dict(per_token)",
+        'self.step_figures.add("grpo", per_token, rollout.mask.sum())',
+        'self.step_figures.add("grpo", per_token)',
         (*_GRPO, "tests/strategies/test_fully_sharded.py"),
     ),
     Fault("vr1/modules/grpo.py", "            mask=mask,\n", "            mask=rollout.mask,\n", _GRPO),

@@ -33,7 +33,7 @@ from vr1.families import Family
 from vr1.metrics.answer_file import ScoredCompletion
 from vr1.metrics.answer_schema import QuestionKey
 from vr1.modules.evaluation import EvaluationMetrics, answer_prompts, complete_answers, predictions_of
-from vr1.modules.figures import on_device
+from vr1.modules.figures import StepFigures, on_device
 from vr1.modules.state import RunInfo, TrainingState
 from vr1.optimizers import gradient_norm, is_default_learning_rate
 from vr1.policy.loading import PolicySource
@@ -68,6 +68,7 @@ class DetectionModule(L.LightningModule, ABC):
 
     Attributes:
         training_state: what callbacks read of a running training.
+        step_figures: what the batches of the running optimizer step add, to be logged with it.
     """
 
     updates_per_rollout: int = 1
@@ -96,11 +97,12 @@ class DetectionModule(L.LightningModule, ABC):
         self.processor = policy.processor()
         self.encoder = PromptEncoder(self.processor, self.family, max_prompt_tokens)
         self.policy: Policy
-        self.training_state = TrainingState()
+        self.training_state, self.step_figures = TrainingState(), StepFigures()
         self.metrics = EvaluationMetrics(list(self.reward.terms))
         self._recorded: Mapping[QuestionKey, ScoredCompletion] = {}
         self._random_states: list[dict[str, Any]] = []
         self._gradients: Mapping[str, Tensor] = {}
+        self._figures: Mapping[str, Mapping[str, Tensor]] = {}
         self._within_step = False
         self._weights: Mapping[str, Tensor] = {}
         self._evaluation = ExitStack()
@@ -204,6 +206,7 @@ class DetectionModule(L.LightningModule, ABC):
         checkpoint["vr1_random_states"] = gather(random_states())
         if self._within_step:
             add_gradients(checkpoint, self._trained(), partial(self.trainer.strategy.reduce, reduce_op="mean"))
+            checkpoint["vr1_figures"] = self.step_figures.state_dict(self.device, self.trainer.strategy.reduce)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the weights belong to this policy, and read what `on_save_checkpoint` stored."""
@@ -214,6 +217,7 @@ class DetectionModule(L.LightningModule, ABC):
         self._random_states = checkpoint.get("vr1_random_states", [])
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._gradients = gradients_of(checkpoint)
+            self._figures = checkpoint.get("vr1_figures", {})
 
     def run(self) -> dict[str, Any]:
         """What this run is, in plain values: settings of the policy, latest figures, command and configuration.
@@ -239,13 +243,14 @@ class DetectionModule(L.LightningModule, ABC):
     def on_train_start(self) -> None:
         """Restore what the checkpoint has of the middle of an epoch or of a step.
 
-        That are the random generators, if it was written by as many processes as there are now, the gradients of an
-        optimizer step that it interrupts, and the schedule of the accumulation.
+        That are the random generators, if it was written by as many processes as there are now, the gradients and
+        figures of an optimizer step that it interrupts, and the schedule of the accumulation.
         """
         # A GradientAccumulationScheduler acts at the start of an epoch only.
         self.trainer.accumulate_grad_batches = batches_per_step(self.trainer, self.trainer.current_epoch)
         restore_gradients(self._trained(), self._gradients)
-        self._gradients = {}
+        self.step_figures.load_state_dict(self._figures)
+        self._gradients, self._figures = {}, {}
         if len(self._random_states) == self.trainer.world_size:
             restore_random_states(self._random_states[self.global_rank])
         self._random_states = []
@@ -254,6 +259,11 @@ class DetectionModule(L.LightningModule, ABC):
         """Number what this step logs by the optimizer steps finished with it; Lightning itself counts one less."""
         self.log_dict(on_device({"step": self.trainer.global_step + 1}, self.device), batch_size=1)
         self._within_step = batches_left(self.trainer, batch_idx) > 1
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the figures of the optimizer step: those of all its batches."""
+        del optimizer
+        self.log_dict(self.step_figures.take(self.device, self.trainer.strategy.reduce), batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
         """Free the gradients after an optimizer step: rollouts and evaluations before the next can use the memory."""

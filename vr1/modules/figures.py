@@ -1,10 +1,10 @@
-"""What a training step logs: figures of its completions, the times of its parts, all as scalars on the device.
+"""What an optimizer step logs: figures of all its batches, and the times of its parts.
 
 Nothing here waits for a GPU, except reading the times.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from vr1.advantage import Advantages, RewardedGroups, zero_variance_groups
 from vr1.data.accumulation import batches_left
 from vr1.timing import Interval
 from vr1.types import Rollout
+
+Reduce = Callable[..., Tensor]
 
 
 def on_device(values: Mapping[str, float | Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -39,13 +41,12 @@ def on_device(values: Mapping[str, float | Tensor], device: torch.device) -> dic
     return {name: moved[name] for name in values}
 
 
-def rollout_figures(rollout: Rollout, rewards: RewardedGroups, advantages: Advantages) -> dict[str, float | Tensor]:
+def rollout_figures(rollout: Rollout, rewards: RewardedGroups) -> dict[str, float | Tensor]:
     """Figures of completions that are trained on, beside the means of their rewards.
 
     Args:
         rollout: G completions of each of B prompts.
         rewards: their rewards.
-        advantages: their advantages.
     """
     count = rollout.finished.numel()
     return {
@@ -54,8 +55,95 @@ def rollout_figures(rollout: Rollout, rewards: RewardedGroups, advantages: Advan
         "completion_tokens": rollout.mask.sum() / count,
         "truncated": (~rollout.finished).float().mean(),
         "problems": sum(len(match.detections.problems) for match in rewards.matches) / count,
-        **advantages.metrics(),
     }
+
+
+class StepFigures:
+    """Figures of an optimizer step: weighted means and maxima, of all its batches on all processes.
+
+    A batch adds its own, without any communication; `take` is called once a step.
+
+    Example:
+        >>> figures = StepFigures()
+        >>> figures.add("grpo", {"kl": 0.5}, weight=30)
+        >>> figures.add("grpo", {"kl": 0.1}, weight=10)
+        >>> figures.take(torch.device("cpu"), lambda tensor, reduce_op: tensor)
+        {'grpo/kl': tensor(0.4000)}
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}
+        self._maxima: dict[str, Tensor] = {}
+
+    def add(self, group: str, values: Mapping[str, float | Tensor], weight: float | Tensor = 1.0) -> None:
+        """Add figures of a batch whose means are logged.
+
+        Args:
+            group: the beginning of their names, without the slash.
+            values: by name a number, or a scalar on the host or on the device, each a mean over this process's batch.
+            weight: the number of what they are means over, such as tokens.
+        """
+        for name, value in _scalars(group, values):
+            weighted, count = value * weight, torch.as_tensor(weight, dtype=torch.float32)
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+            self._weights[name] = self._weights[name] + count if name in self._weights else count
+
+    def add_maxima(self, group: str, values: Mapping[str, float | Tensor]) -> None:
+        """Add figures of a batch whose maxima are logged; as in `add`."""
+        for name, value in _scalars(group, values):
+            self._maxima[name] = torch.maximum(self._maxima[name], value) if name in self._maxima else value
+
+    def add_rollout(self, rollout: Rollout, rewards: RewardedGroups, advantages: Advantages) -> None:
+        """Add the rewards and the other figures of completions that are trained on.
+
+        Args:
+            rollout: G completions of each of B prompts.
+            rewards: their rewards.
+            advantages: their advantages.
+        """
+        scores = {"total": rewards.total, **rewards.terms}
+        self.add("reward", {name: values.mean() for name, values in scores.items()}, len(rewards.total))
+        self.add("grpo", rollout_figures(rollout, rewards), len(rewards.total))
+        self.add("grpo", advantages.metrics(), sum(map(len, advantages.boxes or ())))
+
+    def take(self, device: torch.device, reduce: Reduce) -> dict[str, Tensor]:
+        """The figures of the step by full name, as scalars on the device, and begin another one.
+
+        Args:
+            device: of the module.
+            reduce: that of Lightning's strategy; to be called by all processes.
+        """
+        state = self.state_dict(device, reduce)
+        self.load_state_dict({})
+        least = torch.finfo(torch.float32).tiny
+        means = {name: total / state["weights"][name].clamp(min=least) for name, total in state["sums"].items()}
+        return {**means, **state["maxima"]}
+
+    def state_dict(self, device: torch.device, reduce: Reduce) -> dict[str, dict[str, Tensor]]:
+        """What the batches so far have added, on average over the processes; as in `take`."""
+        return {
+            "sums": _reduced(self._sums, device, reduce, "mean"),
+            "weights": _reduced(self._weights, device, reduce, "mean"),
+            "maxima": _reduced(self._maxima, device, reduce, "max"),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Continue a step with what `state_dict` returned, or begin one with an empty mapping."""
+        self._sums, self._weights = dict(state.get("sums", {})), dict(state.get("weights", {}))
+        self._maxima = dict(state.get("maxima", {}))
+
+
+def _scalars(group: str, values: Mapping[str, float | Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in values.items():
+        yield f"{group}/{name}", torch.as_tensor(value, dtype=torch.float32).detach()
+
+
+def _reduced(values: Mapping[str, Tensor], device: torch.device, reduce: Reduce, by: str) -> dict[str, Tensor]:
+    if not values:
+        return {}
+    stacked = torch.stack([*on_device(values, device).values()])
+    return dict(zip(values, reduce(stacked, reduce_op=by).unbind(), strict=True))
 
 
 class StepTimes:

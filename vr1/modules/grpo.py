@@ -4,14 +4,14 @@ Shape letters: B prompts, G group size, C completion tokens.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from vr1.advantage import AdvantageEstimator, Advantages, GroupAdvantage, RewardedGroups, zero_variance_groups
+from vr1.advantage import AdvantageEstimator, GroupAdvantage, RewardedGroups, zero_variance_groups
 from vr1.checkpoints.state import is_within_step, reshard_rollouts
 from vr1.data.accumulation import batches_left, batches_per_step
 from vr1.distributed import data_share, gather
@@ -19,7 +19,7 @@ from vr1.errors import UserError
 from vr1.losses import GRPO, PolicyLoss, PolicyTerms
 from vr1.modules.base import mean_where
 from vr1.modules.evaluation import parse_completions, targets_of
-from vr1.modules.figures import StepTimes, on_device, rollout_figures, times_are_read
+from vr1.modules.figures import StepTimes, on_device, times_are_read
 from vr1.modules.sft import supervised_loss
 from vr1.modules.token_advantages import check_spans, token_advantages
 from vr1.modules.warm_start import WarmStart, WarmStartedModule
@@ -165,7 +165,7 @@ class GRPOModule(WarmStartedModule):
             if rollout.old_log_probs is None:
                 # The first update is on policy.
                 rollout.old_log_probs = log_probs.detach()
-                self._log_sampler_gap(rollout.old_log_probs, rollout)
+                self._add_sampler_gap(rollout.old_log_probs, rollout)
             loss, metrics = self.loss(
                 PolicyTerms(
                     log_probs=log_probs,
@@ -179,12 +179,12 @@ class GRPOModule(WarmStartedModule):
             )
         self.training_state.timer.add_tokens(rollout.mask.sum())
         loss = loss * self.share_of(self.loss.weight(rollout.mask))
-        share = self.share_of(rollout.mask.sum())
-        per_token = {**metrics, "entropy": mean_where(entropy.detach(), rollout.mask)}
-        figures = {name: value * share for name, value in per_token.items()}
-        self._log("grpo", {**figures, "loss": loss.detach()}, len(batch))
+        per_token = {**metrics, "entropy": mean_where(entropy, rollout.mask)}
+        self.step_figures.add("grpo", per_token, rollout.mask.sum())
+        # Of each batch, and of each process, the gradient counts the same.
+        self.step_figures.add("grpo", {"loss": loss})
         if times_are_read(self.trainer, batch_idx, self.device):
-            self._log("perf", self._times.figures(), len(batch))
+            self._log_times(len(batch))
         return loss
 
     def collect(self, batch: PromptBatch) -> RolloutBatch:
@@ -204,7 +204,8 @@ class GRPOModule(WarmStartedModule):
         with self._times.measure("reference"):
             reference = self._reference_log_probs(batch, rollout.tokens, mask)
         advantages = self.advantage(groups)
-        self._log_rollout(rollout, groups, advantages)
+        self.reward.update_means(groups.total, groups.terms)
+        self.step_figures.add_rollout(rollout, groups, advantages)
         self.training_state.scored_groups = ScoredGroups(
             records=batch.records,
             instructions=batch.instructions,
@@ -322,26 +323,20 @@ class GRPOModule(WarmStartedModule):
             return False
         return self.policy.can_reuse_prefix(sharded=shards_weights(self.trainer.strategy))
 
-    def _log_sampler_gap(self, log_probs: Tensor, rollout: RolloutBatch) -> None:
-        """Log how far the log-probs of the training pass are from the sampler's: mean and largest difference."""
+    def _add_sampler_gap(self, log_probs: Tensor, rollout: RolloutBatch) -> None:
+        """Add how far the log-probs of the training pass are from the sampler's: mean and largest difference."""
         gap = (log_probs - rollout.sampler_log_probs).abs().masked_fill(~rollout.mask, 0.0)
-        share = self.share_of(rollout.mask.sum())
         mean = mean_where(gap, rollout.mask)
-        self._log("grpo", {"sampler_gap": mean * share, "sampler_gap_max": gap.max()}, len(rollout.tokens))
+        self.step_figures.add("grpo", {"sampler_gap": mean}, rollout.mask.sum())
+        self.step_figures.add_maxima("grpo", {"sampler_gap_max": gap.max()})
         # With dropout, the training pass differs from every sampler.
         if not self.policy.has_dropout:
             self.sampler.check_gap(mean, self.sampling)
 
-    def _log_rollout(self, rollout: Rollout, rewards: RewardedGroups, advantages: Advantages) -> None:
-        """Log rewards and answer lengths of completions that are trained on."""
-        size = len(rollout.texts)
-        for name, metric in self.reward.update_means(rewards.total, rewards.terms).items():
-            self.log(f"reward/{name}", metric, batch_size=size)
-        self._log("grpo", rollout_figures(rollout, rewards, advantages), size)
-
-    def _log(self, group: str, values: Mapping[str, float | Tensor], batch_size: int) -> None:
-        named = {f"{group}/{name}": value for name, value in on_device(values, self.device).items()}
-        self.log_dict(named, batch_size=batch_size, sync_dist=self.trainer.world_size > 1)
+    def _log_times(self, batch_size: int) -> None:
+        """Log the times of the step so far."""
+        times = {f"perf/{name}": value for name, value in self._times.figures().items()}
+        self.log_dict(on_device(times, self.device), batch_size=batch_size, sync_dist=self.trainer.world_size > 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also store rollouts that are not used up: those of all processes, since one of them writes the file."""

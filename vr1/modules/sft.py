@@ -44,7 +44,9 @@ class SFTModule(DetectionModule):
 
 
 def supervised_loss(module: DetectionModule, batch: PromptBatch, order: Literal["annotated", "sorted"]) -> Tensor:
-    """Mean negative log-probability of the tokens of the true boxes, written as the family writes them; logs it.
+    """Mean negative log-probability of the tokens of the true boxes, written as the family writes them.
+
+    Adds it to the figures of the step.
 
     Args:
         module: the module that is trained.
@@ -56,16 +58,9 @@ def supervised_loss(module: DetectionModule, batch: PromptBatch, order: Literal[
     """
     tokens, mask = module.encoder.targets(batch, module.policy.eos_tokens[0], order)
     log_probs, entropy = module.policy.log_probs(batch, tokens, mask)
-    share = module.share_of(mask.sum())
-    loss = -mean_where(log_probs, mask) * share
+    loss = -mean_where(log_probs, mask) * module.share_of(mask.sum())
     module.training_state.timer.add_tokens(mask.sum())
-    module.log_dict(
-        {
-            "sft/loss": loss.detach(),
-            "sft/entropy": mean_where(entropy, mask) * share,
-            "sft/tokens": mask.sum() / len(batch),
-        },
-        prog_bar=True,
-        sync_dist=module.trainer.world_size > 1,
-    )
+    module.step_figures.add("sft", {"loss": loss})
+    module.step_figures.add("sft", {"entropy": mean_where(entropy, mask)}, mask.sum())
+    module.step_figures.add("sft", {"tokens": mask.sum() / len(batch)}, len(batch))
     return loss

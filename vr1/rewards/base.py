@@ -135,8 +135,9 @@ class MeanScore(Metric):
 class RewardTerm(MeanScore):
     """One reason to reward a completion. A subclass implements `score` and nothing else.
 
-    A term computes scores and, as a metric, is what training logs: `scores` has no side effect, and calling the term
-    with scores adds them to its mean. Training does so once for each rollout, with the scores that it trains on.
+    A term computes scores and is a metric of them: `scores` has no side effect, and calling the term with scores adds
+    them to its mean. Training adds those of each rollout that it trains on, so a module can log a term for each epoch;
+    for each step the mean is logged as ``reward/``, with the name of the term.
 
     Example:
         A term of your own, used from YAML by ``class_path: my_package.FewBoxes``:

@@ -133,7 +133,7 @@ class Reward(nn.Module):
         return self.score(self.match(detections, targets))
 
     def update_means(self, total: Tensor, terms: dict[str, Tensor]) -> dict[str, MeanScore]:
-        """Add rewards to the means that are logged.
+        """Add rewards to the metrics, which have their means since the last reset, such as those of an epoch.
 
         Args:
             total: the total rewards, of any shape, on the CPU.
@@ -142,9 +142,9 @@ class Reward(nn.Module):
         Returns:
             The updated metrics by name: ``total``, and the terms in their order.
         """
-        self.total(total)
+        self.total.update(total)
         for name, term in self.named_terms():
-            term(terms[name])
+            term.update(terms[name])
         return {"total": self.total, **dict(self.named_terms())}
 
 
