@@ -4,21 +4,50 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
-from vr1.data.synthetic import SceneSource, SceneStyle
-from vr1.families import Qwen25VL
-from vr1.policy import PolicySource
-from vr1.policy.tiny import Sizes, write_model
-from vr1.prompts import PromptEncoder
+# Nothing that imports torch: pytest-xdist's first process reads this file before it starts the workers.
 
 ROOT = Path(__file__).parents[1]
+
+# bitsandbytes has torch compile its functions for CPUs, which takes seconds in every process that imports it and more
+# where one is called. Nothing in vr1 is compiled.
+os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers of pytest-xdist share the cores; threads of theirs would wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
     torch.set_num_threads(1)
+
+# The slowest files, begun first, so that no worker is left with one of them when the others have nothing more to do.
+SLOWEST = (
+    "tests/benchmarks/test_gpu.py",
+    "tests/strategies/test_fully_sharded.py",
+    "tests/commands/test_plan.py",
+    "tests/commands/sweep/test_command.py",
+    "tests/modules/test_accumulation.py",
+    "tests/griffon/test_plan.py",
+    "tests/test_tutorials.py",
+    "tests/commands/test_check.py",
+    "tests/commands/test_trainer.py",
+    "tests/checkpoints/test_resume.py",
+    "tests/checkpoints/test_export.py",
+    "tests/families/test_json_answer.py",
+    "tests/test_public_names.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist would begin with the files of most tests, which are not the slowest.
+    if "loadscopereorder" in vars(config.option):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
 
 # The same examples in every run, so that a change is judged by what it changes. `pytest --hypothesis-profile default`
@@ -40,6 +69,8 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vr1.policy.tiny import Sizes, write_model
+
     folder = tmp_path_factory.mktemp("models") / "tiny"
     sizes = Sizes(
         hidden=64,
@@ -57,18 +88,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def source(tiny_model: Path) -> PolicySource:
+def source(tiny_model: Path):
+    from vr1.policy import PolicySource
+
     return PolicySource(path=str(tiny_model))
 
 
 @pytest.fixture
-def encoder(source: PolicySource) -> PromptEncoder:
+def encoder(source):
+    from vr1.families import Qwen25VL
+    from vr1.prompts import PromptEncoder
+
     return PromptEncoder(source.processor(), Qwen25VL(), max_prompt_tokens=256)
 
 
 @pytest.fixture
 def records():
     """Three scenes of three image sizes, whose prompts have different lengths."""
+    from vr1.data.synthetic import SceneSource, SceneStyle
+
     scenes = SceneSource(40, "val", style=SceneStyle(num_objects=(2, 5), absent=0.0))
     by_size = {}
     for record in scenes:
@@ -79,13 +117,15 @@ def records():
 
 
 @pytest.fixture
-def prompts(encoder: PromptEncoder, records):
+def prompts(encoder, records):
     return encoder(records)
 
 
 @pytest.fixture
 def ragged_completions():
     """Tokens ``[3, 4, 9]`` and a mask of unequal lengths, one completion of a single token among them."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(20, 400, (3, 4, 9), generator=generator)
     lengths = torch.tensor([[9, 1, 4, 7], [2, 2, 9, 3], [5, 8, 6, 1]])

@@ -48,6 +48,11 @@ def _sources(bench: Bench) -> dict[str, PolicySource]:
     return sources
 
 
+def _tokens(bench: Bench, of_gpu: int) -> int:
+    """Tokens of a completion; a CPU takes fewer, to try the code."""
+    return of_gpu if bench.device == "cuda" else of_gpu // 4
+
+
 def _prompts(source: PolicySource, count: int) -> PromptBatch:
     data = SceneDataModule(train_scenes=count, val_scenes=count, num_workers=0)
     scenes = data.build("val")
@@ -56,8 +61,8 @@ def _prompts(source: PolicySource, count: int) -> PromptBatch:
 
 def _greedy(bench: Bench) -> float:
     """Share of equal tokens of greedy answers in float32, device against CPU."""
-    source, greedy = PolicySource(), Sampling(group_size=1, temperature=0.0, max_new_tokens=96)
-    prompts, tokenizer = _prompts(source, 16), source.processor().tokenizer
+    source, greedy = PolicySource(), Sampling(group_size=1, temperature=0.0, max_new_tokens=_tokens(bench, 96))
+    prompts, tokenizer = _prompts(source, 16 if bench.device == "cuda" else 4), source.processor().tokenizer
     torch.backends.cuda.matmul.allow_tf32 = False
     here = generate(source.load().eval(), prompts, greedy, tokenizer)
     there = generate(source.load().eval().to(bench.device), prompts.to(bench.device), greedy, tokenizer)
@@ -83,7 +88,7 @@ def sampler_gap(bench: Bench, source: PolicySource) -> dict[str, float]:
     """Difference of log-probs between sampling and the training pass, which knows no forbidden tokens."""
     policy = source.load().eval().to(bench.device)
     prompts = _prompts(source, 4).to(bench.device)
-    sampling = Sampling(group_size=4, max_new_tokens=96)
+    sampling = Sampling(group_size=4, max_new_tokens=_tokens(bench, 96))
     mixed = torch.autocast(bench.device, torch.bfloat16, enabled=source.dtype == "bfloat16", cache_enabled=False)
     with mixed, torch.no_grad():
         rollout = generate(policy, prompts, sampling, source.processor().tokenizer)
@@ -117,7 +122,7 @@ def _fit(
     L.seed_everything(0, verbose=False)
     module = GRPOModule(
         policy=source,
-        sampling=Sampling(group_size=4, max_new_tokens=64),
+        sampling=Sampling(group_size=4, max_new_tokens=_tokens(bench, 64)),
         loss=GRPO(kl_coef=0.1),
         optimizer=partial(torch.optim.AdamW, lr=1e-4, fused=bench.device == "cuda"),
     )

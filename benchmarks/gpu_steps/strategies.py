@@ -40,7 +40,7 @@ def _steps(bench: Bench, strategy: Any) -> dict[str, float]:
 def _fit(bench: Bench, strategy: Any, steps: int, folder: Path, checkpoint: Path | None = None) -> float:
     L.seed_everything(0, verbose=False)
     module = GRPOModule(
-        sampling=Sampling(group_size=4, max_new_tokens=32),
+        sampling=Sampling(group_size=4, max_new_tokens=32 if bench.device == "cuda" else 8),
         loss=GRPO(kl_coef=0.1),
         optimizer=partial(torch.optim.AdamW, lr=1e-4),
     )

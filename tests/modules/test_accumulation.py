@@ -262,7 +262,8 @@ def test_a_schedule_of_the_accumulation(source, tmp_path, updates):
         return module, fit(module, tmp_path, steps, 1, scenes=9, callbacks=[schedule, *saving], **settings)
 
     # Eight records an epoch: eight steps, four, two; each is repeated.
-    module, diary = run(GRPOModule, 14 * updates)
+    stop, file = 8 * updates + 3, tmp_path / "at.ckpt"
+    module, diary = run(GRPOModule, 14 * updates, callbacks=[SaveWithinStep(file, stop, "batch")])
     assert module.sampler.calls == [1] * 8 + [2] * 4 + [4] * 2
     assert len(diary.records) == 24 * updates
     sizes = iter([1] * 8 + [2] * 4 + [4] * 2)
@@ -274,9 +275,7 @@ def test_a_schedule_of_the_accumulation(source, tmp_path, updates):
     assert diary.tokens == expected.tokens
     assert_alike(module, apart)
     # Resumed within the second epoch and within a step of it.
-    stop = 8 * updates + 3
-    run(GRPOModule, 14 * updates, callbacks=[SaveWithinStep(tmp_path / "at.ckpt", stop, "batch")])
-    resumed, rest = run(GRPOModule, 14 * updates, ckpt_path=tmp_path / "at.ckpt")
+    resumed, rest = run(GRPOModule, 14 * updates, ckpt_path=file)
     assert rest.records == diary.records[stop:]
     assert rest.tokens == diary.tokens[stop:]
     assert_alike(resumed, module, atol=0)

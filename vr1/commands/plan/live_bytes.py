@@ -8,6 +8,7 @@ Private parts of torch that this file relies on, tried with 2.15: ``torch.utils.
 """
 
 import weakref
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 
 class LiveBytes:
@@ -70,6 +71,17 @@ class LiveBytes:
         self.peak = max(self.peak, self.now)
 
 
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors among an operator's arguments or results; torch's own `tree_leaves` takes several times as long."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(tuple(values.values()))
+
+
 class _Counter(TorchDispatchMode):
     def __init__(self, live: LiveBytes) -> None:
         super().__init__()
@@ -78,17 +90,18 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         arguments = (args, kwargs or {})
-        leaves = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-        for leaf in leaves:
+        tensors = list(_tensors(arguments))
+        without_content = [tensor for tensor in tensors if tensor.is_meta]
+        for tensor in without_content:
             # Weights and other tensors from before are not counted.
-            if leaf.is_meta and id(leaf.untyped_storage()) not in self._known:
-                self._follow(leaf, counted=False)
-        if any(leaf.is_meta for leaf in leaves):
+            if id(tensor.untyped_storage()) not in self._known:
+                self._follow(tensor, counted=False)
+        if 0 < len(without_content) < len(tensors):
             arguments = tree_map_only(Tensor, lambda leaf: leaf if leaf.is_meta else leaf.to("meta"), arguments)
         result = func(*arguments[0], **arguments[1])
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_meta and id(leaf.untyped_storage()) not in self._known:
-                self._follow(leaf, counted=True)
+        for tensor in _tensors(result):
+            if tensor.is_meta and id(tensor.untyped_storage()) not in self._known:
+                self._follow(tensor, counted=True)
         return result
 
     def _follow(self, tensor: Tensor, counted: bool) -> None:
