@@ -54,9 +54,9 @@ def grpo(source, updates=2):
     )
 
 
-def fit(module, folder, steps, *, save=None, ckpt_path=None, batch_size=2, accumulate=1, scenes=17, **settings):
+def fit(module, folder, steps, *, save=(), ckpt_path=None, batch_size=2, accumulate=1, scenes=17, **settings):
     watched = Records()
-    saving = [SaveAt(*save)] if save else []
+    saving = [SaveAt(*each) for each in save]
     run = trainer(
         folder,
         [watched, *saving],
@@ -77,7 +77,7 @@ def test_stopped_twice_within_an_epoch_and_within_the_next(source, tmp_path):
     seen, before = {}, None
     for stop in (2, 3, 9, 10, 12):
         file = tmp_path / f"{stop}.ckpt"
-        watched = fit(sft(source), tmp_path, min(stop + 1, 12), save=(stop, file), ckpt_path=before)
+        watched = fit(sft(source), tmp_path, min(stop + 1, 12), save=[(stop, file)], ckpt_path=before)
         assert len(watched.steps) > 0
         seen |= watched.steps
         before = file
@@ -108,7 +108,7 @@ def test_other_accumulation_goes_on_with_the_same_records_and_counts(source, tmp
 
     file = tmp_path / "stop.ckpt"
     whole = run(6, second)
-    run(5, first, save=(step, file, hook))
+    run(5, first, save=[(step, file, hook)])
     resumed = run(6, second, ckpt_path=file)
     assert sorted(resumed.steps) == [number for number in range(6) if number >= step]
     for number, records in resumed.steps.items():
@@ -117,25 +117,25 @@ def test_other_accumulation_goes_on_with_the_same_records_and_counts(source, tmp
         assert counts == whole.counts[number], f"after step {number}"
 
 
-@pytest.mark.parametrize("hook", ["epoch", "training"])
 @pytest.mark.parametrize(("last", "accumulate"), [(3, 1), (8, 1), (11, 1), (16, 1), (3, 2), (4, 2), (6, 2)])
-def test_a_finished_training_goes_on_as_one_that_was_longer_from_the_start(source, tmp_path, last, accumulate, hook):
+def test_a_finished_training_goes_on_as_one_that_was_longer_from_the_start(source, tmp_path, last, accumulate):
     """Eight batches an epoch; the steps run out within one of the first two epochs, or with it. No validation."""
 
     def run(steps, **settings):
         return fit(sft(source), tmp_path, steps, accumulate=accumulate, **settings)
 
-    file = tmp_path / "stop.ckpt"
+    files = {hook: tmp_path / f"{hook}.ckpt" for hook in ("epoch", "training")}
     total = last + 10 // accumulate
     whole = run(total)
-    run(last, save=(last, file, hook))
-    resumed = run(total, ckpt_path=file)
-    assert sorted(resumed.steps) == list(range(last, total))
-    for number, records in resumed.steps.items():
-        assert records == whole.steps[number], f"step {number}"
-    for number, counts in resumed.counts.items():
-        assert counts == whole.counts[number], f"after step {number}"
-    assert resumed.epochs == whole.epochs[-len(resumed.epochs) :]
+    run(last, save=[(last, file, hook) for hook, file in files.items()])
+    for file in files.values():
+        resumed = run(total, ckpt_path=file)
+        assert sorted(resumed.steps) == list(range(last, total))
+        for number, records in resumed.steps.items():
+            assert records == whole.steps[number], f"{file.stem}, step {number}"
+        for number, counts in resumed.counts.items():
+            assert counts == whole.counts[number], f"{file.stem}, after step {number}"
+        assert resumed.epochs == whole.epochs[-len(resumed.epochs) :]
 
 
 def test_a_batch_that_is_not_completed_stays_one():
@@ -192,7 +192,7 @@ def test_rollouts_in_flight_are_dealt_out_in_the_order_of_their_prompts(window, 
 
 def test_rollouts_in_flight_go_on_in_training_and_not_in_evaluation(source, tmp_path):
     first, file = grpo(source), tmp_path / "stop.ckpt"
-    fit(first, tmp_path, 2, save=(1, file), accumulate=2)
+    fit(first, tmp_path, 2, save=[(1, file)], accumulate=2)
     stored = torch.load(file, weights_only=True)["vr1_rollouts"]
     assert len(stored) == 2
 

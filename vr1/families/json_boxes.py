@@ -82,6 +82,9 @@ def find_boxes(
 
 def _boxes_of_object(item: Fields, text: str, box_key: str | None, y_first: bool) -> Iterator[FoundBox | str]:
     """The boxes of one object and what is wrong with it."""
+    if not item.values:
+        # Faulty texts may have thousands of these.
+        return
     values = {_plain(name): value for name, value in item.values.items()}
     label_key = next((name for name in _LABEL_KEYS if _labels(values.get(name))), None)
     labels = _labels(values[label_key]) if label_key else []
