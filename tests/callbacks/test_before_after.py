@@ -16,6 +16,7 @@ from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
 from vr1.data import SceneDataModule
 from vr1.modules.sft import SFTModule
+from vr1.rollout import Sampling
 from vr1.runs.report import write_report
 from vr1.runs.tables import Comparison, Measurement
 
@@ -92,15 +93,16 @@ def test_notes(tmp_path, settings, note, capsys):
 
 def test_classes_at_the_first_the_last_and_the_best_validation(source, tmp_path):
     data = SceneDataModule(train_scenes=4, val_scenes=6, batch_size=2, num_workers=0)
-    module = SFTModule(policy=source, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    settings = {"policy": source, "evaluation": Sampling(group_size=1, temperature=0.0, max_new_tokens=32)}
+    module = SFTModule(**settings, optimizer=partial(torch.optim.AdamW, lr=1e-3))
     saving = ModelCheckpoint(tmp_path, monitor="val/map", mode="min")
-    settings = {**FIT, "max_steps": 2, "val_check_interval": 1, "enable_checkpointing": True}
-    trainer(tmp_path, [BeforeAfter(), saving], **settings).fit(module, data)
+    steps = {"max_steps": 2, "val_check_interval": 1, "enable_checkpointing": True}
+    trainer(tmp_path, [BeforeAfter(), saving], **FIT | steps).fit(module, data)
     result = written(tmp_path)
     steps = {moment: result["classes"][moment]["step"] for moment in ("first", "last", "best")}
     assert steps == {"first": 0, "last": 2, "best": result["best"]["step"]}
     # An evaluation of the untrained model writes the same figures, from its recorded answers.
-    untrained = SFTModule(policy=source, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    untrained = SFTModule(**settings, optimizer=partial(torch.optim.AdamW, lr=1e-3))
     trainer(tmp_path, [Evaluation(tmp_path / "files")], limit_val_batches=1.0).validate(untrained, data)
     classes = json.loads((tmp_path / "files" / "metrics.json").read_text())["classes"][""]
     assert result["classes"]["first"]["figures"] == {name: pytest.approx(row) for name, row in classes.items()}

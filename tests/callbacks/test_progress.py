@@ -13,6 +13,7 @@ from tests.callbacks.tiny import TinyDetector
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.modules.sft import SFTModule
+from vr1.rollout import Sampling
 
 FIT = {"max_steps": 6, "limit_val_batches": 1.0, "val_check_interval": 3, "enable_progress_bar": True}
 
@@ -133,7 +134,8 @@ def test_printing_still_works_in_a_file(tmp_path, capsys):
 
 
 def fit_scenes(source, folder, callbacks, **settings):
-    module = SFTModule(policy=source, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    evaluation = Sampling(group_size=1, temperature=0.0, max_new_tokens=8)
+    module = SFTModule(policy=source, evaluation=evaluation, optimizer=partial(torch.optim.AdamW, lr=1e-3))
     data = SceneDataModule(SceneStyle(), train_scenes=4, val_scenes=2, batch_size=2, num_workers=0)
     trainer(folder, callbacks, enable_progress_bar=True, **settings).fit(module, data)
 

@@ -69,6 +69,7 @@ def module(source, kind=RewardedByHash, optimizer=None, **settings):
     return kind(
         policy=source,
         sampling=Sampling(group_size=2, max_new_tokens=5),
+        evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=8),
         seed=2,
         optimizer=optimizer or partial(torch.optim.SGD, lr=0.05, momentum=0.9),
         lr_scheduler=partial(torch.optim.lr_scheduler.LinearLR, total_iters=5),
