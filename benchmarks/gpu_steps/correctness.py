@@ -128,7 +128,8 @@ def _fit(
     )
     precision: Any = "bf16-mixed" if source.dtype == "bfloat16" else "32-true"
     trainer = bench.checkpointing_trainer(folder, steps, precision=precision, callbacks=[FirstKL()])
-    data = SceneDataModule(train_scenes=16, val_scenes=4, batch_size=4, num_workers=0)
+    prompts = 4 if bench.device == "cuda" else 2
+    data = SceneDataModule(train_scenes=16, val_scenes=4, batch_size=prompts, num_workers=0)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     trained = {name: part.detach().cpu() for name, part in module.named_parameters() if part.requires_grad}
     return trained, kl[0]

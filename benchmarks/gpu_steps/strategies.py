@@ -45,6 +45,7 @@ def _fit(bench: Bench, strategy: Any, steps: int, folder: Path, checkpoint: Path
         optimizer=partial(torch.optim.AdamW, lr=1e-4),
     )
     trainer = bench.checkpointing_trainer(folder, steps, precision=bench.precision, strategy=strategy)
-    data = SceneDataModule(train_scenes=8, val_scenes=4, batch_size=4, num_workers=0)
+    prompts = 4 if bench.device == "cuda" else 2
+    data = SceneDataModule(train_scenes=8, val_scenes=4, batch_size=prompts, num_workers=0)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return float(trainer.callback_metrics["grpo/loss"])

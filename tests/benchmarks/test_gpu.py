@@ -114,6 +114,7 @@ sys.argv = {arguments!r}
 runpy.run_path({str(ROOT / "benchmarks" / "gpu.py")!r}, run_name="__main__")
 """
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "PATH": "", "HF_HUB_OFFLINE": "1"}
+    environment["OMP_NUM_THREADS"] = "1"
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "results.json").read_text())
