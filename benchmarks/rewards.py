@@ -11,6 +11,7 @@ import itertools
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,9 @@ def measure(boxes: int, completions: int, rounds: int) -> dict[str, float]:
             matches=matches,
             criterion=reward.criterion,
         )
-        ends = [token_ends(tokenizer, row, set()) for row in tokens]
-        BoxAdvantage()(groups).of_tokens([match.detections for match in matches], ends, longest)
+        ends = [tuple(token_ends(tokenizer, row, set())) for row in tokens]
+        placed = [replace(match.detections, token_ends=own) for match, own in zip(matches, ends, strict=True)]
+        BoxAdvantage()(groups).of_tokens(placed, longest)
         ended = time.process_time()
         moments = (started, read, matched, rewarded, ended)
         for part, (first, last) in zip(times, itertools.pairwise(moments), strict=True):

@@ -194,8 +194,9 @@ def test_each_term_by_itself():
 def test_tokens_belong_to_the_item_in_which_they_end():
     """Items are 1..5 and 6..10 of a text of 13, and their boxes 2..4 and 7..9: "[(12),(34)]..."."""
 
-    def spans(items, boxes):
-        return replace(answer(*[(LEFT, 1.0)] * len(items)), item_spans=items, box_spans=boxes)
+    def spans(items, boxes, ends):
+        one = answer(*[(LEFT, 1.0)] * len(items))
+        return replace(one, item_spans=items, box_spans=boxes, token_ends=ends)
 
     advantages = Advantages(
         answers=torch.tensor([[1.0, 2.0]]),
@@ -203,10 +204,10 @@ def test_tokens_belong_to_the_item_in_which_they_end():
         boxes=[np.array([11.0, 21.0]), np.zeros(0)],
         ends=torch.tensor([[100.0, 200.0]]),
     )
-    detections = [spans(((1, 5), (6, 10)), ((2, 4), (7, 9))), spans((), ())]
     # The third token ends in the first box; the fifth is the comma, with which the second item begins.
-    token_ends = [[1, 2, 3, 5, 6, 8, 9, 10, 11, 13, 13], [2, 2]]
-    found = advantages.of_tokens(detections, token_ends, 12)
+    ends = (1, 2, 3, 5, 6, 8, 9, 10, 11, 13, 13)
+    detections = [spans(((1, 5), (6, 10)), ((2, 4), (7, 9)), ends), spans((), (), (2, 2))]
+    found = advantages.of_tokens(detections, 12)
     assert found.shape == (1, 2, 12)
     assert found[0, 0].tolist() == [11.0, 11.0, 12.0, 12.0, 21.0, 22.0, 22.0, 21.0, 101.0, 101.0, 101.0, 1.0]
     assert found[0, 1].tolist() == [202.0] * 2 + [2.0] * 10

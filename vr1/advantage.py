@@ -94,15 +94,14 @@ class Advantages:
         values = np.concatenate(self.boxes)
         return {"boxes_with_advantage": float((values != 0).mean()) if len(values) else 0.0}
 
-    def of_tokens(self, detections: Sequence[Detections], token_ends: Sequence[Sequence[int]], length: int) -> Tensor:
+    def of_tokens(self, detections: Sequence[Detections], length: int) -> Tensor:
         """The advantage of each token.
 
         A token belongs to the item in which its text ends, and so does the text between the item before and it: the
         decision to write another item belongs to that item.
 
         Args:
-            detections: of B * G completions, with their ``item_spans`` and ``box_spans``.
-            token_ends: for each completion the position in the text at which each of its tokens ends, ascending.
+            detections: of B * G completions, with their ``item_spans``, ``box_spans`` and ``token_ends``.
             length: C.
 
         Returns:
@@ -113,7 +112,8 @@ class Advantages:
             return values
         rows = values.view(-1, length)
         last_parts = self.ends.flatten().tolist()
-        for row, (found, ends) in enumerate(zip(detections, token_ends, strict=True)):
+        for row, found in enumerate(detections):
+            ends = found.token_ends
             added = np.full(length, last_parts[row])
             added[len(ends) :] = 0.0
             first = 0

@@ -141,6 +141,7 @@ class Detections:
         completion: the full text that they were parsed from; empty for boxes of another origin.
         item_spans: for each box, where its item is in ``completion``, as in `Answer`; N spans or none.
         box_spans: for each box, where its four numbers are in ``completion``; N spans or none.
+        token_ends: for each token of ``completion`` the position in it at which the token ends; empty if not known.
         problems: what could not be read, as in `Answer`.
     """
 
@@ -152,6 +153,7 @@ class Detections:
     completion: str = ""
     item_spans: tuple[Span, ...] = ()
     box_spans: tuple[Span, ...] = ()
+    token_ends: tuple[int, ...] = ()
     problems: tuple[str, ...] = ()
 
     def __len__(self) -> int:

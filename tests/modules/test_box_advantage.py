@@ -148,6 +148,31 @@ def test_each_token_has_the_advantage_of_its_box(tmp_path):
     assert 0.5 < float(seen.logged["grpo/boxes_with_advantage"]) <= 1
 
 
+def test_boxes_of_a_rollout_have_the_probability_of_their_tokens(tmp_path):
+    seen, module = Seen(), build()
+    fit(module, tmp_path, 1, [seen])
+    tokenizer, scores = module.processor.tokenizer, []
+    group = seen.rollout.tokens.shape[1]
+    for row, found in enumerate(seen.scored.detections):
+        place = divmod(row, group)
+        log_probs = seen.rollout.sampler_log_probs[place][seen.rollout.mask[place]].double().tolist()
+        tokens = seen.rollout.tokens[place][seen.rollout.mask[place]].tolist()
+        decoded = [tokenizer.decode(tokens[:count], skip_special_tokens=True) for count in range(len(tokens) + 1)]
+        boxes = list(ITEM.finditer(found.completion))
+        assert len(boxes) == len(found)
+        for match, score in zip(boxes, found.scores.tolist(), strict=True):
+            first, last = match.start(1), match.end(4)
+            own = [
+                log_prob
+                for before, after, log_prob in zip(decoded, decoded[1:], log_probs, strict=False)
+                if len(after) > first and len(before) < last
+            ]
+            assert score == pytest.approx(float(np.exp(np.mean(own))), rel=1e-6)
+            scores.append(score)
+    assert 0 < min(scores) < max(scores) < 1
+    assert len(set(scores)) > 8
+
+
 def test_sampler_and_training_pass_agree(tmp_path):
     seen = Seen()
     fit(build(), tmp_path, 1, [seen])

@@ -3,12 +3,13 @@
 Shape letters: B prompts, G group size, C completion tokens, N predicted boxes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vr1.boxes import BoxRules
@@ -23,7 +24,7 @@ from vr1.rewards import MeanScore, Reward
 from vr1.rollout.generate import hidden_tokens
 from vr1.rollout.sampler import Sampler, SharedPrefixSampler
 from vr1.rollout.sampling import Sampling
-from vr1.types import SCORE, DetectionRecord, Detections, Prediction, Targets
+from vr1.types import SCORE, DetectionRecord, Detections, Prediction, Rollout, Span, Targets
 
 # The figures of COCO that a validation during training logs; a test logs all of them.
 _MAIN_METRICS = ("map", "map_50", "map_75", "ar_100", "accuracy_50")
@@ -51,6 +52,45 @@ def parse_completions(
         read_detections(text, family, record.image_size, input_size, rules, record.categories)
         for text, (record, input_size) in zip(texts, asked, strict=True)
     ]
+
+
+def read_rollout(
+    prompts: PromptBatch, rollout: Rollout, family: Family, tokenizer: Any, rules: BoxRules | None = None
+) -> list[Detections]:
+    """The boxes of a rollout's completions, each with the probability of its tokens as its score.
+
+    Args:
+        prompts: B prompts.
+        rollout: G completions for each.
+        family: reads its answer format.
+        tokenizer: of transformers.
+        rules: as in `parse_completions`.
+
+    Returns:
+        B * G detections with their ``token_ends``, those of the first prompt first. Boxes of a family that records no
+        positions have the score of the full completion.
+    """
+    found = parse_completions(prompts, [text for group in rollout.texts for text in group], family, rules)
+    ends = _token_ends(rollout.tokens.flatten(0, 1), rollout.mask.flatten(0, 1), tokenizer, prompts.markers)
+    log_probs = rollout.log_probs.flatten(0, 1).cpu().double().numpy()
+    return [
+        replace(one, scores=_scores(one.box_spans, len(one), own, log_probs[row]), token_ends=tuple(own))
+        for row, (one, own) in enumerate(zip(found, ends, strict=True))
+    ]
+
+
+def _token_ends(tokens: Tensor, mask: Tensor, tokenizer: Any, markers: Collection[int]) -> list[list[int]]:
+    """Where the tokens of completions ``[R, C]`` end in their texts, for each completion its own number of them."""
+    hidden = hidden_tokens(tokenizer, markers)
+    rows = zip(tokens.cpu(), mask.sum(-1).tolist(), strict=True)
+    return [token_ends(tokenizer, row[:length].tolist(), hidden) for row, length in rows]
+
+
+def _scores(
+    spans: Sequence[Span], boxes: int, ends: Sequence[int], log_probs: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The scores of boxes at these positions in a completion, or, without positions, that of the full completion."""
+    return box_scores(spans or [None] * boxes, ends, log_probs[: len(ends)])
 
 
 def targets_of(prompts: PromptBatch) -> list[Targets]:
@@ -85,15 +125,12 @@ def answer_prompts(
         B answers.
     """
     rollout = (sampler or SharedPrefixSampler()).sample(policy, prompts, sampling, tokenizer)
-    hidden = hidden_tokens(tokenizer, prompts.markers)
-    tokens, log_probs = rollout.tokens[:, 0].cpu(), rollout.log_probs[:, 0].cpu().double().numpy()
+    log_probs = rollout.log_probs[:, 0].cpu().double().numpy()
+    ends = _token_ends(rollout.tokens[:, 0], rollout.mask[:, 0], tokenizer, prompts.markers)
     answers = []
-    for row, ((text, *_), length) in enumerate(zip(rollout.texts, rollout.mask[:, 0].sum(-1).tolist(), strict=True)):
-        ends = token_ends(tokenizer, tokens[row, :length].tolist(), hidden)
+    for row, ((text, *_), own) in enumerate(zip(rollout.texts, ends, strict=True)):
         answer = family.read(text)
-        # A family that records no positions: its boxes get the score of the full answer.
-        spans = answer.box_spans or [None] * len(answer.boxes)
-        scores = box_scores(spans, ends, log_probs[row, :length])
+        scores = _scores(answer.box_spans, len(answer.boxes), own, log_probs[row])
         answers.append(ScoredCompletion(completion=text, scores=tuple(scores.tolist())))
     return answers
 

@@ -18,10 +18,10 @@ from vr1.distributed import data_share, gather
 from vr1.errors import UserError
 from vr1.losses import GRPO, PolicyLoss, PolicyTerms
 from vr1.modules.base import mean_where
-from vr1.modules.evaluation import parse_completions, targets_of
+from vr1.modules.evaluation import read_rollout, targets_of
 from vr1.modules.figures import StepTimes, on_device, times_are_read
 from vr1.modules.sft import supervised_loss
-from vr1.modules.token_advantages import check_spans, token_advantages
+from vr1.modules.token_advantages import token_advantages
 from vr1.modules.warm_start import WarmStart, WarmStartedModule
 from vr1.policy.policy import Policy
 from vr1.policy.reference import Reference
@@ -218,8 +218,7 @@ class GRPOModule(WarmStartedModule):
             item_advantages=advantages.items,
             box_advantages=advantages.boxes,
         )
-        check_spans(advantages, groups, self.family, self.advantage)
-        of_tokens = token_advantages(advantages, groups, rollout, self.processor.tokenizer, batch.markers)
+        of_tokens = token_advantages(advantages, groups, rollout.tokens.shape[-1], self.family, self.advantage)
         return RolloutBatch(
             tokens=rollout.tokens,
             mask=mask,
@@ -293,10 +292,10 @@ class GRPOModule(WarmStartedModule):
     def score(self, batch: PromptBatch, rollout: Rollout) -> RewardedGroups:
         """Parse, match and reward B * G completions."""
         shape = rollout.finished.shape
-        texts = [text for group in rollout.texts for text in group]
         targets = [target for target in targets_of(batch) for _ in range(shape[1])]
         with self.training_state.timer.measure("reward"):
-            detections = parse_completions(batch, texts, self.family, self.reward.box_rules)
+            rules = self.reward.box_rules
+            detections = read_rollout(batch, rollout, self.family, self.processor.tokenizer, rules)
             matches = self.reward.match(detections, targets)
             output = self.reward.score(matches)
         return RewardedGroups(
