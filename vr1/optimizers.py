@@ -1,8 +1,8 @@
-"""Muon for the matrices of a model and AdamW for the rest, as one optimizer; norms of gradients; unchosen rates."""
+"""Muon for the matrices of a model and AdamW for the rest, as one optimizer; norms of gradients; default optimizers."""
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from vr1.errors import UserError
 
-__all__ = ["MuonAdamW", "gradient_norm", "is_default_learning_rate"]
+__all__ = ["MuonAdamW", "gradient_norm", "is_default_learning_rate", "named_lambdas"]
+
+Class = TypeVar("Class", bound=type)
 
 # Their rows are vectors of single tokens: they are not maps from one space to another.
 _TOKEN_TABLES = ("embed_tokens", "lm_head")
@@ -28,6 +30,24 @@ def is_default_learning_rate(optimizer: Optimizer) -> bool:
     setting = inspect.signature(type(optimizer)).parameters.get("lr")
     rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
     return setting is not None and bool(rates) and all(rate == setting.default for rate in rates)
+
+
+def named_lambdas(cls: Class) -> Class:
+    """Give a class its default lambdas as attributes, so that instances with one of them can be pickled.
+
+    The command line reads class and settings of a default optimizer from the source of a lambda. Pickle finds a
+    function by its name, and ``<lambda>`` is the name of none.
+
+    Example:
+        >>> import pickle
+        >>> from vr1 import SFTModule
+        >>> pickle.loads(pickle.dumps(SFTModule())).optimizer is SFTModule().optimizer
+        True
+    """
+    for parameter in inspect.signature(cls).parameters.values():
+        if inspect.isfunction(parameter.default) and parameter.default.__name__ == "<lambda>":
+            setattr(cls, "<lambda>", parameter.default)
+    return cls
 
 
 def gradient_norm(optimizer: Optimizer) -> Tensor | None:

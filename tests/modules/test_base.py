@@ -1,5 +1,6 @@
 """Evaluation: logged metrics against an independent computation from the predictions."""
 
+import pickle
 from dataclasses import replace
 
 import lightning.pytorch as pl
@@ -228,6 +229,13 @@ def test_the_default_learning_rate_is_that_of_full_fine_tuning(source, module, r
     arguments = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"]
     assert optimizer_settings(module, *arguments) == ("torch.optim.SGD", 0.1, 0)
     assert not [warning for warning in recwarn if "learning rate" in str(warning.message)]
+
+
+@pytest.mark.parametrize(("kind", "rate"), [(GRPOModule, 1e-6), (SFTModule, 2e-6)])
+def test_a_module_with_default_settings_can_be_pickled(source, kind, rate):
+    """As `ddp_spawn` does to send it to its processes."""
+    module = pickle.loads(pickle.dumps(kind(policy=source)))
+    assert module.optimizer(torch.nn.Linear(1, 1).parameters()).defaults["lr"] == rate
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])

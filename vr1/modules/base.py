@@ -35,7 +35,7 @@ from vr1.metrics.answer_schema import QuestionKey
 from vr1.modules.evaluation import EvaluationMetrics, answer_prompts, complete_answers, predictions_of
 from vr1.modules.figures import StepFigures, on_device
 from vr1.modules.state import RunInfo, TrainingState
-from vr1.optimizers import gradient_norm, is_default_learning_rate
+from vr1.optimizers import gradient_norm, is_default_learning_rate, named_lambdas
 from vr1.policy.loading import PolicySource
 from vr1.policy.mapped import load_mapped
 from vr1.policy.policy import Policy
@@ -49,6 +49,7 @@ from vr1.strategies.combinations import check_combination, compute_dtype
 from vr1.types import Prediction
 
 
+@named_lambdas
 class DetectionModule(L.LightningModule, ABC):
     """A vision-language model that answers with boxes, evaluated greedily in ``validate``, ``test`` and ``predict``.
 

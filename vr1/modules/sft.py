@@ -7,9 +7,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from vr1.modules.base import DetectionModule, mean_where
+from vr1.optimizers import named_lambdas
 from vr1.prompts import PromptBatch
 
 
+@named_lambdas
 class SFTModule(DetectionModule):
     """Maximum likelihood of the ground truth, written in the family's answer format.
 
