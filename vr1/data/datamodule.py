@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vr1.data.accumulation import batches_of_whole_steps, batches_per_step
+from vr1.data.mirrored import MirroredSource
 from vr1.data.refused import Refusal, leave_out_refused
 from vr1.data.sampler import RepeatedBatches, TrainingLoader
 from vr1.data.selection import Selection, select
@@ -80,6 +81,8 @@ class RecordDataModule(L.LightningDataModule, ABC):
         cache_records: how many records each worker holds in memory, images decoded, for further epochs and
             evaluations. Useful with large files or a slow disk; a cached record takes 3 bytes a pixel.
         selection: which training records to take, and in which order; evaluation takes all.
+        mirror: train on each image twice, as it is and mirrored from left to right, for data sets of few images. An
+            epoch is then twice as long. Not for expressions or categories that say left or right, nor for written text.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
         seed: int | None = None,
         cache_records: int = 0,
         selection: Selection = Selection(),  # noqa: B008 - a frozen dataclass is safe to share
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -103,7 +107,7 @@ class RecordDataModule(L.LightningDataModule, ABC):
                 raise UserError(f"data.{name}={value} must be at least {least}")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.cache_records = num_workers, run_seed(seed), cache_records
-        self.selection, self.shuffle = selection, shuffle and not selection.curriculum
+        self.selection, self.shuffle, self.mirror = selection, shuffle and not selection.curriculum, mirror
         self.sources: dict[Split, Source] = {}
         self.refusal: Refusal | None = None
         self.input_size: InputSize | None = None
@@ -118,13 +122,14 @@ class RecordDataModule(L.LightningDataModule, ABC):
         """
 
     def build(self, split: Split) -> Source:
-        """The records of one split; of the training records, those that are selected.
+        """The records of one split; of the training records, those that are selected, mirrored too if that is set.
 
         Raises:
             MissingSplitError: there is no such split.
             UserError: its data are faulty, or the selection leaves no record.
         """
-        return select(self._usable(self.read(split)), self.selection, split, self.seed)
+        source = select(self._usable(self.read(split)), self.selection, split, self.seed)
+        return MirroredSource(source) if self.mirror and split == "train" else source
 
     def refuse_images(self, refusal: Refusal) -> None:
         """Find images of which the model makes no prompt in the sources that are built from now on.

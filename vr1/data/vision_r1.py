@@ -163,6 +163,8 @@ class VisionR1DataModule(RecordDataModule):
                 f"data.selection={self.selection}: a stream does not know how many objects later records have; leave"
                 " curriculum and hard_share out, or set streaming: false"
             )
+        if self.mirror:
+            raise UserError("data.mirror: a stream is read in its own order; leave it out, or set streaming: false")
         if self.cache_records:
             raise UserError(
                 f"data.cache_records={self.cache_records}: a stream is read from front to back every time; set it to 0,"
