@@ -41,7 +41,7 @@ def named_lambdas(cls: Class) -> Class:
     Example:
         >>> import pickle
         >>> from vr1 import SFTModule
-        >>> pickle.loads(pickle.dumps(SFTModule())).optimizer is SFTModule().optimizer
+        >>> b"SFTModule.<lambda>" in pickle.dumps(SFTModule().optimizer)
         True
     """
     for parameter in inspect.signature(cls).parameters.values():
