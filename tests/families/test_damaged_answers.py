@@ -154,6 +154,8 @@ def read(family, text):
         ('[{"bbox_2d: [1,2,3,4], "label": "cat"}, {bbox_2d": [5,6,7,8], label": "dog"}]', [CAT, DOG]),
         # Lost brackets.
         ('[{"bbox_2d": [1,2,3,4], "label": "cat", {"bbox_2d": [5,6,7,8], "label": "dog"}]', [CAT, DOG]),
+        # The same in an answer that is cut: what stands before the next item is whole.
+        ('[{"bbox_2d": [1,2,3,4], "label": "cat", {"bbox_2d": [5,6,7,8], "label": "dog"}, {"bbox_2d": [9', [CAT, DOG]),
         ('[{"bbox_2d": [1,2,3,4], "label": "cat"}, "bbox_2d": [5,6,7,8], "label": "dog"}]', [CAT, DOG]),
         ('[{"bbox_2d": [1,2,3,4, "label": "cat"}, {"bbox_2d": 5,6,7,8], "label": "dog"}]', [CAT, DOG]),
         ('[{"bbox_2d": [1,2,3,4, {"bbox_2d": [5,6,7,8], "label": "dog"}]', [("", *CAT[1:]), DOG]),

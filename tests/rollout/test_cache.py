@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from vr1.policy.attention import Scores, capped_attention
-from vr1.rollout.cache import GroupCache
+from vr1.rollout.cache import GroupCache, StaticGroupCache
 from vr1.types import Prefix
 
 GROUP, HEADS, SHARED, WIDTH = 3, 6, 2, 8
@@ -17,7 +17,8 @@ SCORES = [Scores(0.3), Scores(0.3, cap=0.7), Scores(0.3, window=3), Scores(0.3, 
 
 @pytest.mark.parametrize("scores", SCORES, ids=str)
 @pytest.mark.parametrize("padded", [False, True])
-def test_equals_attention_over_whole_rows(padded, scores):
+@pytest.mark.parametrize("kind", [GroupCache, StaticGroupCache])
+def test_equals_attention_over_whole_rows(kind, padded, scores):
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape):
@@ -34,7 +35,7 @@ def test_equals_attention_over_whole_rows(padded, scores):
         mask=mask,
         next_position=torch.zeros(3, dtype=torch.long),
     )
-    cache = GroupCache(prefix, GROUP)
+    cache = kind(prefix, GROUP)
     rows = torch.arange(3 * GROUP)
     # After some tokens: a gap in a group, a prompt without any row, one row alone.
     leaving = {10: [0, 2, 3, 6, 7], 20: [1, 3, 4], 40: [2]}
