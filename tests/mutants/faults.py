@@ -418,7 +418,7 @@ FAULTS = [
     *_faults(
         "vr1/modules/evaluation.py",
         "tests/modules/test_fallback_scores.py",
-        ("log_probs[row, :length])", "log_probs[row])"),
+        ("spans or [None] * boxes, ends, log_probs[: len(ends)])", "spans or [None] * boxes, ends, log_probs)"),
     ),
     *_faults(
         "vr1/modules/evaluation.py",

@@ -1,14 +1,18 @@
 """The report in a browser: wide and narrow, light and dark."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from tests.runs.folders import add_classes, make_run
 from tests.runs.report.browser import PROGRAM, Browser
+from vr1.runs import report
 from vr1.runs.report import write_report
+from vr1.runs.tables import figure_text
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium or Chrome on the path")
+SCRIPT = Path(report.__file__).parent / "script.js"
 SCREENS = [(width, dark) for width in (1280, 390) for dark in (False, True)]
 
 
@@ -111,6 +115,15 @@ def test_a_curve_shows_its_value_at_the_pointer(browser, address):
     )
     browser.send("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] * 0.55, y=box[1] + box[3] / 2)
     assert browser.run(text) == "total 0.500 @ 2"
+
+
+def test_figures_have_the_digits_of_the_tables(browser, address):
+    """The page's own function, taken out of its script."""
+    browser.open(address, width=1280)
+    [function] = re.findall(r"^  function figure\(value\) \{\n.*?^  \}$", SCRIPT.read_text(), re.MULTILINE | re.DOTALL)
+    values = [0.0, 0.25, -3.14159, 12.3456, 123456.7, 0.0005, 0.00049, -0.000123, 0.0001, 0.00000999, 1.2e-05, 3e-12]
+    shown = browser.run(f"(() => {{ {function}; return {values}.map(figure); }})()")
+    assert shown == [figure_text(value) for value in values]
 
 
 def luminance(colour):

@@ -18,11 +18,13 @@
     return String(+value.toPrecision(4));
   }
 
-  // As in the tables: three digits.
+  // As in the tables (figure_text): three digits after the point, and two significant ones of what is smaller.
   function figure(value) {
     const size = Math.abs(value);
-    if (size >= 1e5 || (size > 0 && size < 5e-4)) return value.toExponential(1);
-    return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size > 1 ? 2 : 3);
+    if (size === 0 || size >= 5e-4) return value.toFixed(3);
+    const [digits, exponent] = value.toExponential(1).split("e");
+    if (exponent >= -4) return String(+value.toPrecision(2));
+    return `${+digits}e-${String(-exponent).padStart(2, "0")}`;
   }
 
   // Round numbers between two ends, about five of them.
