@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import conftest
+
 ROOT = Path(__file__).parents[1]
 # From the bottom up: a module imports from its own room and from rooms of the layers below, never from above.
 LAYERS = [
@@ -71,3 +73,7 @@ def test_nothing_asks_whether_the_model_is_the_small_one():
     for path in [*modules("vr1"), *modules("callbacks")]:
         names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
         assert not {name for name in names if "tiny" in name.lower() or "demo" in name.lower()}, path
+
+
+def test_the_files_that_are_begun_first_exist():
+    assert all((ROOT / name).is_file() for name in conftest.SLOWEST)
