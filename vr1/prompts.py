@@ -76,6 +76,8 @@ class PromptBatch:
         markers: special tokens that are part of an answer and stay in its text.
         following: on the first batch of an optimizer step, its other batches, in order: completions of all of them are
             sampled together. They stay on the host when this batch moves.
+        image_features: for each prompt ``[image tokens, F]``, where they are computed in advance for all forwards of a
+            step (`vr1.policy.policy.Policy.with_image_features`); empty where each forward computes its own.
     """
 
     records: list[DetectionRecord]
@@ -90,6 +92,7 @@ class PromptBatch:
     image_counts: list[int]
     markers: frozenset[int] = frozenset()
     following: Sequence["PromptBatch"] = ()
+    image_features: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -102,6 +105,7 @@ class PromptBatch:
             mask=self.mask.to(device, non_blocking=non_blocking),
             vision={name: value.to(device, non_blocking=non_blocking) for name, value in self.vision.items()},
             token_types=self.token_types.to(device, non_blocking=non_blocking),
+            image_features=tuple(image.to(device, non_blocking=non_blocking) for image in self.image_features),
         )
 
     def vision_of(self, row: int) -> dict[str, Tensor]:

@@ -280,6 +280,7 @@ class RolloutBatch:
         reference_log_probs: ``[B, G, C]`` float32, or None without a reference.
         old_log_probs: ``[B, G, C]`` float32 of the policy that sampled; None until its first forward.
         prefix: what that policy made of the prompts, with its graph, for the first update alone; not stored.
+        image_features: for each prompt ``[image tokens, F]`` where they are fixed, until the last update; not stored.
     """
 
     tokens: Tensor
@@ -289,6 +290,7 @@ class RolloutBatch:
     reference_log_probs: Tensor | None
     old_log_probs: Tensor | None = None
     prefix: Prefix | None = None
+    image_features: tuple[Tensor, ...] = ()
 
     def take_prefix(self) -> Prefix | None:
         """The prefix, once: its graph serves a single backward pass."""
@@ -297,7 +299,7 @@ class RolloutBatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors on the CPU for a checkpoint."""
-        values = {name: getattr(self, name) for name in self.__slots__ if name != "prefix"}
+        values = {name: getattr(self, name) for name in self.__slots__ if name not in ("prefix", "image_features")}
         return {name: None if value is None else value.detach().cpu() for name, value in values.items()}
 
     @classmethod

@@ -40,6 +40,9 @@ from vr1.seeding import run_seed
 from vr1.strategies import shards_weights
 from vr1.types import Prefix, Rollout, RolloutBatch, ScoredGroups
 
+# Completions of a batch, their rewards, and the image features of its prompts where these are fixed.
+_Sampled = tuple[Rollout, RewardedGroups, tuple[Tensor, ...]]
+
 
 class GRPOModule(WarmStartedModule):
     """Vision-R1: group relative policy optimisation with rewards computed from boxes.
@@ -104,7 +107,7 @@ class GRPOModule(WarmStartedModule):
         self.reference: Reference | None = None
         self._is_trained = True
         # Completions of batches whose turn comes later in the optimizer step.
-        self._sampled: deque[tuple[Rollout, RewardedGroups]] = deque()
+        self._sampled: deque[_Sampled] = deque()
         self._times = StepTimes()
 
     def setup(self, stage: str) -> None:
@@ -152,10 +155,13 @@ class GRPOModule(WarmStartedModule):
             with self._times.measure("sampling"):
                 rollouts[position] = self.collect(replace(batch, following=batch.following[: left - 1]))
         rollout = rollouts[position]
+        prompts = replace(batch, image_features=rollout.image_features)
+        if (update + 1) % self.updates_per_rollout == 0:
+            rollout.image_features = ()
 
         with self._times.measure("policy_forward"):
             log_probs, entropy = self.policy.log_probs(
-                batch,
+                prompts,
                 rollout.tokens,
                 rollout.mask,
                 self.sampling.temperature,
@@ -198,11 +204,12 @@ class GRPOModule(WarmStartedModule):
         """
         if not self._sampled:
             self._sampled.extend(self._sample_step([batch, *batch.following]))
-        rollout, groups = self._sampled.popleft()
+        rollout, groups, image_features = self._sampled.popleft()
         assert len(rollout.tokens) == len(batch), "completions of another batch"
         mask = rollout.mask & rollout.finished[..., None] if self.loss.mask_truncated else rollout.mask
         with self._times.measure("reference"):
-            reference = self._reference_log_probs(batch, rollout.tokens, mask)
+            prompts = replace(batch, image_features=image_features)
+            reference = self._reference_log_probs(prompts, rollout.tokens, mask)
         advantages = self.advantage(groups)
         self.reward.update_means(groups.total, groups.terms)
         self.step_figures.add_rollout(rollout, groups, advantages)
@@ -226,19 +233,35 @@ class GRPOModule(WarmStartedModule):
             sampler_log_probs=rollout.log_probs,
             reference_log_probs=reference,
             prefix=rollout.prefix if self.reuses_prefix() else None,
+            image_features=image_features,
         )
 
-    def _sample_step(self, batches: Sequence[PromptBatch]) -> list[tuple[Rollout, RewardedGroups]]:
+    def _sample_step(self, batches: Sequence[PromptBatch]) -> list[_Sampled]:
         """Completions and their rewards for each batch of an optimizer step, sampled together."""
         self._synchronise(batches[0])
-        parts: list[tuple[Rollout, RewardedGroups]] = []
+        sampled: list[tuple[Rollout, RewardedGroups]] = []
         with self.gathered_weights():
-            for prompts, sizes in join_prompts([batch.to(self.device) for batch in batches]):
+            joined, image_features = self._with_image_features(batches)
+            for prompts, sizes in joined:
                 rollout, groups = self._sample_and_score(prompts)
                 self._times.add_rollout(rollout)
                 own = [groups.select(rows) for rows in consecutive(sizes)]
-                parts += zip(split_rollout(rollout, sizes), own, strict=True)
-        return parts
+                sampled += zip(split_rollout(rollout, sizes), own, strict=True)
+        return [(*one, image) for one, image in zip(sampled, image_features, strict=True)]
+
+    def _with_image_features(
+        self, batches: Sequence[PromptBatch]
+    ) -> tuple[list[tuple[PromptBatch, list[int]]], list[tuple[Tensor, ...]]]:
+        """The batches joined, as `join_prompts` returns them, and the image features of each where these are fixed.
+
+        Features are computed for each batch by itself, as it is trained on; processes may join different ones.
+        """
+        with self.training_state.timer.measure("rollout") as interval:
+            moved = [self.policy.with_image_features(batch.to(self.device)) for batch in batches]
+        image_features = [batch.image_features for batch in moved]
+        if any(image_features):
+            self._times.add("vision", interval)
+        return join_prompts(moved), image_features
 
     def _synchronise(self, batch: PromptBatch) -> None:
         """Give the sampler the present weights, and note how long that takes where it has weights of its own."""

@@ -7,6 +7,7 @@ value heads, E head width.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -133,10 +134,36 @@ class Policy(nn.Module):
         with self.network.disable_adapter() if self.has_adapters else nullcontext():
             yield
 
+    @property
+    def has_fixed_vision(self) -> bool:
+        """Whether image features are the same in every forward of a training, and those of a reference too.
+
+        That is so if nothing before the language model is trained, and no dropout is there.
+        """
+        if not self.shares_prompt:
+            return False
+        inner, config = self.base.model, self.base.config.vision_config.to_dict()
+        parts = nn.ModuleList(part for name, part in inner.named_children() if name != "language_model")
+        trained = any(weight.requires_grad for weight in (*parts.parameters(), *inner.parameters(recurse=False)))
+        dropout = any(isinstance(part, nn.Dropout) and part.p > 0 for part in parts.modules())
+        # Some layers of vision towers read the probability from the config.
+        dropout |= any(value for name, value in config.items() if "drop" in name)
+        return not trained and not dropout
+
+    @torch.no_grad()
+    def with_image_features(self, prompts: PromptBatch) -> PromptBatch:
+        """The same prompts with their image features, if these are fixed (`has_fixed_vision`).
+
+        Then all forwards of them, by this policy and by its reference, use these and do not run the vision tower.
+        """
+        if not self.has_fixed_vision or prompts.image_features:
+            return prompts
+        return replace(prompts, image_features=self.image_features(prompts))
+
     def image_features(self, prompts: PromptBatch) -> tuple[Tensor, ...]:
-        """Image features of the B prompts, ``[image tokens, F]`` each."""
+        """Image features of the B prompts, ``[image tokens, F]`` each; those that the prompts carry, if they do."""
         assert self.architecture is not None
-        return self.architecture.image_features(self.base, prompts)
+        return prompts.image_features or self.architecture.image_features(self.base, prompts)
 
     def positions(self, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
         """Rotary positions ``[A, B, P]`` of the prompts, and the position ``[B]`` of the token after each prompt."""

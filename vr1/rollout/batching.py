@@ -48,7 +48,8 @@ def join_prompts(batches: Sequence[PromptBatch]) -> list[tuple[PromptBatch, list
 
 
 def _layout(batch: PromptBatch) -> Any:
-    return batch.types_name, batch.markers, {name: value.shape[1:] for name, value in batch.vision.items()}
+    sizes = {name: value.shape[1:] for name, value in batch.vision.items()}
+    return batch.types_name, batch.markers, sizes, bool(batch.image_features)
 
 
 def _join(batches: Sequence[PromptBatch]) -> PromptBatch:
@@ -72,6 +73,7 @@ def _join(batches: Sequence[PromptBatch]) -> PromptBatch:
         image_tokens=[count for batch in batches for count in batch.image_tokens],
         image_counts=[count for batch in batches for count in batch.image_counts],
         markers=batches[0].markers,
+        image_features=tuple(image for batch in batches for image in batch.image_features),
     )
 
 
@@ -100,6 +102,7 @@ def select_prompts(prompts: PromptBatch, rows: Sequence[int]) -> PromptBatch:
         image_tokens=[prompts.image_tokens[row] for row in rows],
         image_counts=[prompts.image_counts[row] for row in rows],
         markers=prompts.markers,
+        image_features=tuple(prompts.image_features[row] for row in rows) if prompts.image_features else (),
     )
 
 

@@ -140,6 +140,7 @@ class FullySharded(ModelParallelStrategy):
         fully_shard(policy, **settings)
         policy.set_reshard_after_forward(True)
         register_fsdp_forward_method(policy, "log_probs")
+        register_fsdp_forward_method(policy, "with_image_features")
         register_fsdp_forward_method(policy, "no_op")
 
     @property
