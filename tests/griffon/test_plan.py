@@ -55,4 +55,5 @@ def test_adapters_on_9b_fit_one_gpu_of_80_gb(folder, tmp_path, capsys):
     assert main(["plan", *ONE, "--model.policy.path", str(tmp_path), "--gpu", "a100-80gb"]) == 0
     printed = capsys.readouterr().out
     assert "9,649,980,928 parameters, 54,018,048 trained" in printed
-    assert "fits: 31" in printed
+    assert "all 64 completions of a step are sampled at a time" in printed
+    assert "fits: 44" in printed

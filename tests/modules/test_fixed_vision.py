@@ -124,7 +124,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("changes", [LORA, FROZEN], ids=["lora", "copy"])
-@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "internvl", "glm4v", "griffon_g"])
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "internvl", "griffon_g"])
 def test_the_tower_runs_once_a_step_and_nothing_changes(source, folders, tmp_path, monkeypatch, kind, changes):
     if kind != "qwen2_5_vl":
         source = PolicySource(path=str(folders(kind)))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from vr1.commands.plan.live_bytes import LiveBytes
 from vr1.rollout import Sampling, sample_token
+from vr1.rollout.sampling import sampling_bytes
 
 
 @pytest.mark.parametrize("size", [3, 255, 256, 257, 810, 70_000])
@@ -62,3 +64,20 @@ def test_valid_where_deterministic_algorithms_are_required():
             assert sample_token(logits, sampling, torch.rand(3))[0].shape == (3,)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("vocabulary", [151_936, 256_000])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_memory_of_sampling_is_what_it_allocates(vocabulary, temperature, top_p):
+    sampling = Sampling(temperature=temperature, top_p=top_p)
+
+    def sample():
+        logits = torch.empty(16, vocabulary, device="meta")
+        sample_token(logits, sampling, torch.empty(16, dtype=torch.float64, device="meta"))
+
+    # The first call makes the triangles, which are kept.
+    sample()
+    with torch.no_grad(), LiveBytes() as live:
+        sample()
+    assert live.peak == pytest.approx(sampling_bytes(16, vocabulary, sampling), rel=0.03)

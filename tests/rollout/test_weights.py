@@ -122,6 +122,21 @@ def test_auto_decides_by_free_memory_and_says_so_once(packed, encoder, prompts, 
     assert sample(gib=8) == (True, [])
 
 
+def test_what_top_p_takes_beside_the_logits_counts(packed, encoder, prompts, monkeypatch):
+    policy = loaded(packed)
+    with torch.no_grad():
+        prefix = policy.prefill(prompts)
+    vocabulary = policy.base.lm_head.out_features
+    plain, top_p = SAMPLING, replace(SAMPLING, top_p=0.9)
+    rest = dequantized_bytes(policy) + cache_bytes(prefix, SAMPLING.group_size, SAMPLING.max_new_tokens)
+    # Logits, probabilities and blocks of them for nine rows; sorted ones, their order and the mask beside them.
+    memory(monkeypatch, (rest + 4 * 3.1 * 9 * vocabulary) / 0.95 / GIB)
+    assert RolloutWeights().choose(policy, prefix, plain, True)
+    assert not RolloutWeights().choose(policy, prefix, top_p, True)
+    memory(monkeypatch, (rest + 4 * 7.3 * 9 * vocabulary) / 0.95 / GIB)
+    assert RolloutWeights().choose(policy, prefix, top_p, True)
+
+
 def test_what_does_not_fit_is_refused(packed, encoder, prompts, monkeypatch):
     memory(monkeypatch, 1e-4)
     policy, tokenizer = loaded(packed, rollout_weights="dequantized"), encoder.processor.tokenizer
@@ -183,7 +198,7 @@ def test_without_four_bits_there_is_nothing_to_choose(source):
     with pytest.raises(UserError, match="rollout_weights='dequantized' changes 4-bit weights only"):
         PolicySource(rollout_weights="dequantized")
     policy = SimpleNamespace(rollout_weights="quantized")
-    assert RolloutWeights().choose(policy, None, 1, 1, True) is False
+    assert RolloutWeights().choose(policy, None, SAMPLING, True) is False
 
 
 def test_free_memory_of_a_gpu_counts_what_its_allocator_can_reuse(monkeypatch):

@@ -10,10 +10,10 @@ import torch
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
 from vr1.rollout.cache import cache_capacity
-from vr1.rollout.sampling import Sampling
+from vr1.rollout.sampling import Sampling, sampling_bytes
 from vr1.rollout.weights import free_bytes
 
-__all__ = ["bytes_per_token", "group_bytes", "rows_that_fit"]
+__all__ = ["bytes_per_token", "group_bytes", "rows_in", "rows_that_fit"]
 
 # Of the free memory; the rest is for what is not predicted, and for fragments.
 _SHARE = 0.8
@@ -34,9 +34,21 @@ def rows_that_fit(policy: Policy, prompts: PromptBatch, sampling: Sampling, rese
     device = prompts.tokens.device
     if device.type != "cuda" or not policy.shares_prompt:
         return None
-    free = max(0.0, free_bytes(device) - reserved)
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else policy.base.dtype
-    groups = int(_SHARE * free / group_bytes(policy, prompts.tokens.shape[1], sampling, dtype))
+    return rows_in(free_bytes(device) - reserved, policy, prompts.tokens.shape[1], sampling, dtype)
+
+
+def rows_in(free: float, policy: Policy, width: int, sampling: Sampling, dtype: torch.dtype) -> int:
+    """Completions that can be decoded at the same time in some memory; those of one prompt at least.
+
+    Args:
+        free: bytes that decoding can take.
+        policy: a policy that shares prompts.
+        width: P.
+        sampling: group size, top-p and length limit.
+        dtype: precision of the forward.
+    """
+    groups = int(_SHARE * max(0.0, free) / group_bytes(policy, width, sampling, dtype))
     return max(1, groups) * sampling.group_size
 
 
@@ -57,9 +69,7 @@ def group_bytes(policy: Policy, width: int, sampling: Sampling, dtype: torch.dty
     of_token = bytes_per_token(config, dtype)
     group, growing = sampling.group_size, 1 + 1 / config.num_hidden_layers
     cache = 2 * width * of_token + group * cache_capacity(sampling.max_new_tokens) * of_token * growing
-    # Logits, probabilities and what they are divided into; with top-p also sorted, with their places as int64.
-    values = 4 if sampling.top_p == 1 else 9
-    logits = group * config.vocab_size * 4 * values
+    logits = sampling_bytes(group, config.vocab_size, sampling)
     # Hidden states in and between the layers, queries and their like, and three products of the feed-forward part.
     widths = 6 * config.hidden_size + 2 * config.num_attention_heads * _head_size(config) + 3 * config.intermediate_size
     prefill = width * (of_token + widths * dtype.itemsize)

@@ -127,6 +127,20 @@ class Sampler(ABC):
         """
         del mean, sampling  # A sampler that computes with the policy cannot fall behind it.
 
+    def parts(self, prompts: int, group: int, fitting: int | None) -> list[range]:
+        """Which of consecutive prompts are sampled at the same time.
+
+        Args:
+            prompts: number of prompts, of which `sample` is called for all together.
+            group: completions of each.
+            fitting: completions that fit in the memory at the same time; None: all.
+
+        Returns:
+            The prompts of each part, in order.
+        """
+        del group, fitting  # A sampler that does not compute with the policy divides them by itself.
+        return [range(prompts)]
+
     def memory(self, source: PolicySource, dtype: str, parameters: int) -> tuple[dict[str, float], dict[str, float]]:
         """Bytes by part that this sampler takes beside the policy, where it does not compute with that.
 
@@ -191,6 +205,22 @@ class SharedPrefixSampler(Sampler):
         """Whether decoding steps are captured on a device."""
         return self.graphs == "auto" and device.type == "cuda"
 
+    def parts(self, prompts: int, group: int, fitting: int | None) -> list[range]:
+        """As of every sampler: parts of at most ``max_rows`` completions and of about one size.
+
+        Each part takes as long as its longest completion.
+
+        Example:
+            >>> SharedPrefixSampler().parts(5, group=4, fitting=11)
+            [range(0, 1), range(1, 3), range(3, 5)]
+            >>> SharedPrefixSampler(max_rows=12).parts(5, group=4, fitting=None)
+            [range(0, 2), range(2, 5)]
+        """
+        rows = fitting if self.max_rows == "auto" else self.max_rows
+        size = prompts if rows is None else max(1, rows // group)
+        number = -(-prompts // size)
+        return consecutive([prompts * (part + 1) // number - prompts * part // number for part in range(number)])
+
     @torch.no_grad()
     def sample(
         self,
@@ -207,16 +237,11 @@ class SharedPrefixSampler(Sampler):
         What is decoded in several parts has no prefix, whose keys and values would take the memory that the parts
         save, unless the prefix is needed ``with_graph``.
         """
-        count = len(prompts)
-        reserved = self._weights.reserved(policy)
-        rows = rows_that_fit(policy, prompts, sampling, reserved) if self.max_rows == "auto" else self.max_rows
+        fitting = rows_that_fit(policy, prompts, sampling, self._weights.reserved(policy))
         graphs = self._graphs if self.captures(prompts.tokens.device) else None
-        size = count if rows is None else max(1, rows // sampling.group_size)
-        if size >= count:
+        parts = self.parts(len(prompts), sampling.group_size, fitting)
+        if len(parts) == 1:
             return generate(policy, prompts, sampling, tokenizer, draw, prefix, with_graph, self._weights, graphs)
-        # Parts of about one size: each takes as long as its longest completion.
-        number = -(-count // size)
-        parts = consecutive([count * (part + 1) // number - count * part // number for part in range(number)])
         rollouts = []
         for part in parts:
             own = None if prefix is None else select_prefix(prefix, part)

@@ -60,6 +60,29 @@ class Decoded(NamedTuple):
     log_probs: Tensor
 
 
+def sampling_bytes(rows: int, vocabulary: int, sampling: Sampling) -> float:
+    """Bytes of the logits of a step of decoding and of what `sample_token` makes of them, at most at a time.
+
+    Values of float32 for each row and token: the logits and their probabilities, both in blocks of one more copy; with
+    a temperature the divided logits; with top-p the sorted probabilities, their order in int64, a mask of one byte and
+    what that leaves. A GPU's sort may take more.
+
+    Args:
+        rows: R.
+        vocabulary: V.
+        sampling: temperature and top-p.
+
+    Example:
+        >>> sampling_bytes(2, 1000, Sampling()), sampling_bytes(2, 1000, Sampling(top_p=0.9))
+        (24000.0, 58000.0)
+    """
+    # Greedy decoding: the logits and their exponentials.
+    copies = 2.0
+    if sampling.temperature != 0:
+        copies = 3.0 + (sampling.temperature != 1) + (4.25 if sampling.top_p < 1 else 0.0)
+    return 4 * copies * rows * vocabulary
+
+
 def sample_token(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Sample one token per row by inverting the cumulative distribution.
 

@@ -49,10 +49,9 @@ def decode_shared(
     Returns:
         B * G rows of completions.
     """
-    weights, limit = weights or RolloutWeights(), sampling.max_new_tokens
-    dequantize = weights.choose(policy, prefix, sampling.group_size, limit, runs_layers(policy))
+    dequantize = (weights or RolloutWeights()).choose(policy, prefix, sampling, runs_layers(policy))
     check_every = check_every or (1 if prefix.state.device.type == "cpu" else _CHECK_EVERY)
-    if graphs is not None and graphs.worthwhile(limit):
+    if graphs is not None and graphs.worthwhile(sampling.max_new_tokens):
         try:
             return _decode(policy, prefix, sampling, uniform, check_every, dequantize, graphs)
         except GraphError as error:

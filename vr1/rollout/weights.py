@@ -4,7 +4,7 @@ bitsandbytes dequantizes most weights for every product of few rows, hence for e
 once a rollout costs as much as one token and makes every later token a plain product, but takes four times their memory
 meanwhile.
 
-Shape letters: R rows, C completion tokens, V vocabulary.
+Shape letters: C completion tokens.
 """
 
 import psutil
@@ -19,13 +19,12 @@ from vr1.policy.patches import four_bit_layers
 from vr1.policy.policy import Policy
 from vr1.rollout.cache import cache_capacity
 from vr1.rollout.linear import compute_dtype
+from vr1.rollout.sampling import Sampling, sampling_bytes
 from vr1.types import Prefix
 
 __all__ = ["RolloutWeights", "cache_bytes", "dequantized_bytes", "free_bytes", "quantized_weights"]
 
 _GIB = 2**30
-# Logits, probabilities and what sampling makes of them: float32 values that exist at a time, for each row and entry.
-_SAMPLING_COPIES = 4
 # Free memory that the allocator cannot use because of fragmentation.
 _FRAGMENTATION = 0.05
 
@@ -34,21 +33,20 @@ class RolloutWeights:
     """Decides whether the 4-bit weights of a policy are dequantized for its rollouts, and says so once.
 
     ``auto`` dequantizes where the free memory holds the dequantized weights and everything else that decoding
-    allocates (`dequantized_bytes`, `cache_bytes`); ``vr1 plan`` prints the same numbers. Where a later, larger rollout
-    has no room for them, this and all further rollouts use the 4-bit weights.
+    allocates (`dequantized_bytes`, `cache_bytes`, `vr1.rollout.sampling.sampling_bytes`); ``vr1 plan`` prints the same
+    numbers. Where a later, larger rollout has no room for them, this and all further rollouts use the 4-bit weights.
     """
 
     def __init__(self) -> None:
         self._choice: bool | None = None
 
-    def choose(self, policy: Policy, prefix: Prefix, group: int, limit: int, runs_layers: bool) -> bool:
+    def choose(self, policy: Policy, prefix: Prefix, sampling: Sampling, runs_layers: bool) -> bool:
         """Whether to dequantize for a rollout that is about to start.
 
         Args:
             policy: the policy, whose setting `Policy.rollout_weights` is followed.
             prefix: its prefill of the prompts.
-            group: completions of each prompt.
-            limit: tokens of the longest completion.
+            sampling: how completions are sampled.
             runs_layers: vr1's own decoder runs the layers; transformers uses the weights as they are.
 
         Raises:
@@ -65,8 +63,9 @@ class RolloutWeights:
                     " by transformers, with the weights as they are stored; leave it out"
                 )
             return self._chosen(False, "transformers runs the layers of this model")
-        rows = len(prefix.mask) * group
-        rest = cache_bytes(prefix, group, limit) + 4 * _SAMPLING_COPIES * rows * policy.base.lm_head.out_features
+        group, limit = sampling.group_size, sampling.max_new_tokens
+        logits = sampling_bytes(len(prefix.mask) * group, policy.base.lm_head.out_features, sampling)
+        rest = cache_bytes(prefix, group, limit) + logits
         free = free_bytes(prefix.state.device)
         numbers = (
             f"dequantized weights take {weights / _GIB:.2f} GiB and decoding {rest / _GIB:.2f} beside them,"

@@ -44,11 +44,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _plan(needs: "Needs", gpu: str | None, room: float | None) -> int:
     """Print the plan, and what to change for a GPU with so much room; returns the exit status."""
-    from vr1.commands.plan.fit import changes, without_four_bits
+    from vr1.commands.plan.fit import capacity, changes, without_four_bits
     from vr1.commands.plan.predict import predict
 
-    prediction = predict(needs)
+    memory = capacity(gpu) if gpu else None
+    prediction = predict(needs, memory)
     print(table(prediction))
+    if needs.group_size > 1:
+        print(_rows(prediction, gpu))
     if prediction.dequantized:
         print(_rollout_weights(prediction, room))
     print(
@@ -59,7 +62,7 @@ def _plan(needs: "Needs", gpu: str | None, room: float | None) -> int:
         return 0
     if prediction.peak <= room:
         print(f"fits: {_gib(prediction.peak)} of the {_gib(room)} GiB that tensors can use on {gpu}")
-        if needs.policy.quantize and (peak := predict(without_four_bits(needs)).peak) <= room:
+        if needs.policy.quantize and (peak := predict(without_four_bits(needs), memory).peak) <= room:
             print(
                 f"4 bits are not needed on {gpu}: weights in bfloat16 (--model.policy.quantize null) take {_gib(peak)}"
                 " GiB and are not converted for every product"
@@ -67,7 +70,7 @@ def _plan(needs: "Needs", gpu: str | None, room: float | None) -> int:
         return 0
     print(f"does not fit: {_gib(prediction.peak)} GiB, and tensors can use {_gib(room)} on {gpu}; first change")
     for change, changed in changes(needs):
-        peak = predict(changed).peak
+        peak = predict(changed, memory).peak
         print(f"  {change}: {_gib(peak)} GiB{', fits' if peak <= room else ''}", flush=True)
         if peak <= room:
             return 1
@@ -85,6 +88,14 @@ def table(prediction: "MemoryPlan") -> str:
     rows.append(["all", *(_gib(sum(moments[moment].values())) for moment in columns)])
     parameters = f"{counts['all']:,} parameters, {counts['trained']:,} trained"
     return f"{parameters}; rows of up to {prediction.row_tokens:,} tokens\n\n{markdown_table(head, rows)}\n"
+
+
+def _rows(prediction: "MemoryPlan", gpu: str | None) -> str:
+    """How many completions a rollout decodes at the same time."""
+    rows, step = prediction.rows
+    if rows < step:
+        return f"up to {rows} of the {step} completions of a step are sampled at a time"
+    return f"all {step} completions of a step are sampled at a time" + ("" if gpu else "; --gpu shows whether they fit")
 
 
 def _rollout_weights(prediction: "MemoryPlan", room: float | None) -> str:

@@ -30,6 +30,22 @@ CONTEXT_GIB = 0.8
 FRAGMENTATION = 0.05
 
 
+def capacity(gpu: str) -> float:
+    """Bytes that are free on a GPU with nothing but the context of CUDA.
+
+    Args:
+        gpu: a name of `GPUS`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    if gpu not in GPUS:
+        raise UserError(
+            f"--gpu {gpu} is not known; give one of {', '.join(GPUS)}: the one with as much memory as yours"
+        )
+    return (GPUS[gpu] - CONTEXT_GIB) * _GIB
+
+
 def usable(gpu: str) -> float:
     """Bytes that tensors can use on a GPU.
 
@@ -43,11 +59,7 @@ def usable(gpu: str) -> float:
         >>> round(usable("a100-40gb") / 2**30, 1)
         36.7
     """
-    if gpu not in GPUS:
-        raise UserError(
-            f"--gpu {gpu} is not known; give one of {', '.join(GPUS)}: the one with as much memory as yours"
-        )
-    return (GPUS[gpu] - CONTEXT_GIB) * (1 - FRAGMENTATION) * _GIB
+    return capacity(gpu) * (1 - FRAGMENTATION)
 
 
 def without_four_bits(needs: Needs) -> Needs:

@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import StrategyRegistry
 
 from vr1.commands.trainer import settings_of
@@ -45,6 +46,8 @@ class Needs:
         eval_prompts: prompts that validation answers together (``data.eval_batch_size``); 0 where there is none.
         eval_tokens: tokens of an answer in validation, at most.
         machines: the processes are spread over so many.
+        accumulate: batches of an optimizer step, whose completions are sampled together.
+        updates: optimizer steps from each rollout.
     """
 
     policy: PolicySource
@@ -65,6 +68,8 @@ class Needs:
     eval_prompts: int = 0
     eval_tokens: int = 1
     machines: int = 1
+    accumulate: int = 1
+    updates: int = 1
 
     @property
     def mixed(self) -> bool:
@@ -109,7 +114,18 @@ def needs_of(arguments: Sequence[str]) -> Needs:
         eval_prompts=0 if trainer.limit_val_batches == 0 else data.get("eval_batch_size", _DEFAULT_EVAL_BATCH_SIZE),
         eval_tokens=module.evaluation.max_new_tokens,
         machines=trainer.num_nodes,
+        accumulate=_most_batches(trainer) if sampling else 1,
+        updates=module.get("updates_per_rollout", 1),
     )
+
+
+def _most_batches(trainer: Any) -> int:
+    """Batches of an optimizer step, of the largest if a callback schedules them."""
+    counts = [trainer.accumulate_grad_batches or 1]
+    for callback in trainer.callbacks or []:
+        if callback.class_path.rpartition(".")[2] == GradientAccumulationScheduler.__name__:
+            counts += callback.init_args.scheduling.values()
+    return max(map(int, counts))
 
 
 def _devices(given: Any) -> int:

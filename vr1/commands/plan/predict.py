@@ -23,7 +23,8 @@ from vr1.policy.reference import copies_weights
 from vr1.prompts import PromptBatch
 from vr1.rollout.cache import GroupCache, cache_capacity
 from vr1.rollout.decoder import make_decoder
-from vr1.rollout.sampling import Sampling, sample_token
+from vr1.rollout.memory import rows_in
+from vr1.rollout.sampling import Sampling, sampling_bytes
 from vr1.types import Prefix
 
 # Bytes of an NF4 weight, double quantized: 4 bits; an 8-bit scale for 64 weights; a float32 scale for 256 scales.
@@ -41,6 +42,7 @@ class MemoryPlan:
         moments: bytes by part, for each of ``rollout``, ``policy`` (forward and backward of the loss), ``update`` and
             ``validation``, where there is one.
         row_tokens: tokens of a prompt and all its completions, at most.
+        rows: completions that are sampled at the same time, and those of all batches of an optimizer step.
         dequantized: bytes of dequantized copies of 4-bit weights, which a rollout with ``rollout_weights: auto`` takes
             beside its other parts where they fit; 0 where they are not wanted, or are among these parts already.
         host: bytes of weights on the host of a machine, of all its processes together, while they load and, with
@@ -50,6 +52,7 @@ class MemoryPlan:
     parameters: dict[str, int]
     moments: dict[str, dict[str, float]]
     row_tokens: int
+    rows: tuple[int, int]
     host: float
     dequantized: float = 0.0
 
@@ -64,13 +67,15 @@ class MemoryPlan:
         return sum(self.moments[self.worst].values())
 
 
-def predict(needs: Needs) -> MemoryPlan:
+def predict(needs: Needs, memory: float | None = None) -> MemoryPlan:
     """Predict the memory of a training, without its weights.
 
     All sizes are at their maximum: images at ``max_pixels``, completions at their limit.
 
     Args:
         needs: the settings.
+        memory: bytes that are free on the device before anything is loaded, which decide how many completions a
+            sampler with ``max_rows: auto`` samples at the same time; None: all.
 
     Raises:
         UserError: the policy does not share prompts; only policies that do can be predicted.
@@ -86,38 +91,57 @@ def predict(needs: Needs) -> MemoryPlan:
     if needs.sharded and needs.mixed:
         # Weights are gathered in the precision of the computation; otherwise autocast converts them for each product.
         policy = policy.to(getattr(torch, needs.compute_dtype))
+    with LiveBytes(_autocast(needs)) as live:
+        seen = policy.with_image_features(prompts)
+        features, tower = needs.accumulate * live.now, live.peak - live.now
     state = _training_state(policy, needs)
-    activations, logits = _policy_step(policy, prompts, needs)
+    activations, logits = _policy_step(policy, seen, needs)
+    # Supervised training runs a frozen tower there too.
+    activations = max(activations, tower - logits)
     gathered, blocks = _gathered(policy, needs)
     parameters = sum(value.numel() for name, value in policy.named_parameters() if "lora_" not in name)
     rollout, otherwise = needs.sampler.memory(needs.policy, needs.compute_dtype, parameters)
     validation = dict(rollout)
+    # Between two steps there are no gradients.
+    between = {part: size for part, size in state.items() if part != "gradients"}
+    step = needs.accumulate * needs.prompts
+    rows = step * needs.group_size
     if needs.sampler.computes_with_policy:
-        rollout = {
-            "gathered weights": gathered,
-            **_rollout(policy, prompts, needs, policy.can_reuse_prefix(needs.sharded)),
-        }
+        free = None if memory is None else memory - sum(between.values()) - gathered - features
+        with_graph = needs.accumulate == 1 and policy.can_reuse_prefix(needs.sharded)
+        of_rollout, rows = _rollout(policy, needs, step, free, True, with_graph)
+        rollout = {"gathered weights": gathered, **of_rollout}
         if needs.eval_prompts:
-            validation = {"gathered weights": gathered, **_validation(policy, needs)}
+            validation = {"gathered weights": gathered, **_validation(policy, needs, free)}
+        rollout["activations"] = max(rollout["activations"], tower - rollout["cache"] - rollout["logits"])
     copies = _dequantized(policy, needs)
     if needs.policy.rollout_weights == "dequantized":
         rollout["dequantized weights"] = copies
         validation["dequantized weights"] = copies
-    # Between two steps there are no gradients.
-    between = {part: size for part, size in state.items() if part != "gradients"}
     moments = {
-        "rollout": {**between, **rollout},
-        "policy": {**state, **otherwise, "gathered weights": blocks, "activations": activations, "logits": logits},
+        "rollout": {**between, "image features": features, **rollout},
+        "policy": {
+            **state,
+            **otherwise,
+            "gathered weights": blocks,
+            "image features": features,
+            "activations": activations,
+            "logits": logits,
+        },
         # On a GPU AdamW updates all tensors at once, which takes one more value per parameter.
         "update": {**state, **otherwise, "activations": state["gradients"]},
     }
     if needs.eval_prompts:
         moments["validation"] = {**between, **validation}
+    if needs.updates > 1:
+        for parts in moments.values():
+            parts["image features"] = features
     trained = [parameter.numel() for parameter in policy.parameters() if parameter.requires_grad]
     return MemoryPlan(
         parameters={"all": sum(parameter.numel() for parameter in policy.parameters()), "trained": sum(trained)},
         moments={moment: {part: size for part, size in parts.items() if size} for moment, parts in moments.items()},
         row_tokens=prompts.tokens.shape[1] + needs.group_size * needs.completion_tokens,
+        rows=(rows, step * needs.group_size),
         dequantized=copies if needs.policy.rollout_weights == "auto" else 0.0,
         host=_host(policy, needs, state),
     )
@@ -227,37 +251,59 @@ def _logits(policy: Policy, tokens: Tensor, needs: Needs) -> float:
     return float(live.peak)
 
 
-def _rollout(policy: Policy, prompts: PromptBatch, needs: Needs, with_graph: bool) -> dict[str, float]:
-    """Bytes of a rollout by part.
+def _rollout(
+    policy: Policy, needs: Needs, count: int, free: float | None, with_features: bool, with_graph: bool = False
+) -> tuple[dict[str, float], int]:
+    """Bytes of a rollout by part, and how many completions are sampled at the same time.
 
     Args:
         policy: without content.
-        prompts: the prompts that are answered together.
         needs: the settings.
+        count: prompts that are answered together, as far as they fit.
+        free: bytes that decoding can take; None for no limit.
+        with_features: whether image features are computed before, if the vision tower is frozen.
         with_graph: whether the first update uses the prefill too, which then has a graph.
 
     Returns:
         The weights that the decoder copies for the rollout, keys and values at the end of decoding, sampling a token,
         and the prefill beside the cache.
     """
-    batch, width = prompts.tokens.shape
+    sampling = Sampling(
+        group_size=needs.group_size,
+        temperature=needs.temperature,
+        top_p=needs.top_p,
+        max_new_tokens=needs.completion_tokens,
+    )
+    fitting = None
+    if free is not None:
+        copies = _dequantized(policy, needs) if needs.policy.rollout_weights == "dequantized" else 0.0
+        longest = largest_prompts(needs, 1).tokens.shape[1]
+        fitting = rows_in(free - copies, policy, longest, sampling, getattr(torch, needs.compute_dtype))
+    batch = max(map(len, needs.sampler.parts(count, needs.group_size, fitting)))
+    prompts = largest_prompts(needs, batch)
     with torch.set_grad_enabled(with_graph), LiveBytes(_autocast(needs)) as live:
+        if with_features:
+            prompts = policy.with_image_features(prompts)
+        features = live.now
+        live.reset()
         prefix = policy.prefill(prompts)
-        peak, after = live.peak, live.now
-    stored, layers = (*prefix.keys, *prefix.values), len(prefix.keys)
+        peak, after = live.peak - features, live.now - features
+    stored, layers, width = (*prefix.keys, *prefix.values), len(prefix.keys), prefix.mask.shape[1]
     of_prompts, rows = _bytes(stored), batch * needs.group_size
     token = sum(part.numel() for part in stored) / (batch * width) * getattr(torch, needs.compute_dtype).itemsize
     # While the capacity grows, one layer has its old and its new memory.
     of_completions = token * rows * cache_capacity(needs.completion_tokens) * (1 + 1 / layers)
-    sampling = _sampling(policy, rows, needs)
+    logits = sampling_bytes(rows, policy.base.config.get_text_config().vocab_size, sampling)
     # The prefill comes first, and what it leaves stays. Keys and values of several prompts are copied to a new layout.
     cache = of_prompts * (2 if batch > 1 else 1) + of_completions
-    return {
+    earlier = after * (count / batch - 1) if with_graph else 0.0
+    parts = {
         "prepared weights": _prepared(prefix, rows, needs),
         "cache": cache,
-        "logits": sampling,
-        "activations": max(after - of_prompts, peak - cache - sampling),
+        "logits": logits,
+        "activations": earlier + max(after - of_prompts, peak - cache - logits),
     }
+    return parts, rows
 
 
 @torch.no_grad()
@@ -266,30 +312,19 @@ def _prepared(prefix: Prefix, rows: int, needs: Needs) -> float:
     policy = empty_policy(needs)
     if needs.mixed:
         policy = policy.to(getattr(torch, needs.compute_dtype))
+    # The cache is counted by `_rollout`.
+    cache = GroupCache(prefix, needs.group_size)
     with LiveBytes() as live:
-        decoder = make_decoder(policy, GroupCache(prefix, needs.group_size), rows)
+        decoder = make_decoder(policy, cache, rows)
         prepared = float(live.now)
     del decoder
     return prepared
 
 
-def _validation(policy: Policy, needs: Needs) -> dict[str, float]:
+def _validation(policy: Policy, needs: Needs, free: float | None) -> dict[str, float]:
     """Bytes of answering a batch of validation by part: a greedy rollout of one completion for each prompt."""
-    of_validation = replace(
-        needs, prompts=needs.eval_prompts, group_size=1, completion_tokens=needs.eval_tokens, temperature=0.0, top_p=1.0
-    )
-    return _rollout(policy, largest_prompts(needs, needs.eval_prompts), of_validation, with_graph=False)
-
-
-@torch.no_grad()
-def _sampling(policy: Policy, rows: int, needs: Needs) -> float:
-    """Bytes of the logits of a step of decoding and of sampling from them."""
-    vocabulary = policy.base.config.get_text_config().vocab_size
-    with LiveBytes() as live:
-        logits = torch.empty(rows, vocabulary, device="meta")
-        uniform = torch.empty(rows, device="meta", dtype=torch.float64)
-        sample_token(logits, Sampling(temperature=needs.temperature, top_p=needs.top_p), uniform)
-    return float(live.peak)
+    of_validation = replace(needs, group_size=1, completion_tokens=needs.eval_tokens, temperature=0.0, top_p=1.0)
+    return _rollout(policy, of_validation, needs.eval_prompts, free, with_features=False)[0]
 
 
 def _gathered(policy: Policy, needs: Needs) -> tuple[float, float]:
