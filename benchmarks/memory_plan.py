@@ -1,6 +1,7 @@
 """The prediction of `vr1 plan` against the measured memory of a training, on a CPU, for small models.
 
     python benchmarks/memory_plan.py --out runs/memory_plan.json
+    python benchmarks/memory_plan.py "24M, LoRA, G 8"
 
 Each shape is trained for two steps in a process of its own, so that the second meets the optimizer states and gradients
 of the first. What is measured is the physical memory of the process (``VmHWM``) above that of the same process after a
@@ -38,7 +39,9 @@ _SIZES = {
         "vision_intermediate": 768,
     }
 }
-# Model, settings of the policy, prompts, completions of each, tokens of each.
+# glibc, which reads this as a process starts, returns freed memory of any size at once: its free lists would count.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+# Model, settings of the policy and how many batches a step has, prompts, completions of each, tokens of each.
 CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "embedded, all weights, G 8": ("embedded", {}, 4, 8, 64),
     "embedded, all weights, recomputed, G 8": ("embedded", {"gradient_checkpointing": True}, 4, 8, 64),
@@ -53,6 +56,13 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "24M, all weights, recomputed, unequal prompts, G 8": ("24M", {"gradient_checkpointing": True}, 4, 8, 64),
     "24M, all weights, bf16-mixed, G 8": ("24M", {}, 4, 8, 64),
     "24M in bfloat16, LoRA, bf16-mixed, G 8": ("24M", {"lora": 16, "dtype": "bfloat16"}, 4, 8, 64),
+    "24M, LoRA, recomputed, four batches a step, G 8": (
+        "24M",
+        {"lora": 16, "gradient_checkpointing": True, "accumulate": 4},
+        4,
+        8,
+        64,
+    ),
 }
 
 
@@ -64,12 +74,10 @@ def compare(out: Path = Path("runs/memory_plan.json"), only: str = "") -> None:
         only: a part of the names of the cases to run; empty for all.
     """
     rows = []
-    # glibc returns freed memory of any size at once; otherwise its free lists would count as used.
-    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     print("| shape | predicted MiB | measured MiB | predicted / measured |\n|---|---|---|---|")
     for name in (name for name in CASES if only in name):
         ran = subprocess.run(
-            [sys.executable, __file__, name], env={**os.environ, **malloc}, capture_output=True, text=True, check=False
+            [sys.executable, __file__, name], env=os.environ | _MALLOC, capture_output=True, text=True, check=False
         )
         if ran.returncode:
             raise SystemExit(f"{name}: {ran.stderr}")
@@ -90,7 +98,8 @@ def measure(name: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         needs = _needs(name, Path(folder))
         fewest = 2 if "unequal" in name else needs.categories
-        _train(replace(needs, prompts=1, group_size=2, completion_tokens=2), Path(folder), fewest)
+        smallest = replace(needs, prompts=1, group_size=2, completion_tokens=2, accumulate=1)
+        _train(smallest, Path(folder), fewest)
         gc.collect()
         base, base_mapped = resident("VmRSS"), resident("RssFile")
         Path("/proc/self/clear_refs").write_text("5")
@@ -126,10 +135,11 @@ def _needs(name: str, folder: Path) -> Any:
     if model in _SIZES:
         write_model(folder / "model", Sizes(**_SIZES[model]))
         source = replace(source, path=str(folder / "model"))
+    own = {name: value for name, value in settings.items() if name != "accumulate"}
     if rank := settings.get("lora"):
-        settings = {**settings, "lora": Lora(rank=rank)}
+        own["lora"] = Lora(rank=rank)
     return Needs(
-        policy=replace(source, **settings),
+        policy=replace(source, **own),
         prompts=prompts,
         group_size=group,
         completion_tokens=tokens,
@@ -138,6 +148,7 @@ def _needs(name: str, folder: Path) -> Any:
         optimizer=partial(torch.optim.AdamW, lr=1e-5),
         categories=3,
         precision="bf16-mixed" if "bf16-mixed" in name else "32-true",
+        accumulate=settings.get("accumulate", 1),
     )
 
 
@@ -161,12 +172,14 @@ def _train(needs: Any, folder: Path, fewest_categories: int) -> Any:
         optimizer=needs.optimizer,
     )
     style = SceneStyle(num_categories=(fewest_categories, needs.categories))
-    data = SceneDataModule(style, train_scenes=2 * needs.prompts, val_scenes=1, batch_size=needs.prompts, num_workers=0)
+    scenes = 2 * needs.prompts * needs.accumulate
+    data = SceneDataModule(style, train_scenes=scenes, val_scenes=1, batch_size=needs.prompts, num_workers=0)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         accelerator="cpu",
         precision=needs.precision,
         max_steps=2,
+        accumulate_grad_batches=needs.accumulate,
         limit_val_batches=0,
         enable_model_summary=False,
         default_root_dir=folder,
@@ -178,6 +191,8 @@ def _train(needs: Any, folder: Path, fewest_categories: int) -> Any:
 
 if __name__ == "__main__":
     if len(sys.argv) == 2 and sys.argv[1] in CASES:
+        if not os.environ.items() >= _MALLOC.items():
+            os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | _MALLOC)
         print(json.dumps(measure(sys.argv[1])))
     else:
         auto_cli(compare, as_positional=False)
