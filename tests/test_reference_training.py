@@ -128,7 +128,7 @@ class Checksum(RewardTerm):
 
 
 class Diary(Callback):
-    """What every batch came to."""
+    """What every step came to, and the answers of every batch."""
 
     names = ("loss", "kl", "ratio", "clip_fraction", "entropy", "zero_variance_groups", "truncated")
 
@@ -136,9 +136,10 @@ class Diary(Callback):
         self.rows, self.texts = [], []
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        logged = trainer.callback_metrics
-        row = {name: float(logged[f"grpo/{name}"]) for name in self.names if f"grpo/{name}" in logged}
-        self.rows.append({**row, "reward": float(logged["reward/total"])})
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            logged = trainer.callback_metrics
+            row = {name: float(logged[f"grpo/{name}"]) for name in self.names if f"grpo/{name}" in logged}
+            self.rows.append({**row, "reward": float(logged["reward/total"])})
         self.texts.append(module.training_state.scored_groups.texts)
 
 
@@ -306,7 +307,7 @@ class Restated:
         }
 
     def loss(self, groups):
-        """The loss of the groups of one batch, and what is logged of it."""
+        """The loss of the groups of one batch; and of each token the KL term, ratio, whether it is clipped, entropy."""
         completions, tokens = [], []
         for group in groups:
             values, entropy = self.log_probs(self.model, group["encoded"], group["tokens"], group["mask"])
@@ -328,10 +329,22 @@ class Restated:
                     tokens.append((float(kl.detach()), now, is_clipped, float(entropy[row, place])))
                 if losses:
                     completions.append(sum(losses) / len(losses))
+        return sum(completions) / len(completions) if completions else 0 * values.sum(), tokens
+
+    def figures(self, groups, losses, tokens):
+        """What is logged of a step."""
         kl, ratio, clipped, entropy = np.array(tokens or [[0.0] * 4], float).mean(0)
-        loss = sum(completions) / len(completions) if completions else 0 * values.sum()
-        logged = {"loss": float(loss.detach()), "ratio": ratio, "clip_fraction": clipped, "entropy": entropy}
-        return loss, logged | ({"kl": kl} if self.case.kl else {})
+        rewards = torch.stack([group["rewards"] for group in groups])
+        finished = torch.stack([group["finished"] for group in groups])
+        return {
+            "loss": sum(losses) / len(losses),
+            "ratio": ratio,
+            "clip_fraction": clipped,
+            "entropy": entropy,
+            "reward": float(rewards.mean()),
+            "zero_variance_groups": float((rewards == rewards[:, :1]).all(1).float().mean()),
+            "truncated": float((~finished).float().mean()),
+        } | ({"kl": kl} if self.case.kl else {})
 
     def train(self):
         case = self.case
@@ -346,21 +359,15 @@ class Restated:
             if step % case.updates == 0:
                 groups = [self.roll_out(record, step) for record in records]
             optimizer.zero_grad()
+            losses, tokens = [], []
             for first in range(0, window, PROMPTS):
                 batch = groups[first : first + PROMPTS]
-                loss, logged = self.loss(batch)
+                loss, of_tokens = self.loss(batch)
                 (loss / case.accumulate).backward()
-                rewards = torch.stack([group["rewards"] for group in batch])
-                finished = torch.stack([group["finished"] for group in batch])
-                self.rows.append(
-                    {
-                        **logged,
-                        "reward": float(rewards.mean()),
-                        "zero_variance_groups": float((rewards == rewards[:, :1]).all(1).float().mean()),
-                        "truncated": float((~finished).float().mean()),
-                    }
-                )
+                losses.append(float(loss.detach()))
+                tokens += of_tokens
                 self.texts.append([group["texts"] for group in batch])
+            self.rows.append(self.figures(groups, losses, tokens))
             torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
             for settings in optimizer.param_groups:
                 settings["lr"] = case.lr * min(1.0, 0.5 + 0.5 * step / 4)
@@ -395,16 +402,17 @@ def test_training_equals_its_restatement(case, ending_model, tmp_path):
     assert case.updates == 1 or any(row["clip_fraction"] > 0 for row in plain.rows)
     assert not case.kl or any(row["kl"] > 1e-3 for row in plain.rows)
 
-    assert len(diary.rows) == len(plain.rows) == case.steps * case.accumulate
+    assert len(diary.rows) == len(plain.rows) == case.steps
+    assert len(diary.texts) == len(plain.texts) == case.steps * case.accumulate
     for number, (ours, theirs) in enumerate(zip(diary.texts, plain.texts, strict=True)):
         # Between two rollouts the newest one is shown, which with accumulation is the last batch's.
         if number // case.accumulate % case.updates == 0:
             assert ours == theirs, f"batch {number}"
     for number, (ours, theirs) in enumerate(zip(diary.rows, plain.rows, strict=True)):
-        fresh = number // case.accumulate % case.updates == 0
+        fresh = number % case.updates == 0
         for name in theirs.keys() if fresh else ("loss", "kl", "ratio", "clip_fraction", "entropy"):
             if name in theirs:
-                assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), f"batch {number}: {name}"
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), f"step {number}: {name}"
     after, expected = weights(module), plain.model.state_dict()
     assert after.keys() == expected.keys()
     for name, value in after.items():
