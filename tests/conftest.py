@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # bitsandbytes has torch compile its functions for CPUs, which takes seconds in every process that imports it and more
 # where one is called. Nothing in vr1 is compiled.
-os.environ["TORCHDYNAMO_DISABLE"] = "1"
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers of pytest-xdist share the cores; threads of theirs would wait for each other.
