@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vr1.data import SceneDataModule, SceneStyle
+from vr1.data import MixtureDataModule, ReferringDataModule, SceneDataModule, SceneStyle
 from vr1.data.mirrored import MirroredSource, mirrored
 from vr1.data.selection import SelectedSource
 from vr1.data.source import RecordSource
@@ -81,6 +81,26 @@ def test_only_training_images_are_mirrored():
     data = SceneDataModule(train_scenes=5, val_scenes=4, test_scenes=3, mirror=True)
     assert [len(data.build(split)) for split in ("train", "val", "test", "predict")] == [10, 4, 3, 3]
     assert len(SceneDataModule(train_scenes=5).build("train")) == 5
+
+
+def test_any_data_set_of_records_is_mirrored():
+    plain = SceneSource(3)
+    both = MirroredSource([plain[row] for row in range(3)])
+    assert len(both) == 6
+    assert both.object_counts is None
+    assert both.reports() == []
+    assert [both.origin(row) for row in (4, 5)] == ["record 2", "record 2 (mirrored)"]
+    assert both[5].origin == f"{plain[2].origin} (mirrored)"
+    empty = mirrored(replace(plain[0], boxes_xyxy=np.zeros((0, 4)), labels=()))
+    assert empty.boxes_xyxy.shape == (0, 4)
+
+
+def test_expressions_are_refused_before_any_is_read(tmp_path):
+    with pytest.raises(ValueError, match=r"data.mirror: expressions"):
+        ReferringDataModule(images=tmp_path, mirror=True)
+    parts = {"scenes": SceneDataModule(), "words": ReferringDataModule(images=tmp_path)}
+    with pytest.raises(ValueError, match=r"data.mirror: data.parts.words asks for expressions"):
+        MixtureDataModule(parts=parts, mirror=True)
 
 
 def test_a_stream_is_not_mirrored():

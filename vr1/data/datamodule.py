@@ -83,7 +83,15 @@ class RecordDataModule(L.LightningDataModule, ABC):
         selection: which training records to take, and in which order; evaluation takes all.
         mirror: train on each image twice, as it is and mirrored from left to right, for data sets of few images. An
             epoch is then twice as long. Not for expressions or categories that say left or right, nor for written text.
+
+    Attributes:
+        asks_for_expressions: whether questions are expressions, such as "the man on the left".
+
+    Raises:
+        UserError: a number is too small, or ``mirror`` is set for expressions.
     """
+
+    asks_for_expressions: bool = False
 
     def __init__(
         self,
@@ -105,6 +113,8 @@ class RecordDataModule(L.LightningDataModule, ABC):
         ):
             if value < least:
                 raise UserError(f"data.{name}={value} must be at least {least}")
+        if mirror and self.asks_for_expressions:
+            raise UserError("data.mirror: expressions, which may say left or right, are not mirrored; leave it out")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.cache_records = num_workers, run_seed(seed), cache_records
         self.selection, self.shuffle, self.mirror = selection, shuffle and not selection.curriculum, mirror

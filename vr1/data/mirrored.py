@@ -1,15 +1,15 @@
 """Training images in both orientations: each as it is and mirrored from left to right."""
 
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
 from PIL import ImageOps
 
 from vr1.data.source import DataReport, RecordSource
 from vr1.errors import UserError
 from vr1.types import DetectionRecord
 
-# Added to the id of a mirrored image: ids are unique, and those of COCO and of hashed file names are below 2**53.
+# Added to the id of a mirrored image: no data set has two images whose ids are so far apart.
 _ID_OFFSET = 2**53
 
 
@@ -19,7 +19,7 @@ class MirroredSource(RecordSource):
     Further images of a prompt (``references``) stay as they are.
 
     Args:
-        source: R records; the result has 2 R.
+        source: R records, a `RecordSource` or any data set of records; the result has 2 R.
 
     Example:
         >>> from vr1.data.synthetic import SceneSource
@@ -31,8 +31,10 @@ class MirroredSource(RecordSource):
         True
     """
 
-    def __init__(self, source: RecordSource) -> None:
+    def __init__(self, source: Any) -> None:
         self.source = source
+        if not isinstance(source, RecordSource):
+            return
         if source.object_counts is not None:
             self.object_counts = source.object_counts.repeat(2)
         if source.image_sizes is not None:
@@ -44,11 +46,13 @@ class MirroredSource(RecordSource):
 
     def origin(self, index: int) -> str:
         """What the source calls the record, and whether it is mirrored."""
-        return self.source.origin(index // 2) + (" (mirrored)" if index % 2 else "")
+        row, is_mirrored = divmod(int(index), 2)
+        name = self.source.origin(row) if isinstance(self.source, RecordSource) else f"record {row}"
+        return f"{name} (mirrored)" if is_mirrored else name
 
     def reports(self) -> list[DataReport]:
         """The reports of the source."""
-        return self.source.reports()
+        return self.source.reports() if isinstance(self.source, RecordSource) else []
 
     def __getitem__(self, index: int) -> DetectionRecord:
         """Decode one record.
@@ -61,7 +65,7 @@ class MirroredSource(RecordSource):
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         row, is_mirrored = divmod(index % len(self), 2)
-        record = self.source[row]
+        record: DetectionRecord = self.source[row]
         if record.referring:
             raise UserError(
                 f"data.mirror: {record.origin} asks for an expression, {record.categories[0]!r}, which need not be true"
@@ -73,12 +77,10 @@ class MirroredSource(RecordSource):
 def mirrored(record: DetectionRecord) -> DetectionRecord:
     """A record with its image and its boxes mirrored from left to right, under an id of its own."""
     width = record.image.width
-    boxes = np.stack([width - record.boxes_xyxy[:, 2], record.boxes_xyxy[:, 1], width - record.boxes_xyxy[:, 0],
-                      record.boxes_xyxy[:, 3]], axis=1)  # fmt: skip
     return replace(
         record,
         image=ImageOps.mirror(record.image),
-        boxes_xyxy=boxes,
+        boxes_xyxy=record.boxes_xyxy[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [width, 0, width, 0],
         image_id=record.image_id + _ID_OFFSET,
         origin=f"{record.origin} (mirrored)",
     )

@@ -105,6 +105,11 @@ class MixtureDataModule(RecordDataModule):
                 f"data.parts.{streams[0]}.streaming=true: a stream is read from front to back and cannot be mixed; set"
                 " it to false"
             )
+        if self.mirror and (names := [name for name, part in parts.items() if part.asks_for_expressions]):
+            raise UserError(
+                f"data.mirror: data.parts.{names[0]} asks for expressions, which may say left or right; set mirror in"
+                " the other parts instead"
+            )
         if records is not None and records < 1:
             raise UserError(f"data.records={records} must be at least 1")
         self.parts, self.records, self.evaluate = parts, records, evaluate or list(parts)

@@ -234,6 +234,8 @@ class ReferringDataModule(AnnotatedDataModule):
         settings: faulty records, selection and loading; see `AnnotatedDataModule` and `RecordDataModule`.
     """
 
+    asks_for_expressions = True
+
     def __init__(
         self,
         images: Path,

@@ -237,7 +237,9 @@ class SharedPrefixSampler(Sampler):
         What is decoded in several parts has no prefix, whose keys and values would take the memory that the parts
         save, unless the prefix is needed ``with_graph``.
         """
-        fitting = rows_that_fit(policy, prompts, sampling, self._weights.reserved(policy))
+        fitting = None
+        if self.max_rows == "auto":
+            fitting = rows_that_fit(policy, prompts, sampling, self._weights.reserved(policy))
         graphs = self._graphs if self.captures(prompts.tokens.device) else None
         parts = self.parts(len(prompts), sampling.group_size, fitting)
         if len(parts) == 1:
