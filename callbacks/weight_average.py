@@ -39,8 +39,8 @@ class WeightAverage(Callback):
         decay: share of the average that a step keeps, from 0 to below 1.
 
     Raises:
-        UserError: ``decay`` is out of range; in training, trained weights that are not float32, which are too coarse to
-            be averaged.
+        UserError: ``decay`` is out of range; in training, a second callback of this kind, or trained weights that are
+            not float32, which are too coarse to be averaged.
 
     Example::
 
@@ -60,6 +60,9 @@ class WeightAverage(Callback):
 
     @override
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        # Each of two would undo what the other exchanges.
+        if sum(isinstance(callback, WeightAverage) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise UserError("WeightAverage is there twice, as where a configuration has one already; leave one out")
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 raise UserError(

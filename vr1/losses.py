@@ -252,7 +252,7 @@ class DrGRPO(PolicyLoss):
     Raises:
         UserError: ``max_tokens`` is less than 1.
 
-    Source: Dr. GRPO, arXiv 2503.20783; combine it with ``Advantage(scale="none")``.
+    Source: Dr. GRPO, arXiv 2503.20783; combine it with ``GroupAdvantage(scale="none")``.
     """
 
     def __init__(self, max_tokens: int, **kwargs: Any) -> None:

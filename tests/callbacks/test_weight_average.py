@@ -150,6 +150,11 @@ def test_weights_that_are_too_coarse_are_refused(source, tmp_path):
         fit(replace(source, dtype="bfloat16"), tmp_path)
 
 
+def test_a_second_average_is_refused(source, tmp_path):
+    with pytest.raises(UserError, match=r"WeightAverage is there twice, .*; leave one out"):
+        fit(source, tmp_path, callbacks=[WeightAverage(0.9)])
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(UserError, match=r"decay=.* must be at least 0 and below 1"):

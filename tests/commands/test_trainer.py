@@ -298,6 +298,15 @@ def test_trainer_settings_that_lightning_refuses_are_named(setting, value, tiny_
     assert f"trainer.{setting}={value}" in line
 
 
+def test_a_callback_that_two_configurations_add_is_named(tiny_model, tmp_path, capsys):
+    guarded = ["--config", CONFIGS / "guarded.yaml"]
+    assert run(tmp_path, "fit", *small(tiny_model), *guarded, *guarded) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("vr1: error: ")
+    assert "trainer.callbacks has callbacks.NonFiniteGuard and " in line
+    assert line.endswith("leave one out")
+
+
 def test_a_module_of_the_user_named_callbacks(tmp_path, capsys):
     """It hides nothing of vr1; and where its own classes are meant, the error says which file was not read."""
     (tmp_path / "callbacks.py").write_text("raise SystemExit('the file of the user was imported')\n")

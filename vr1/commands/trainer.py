@@ -3,6 +3,7 @@
 import importlib.util
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -236,8 +237,13 @@ class _Parser(LightningArgumentParser):
 
 def _refused(trainer: Any, error: Exception) -> str:
     """What Lightning says of trainer settings that each are of the right type, and cannot work."""
-    values = ", ".join(f"trainer.{name}={trainer.get(name)}" for name in _MACHINE)
-    return f"Lightning refuses the trainer's settings: {' '.join(str(error).split())} Check {values}"
+    kinds = Counter(str(item.class_path) for item in _callbacks(trainer))
+    twice = [kind for kind, number in kinds.items() if number > 1]
+    if isinstance(error, RuntimeError) and twice:
+        hint = f"trainer.callbacks has {' and '.join(twice)} more than once, from several configurations: leave one out"
+    else:
+        hint = "Check " + ", ".join(f"trainer.{name}={trainer.get(name)}" for name in _MACHINE)
+    return f"Lightning refuses the trainer's settings: {' '.join(str(error).split())} {hint}"
 
 
 def _foreign_callbacks(message: str) -> str:
@@ -287,10 +293,15 @@ class _SaveConfig(SaveConfigCallback):
             checkpoint[WANDB_KEY] = run
 
 
+def _callbacks(trainer: Any) -> list[Any]:
+    """The settings of the trainer's callbacks, of which there may be none, one or several."""
+    callbacks = trainer.callbacks or []
+    return list(callbacks) if isinstance(callbacks, list) else [callbacks]
+
+
 def _add_fit_callbacks(trainer: Any) -> None:
     """Add the callbacks that every training has, where the settings have none of the kind."""
-    callbacks = trainer.callbacks or []
-    callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+    callbacks = _callbacks(trainer)
     names = {str(item.class_path).rsplit(".", 1)[-1] for item in callbacks}
     for class_path, kinds in _FIT_CALLBACKS.items():
         saves = class_path.endswith("Checkpoint")

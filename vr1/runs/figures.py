@@ -65,7 +65,7 @@ PANELS = (
     ),
     Panel(
         "Valid answers (validation)",
-        ("val/valid_rate", "val/well_formed_rate"),
+        ("val/valid_rate",),
         bounded=True,
         meaning="Share of answers in the exact form, with boxes inside the image.",
     ),
