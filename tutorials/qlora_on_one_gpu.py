@@ -14,7 +14,7 @@ from vr1.runs import read_run
 MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
 DATA = Path("photos")
 OUT = Path("runs/qlora")
-STEPS, PRECISION, LEARNING_RATE = 500, "bf16-mixed", "1e-5"
+STEPS, PRECISION, LEARNING_RATE = 500, "bf16-mixed", "2e-5"
 
 
 def vr1(*arguments: object) -> None:
@@ -32,34 +32,34 @@ vr1("doctor")
 # %% [markdown]
 # ## Does it fit?
 #
-# The prediction for the configuration, without weights and without the GPU. `max_pixels` and `group_size` are what to
-# lower first; more prompts a step come from `accumulate_grad_batches`, which costs no memory.
+# `configs/raccoon.yaml` names the data; the other settings replace its embedded model. `plan` predicts their memory,
+# without weights and without the GPU, and says what to change if they do not fit. More prompts a step come from
+# `accumulate_grad_batches`: their completions are sampled together as far as they fit, and trained on batch by batch.
 
 # %%
-vr1("plan", "--config", "configs/qlora_a100_40gb.yaml", "--gpu", "a100-40gb", "--model.policy.path", MODEL)
+SETTINGS = (
+    *("--config", "configs/raccoon.yaml", "--data.root", DATA, "--model.policy.path", MODEL),
+    *("--model.policy.quantize", "nf4", "--model.policy.lora.rank", "16"),
+    *("--model.policy.gradient_checkpointing", "true", "--model.policy.max_pixels", "401408"),
+    *("--model.policy.dtype", "bfloat16" if PRECISION == "bf16-mixed" else "float32"),
+    *("--model.warm_start", "null", "--model.optimizer.lr", LEARNING_RATE, "--trainer.precision", PRECISION),
+)
+vr1("plan", *SETTINGS, "--gpu", "a100-40gb")
 
 # %% [markdown]
 # ## Is the data what you think it is?
 
 # %%
-vr1("check", "--config", "configs/raccoon.yaml", "--data.root", DATA, "--out", OUT / "checked")
+vr1("check", *SETTINGS, "--out", OUT / "checked")
 
 # %% [markdown]
 # ## Train
 #
-# `configs/raccoon.yaml` names the data; these settings replace its embedded model. An interrupted run goes on with
-# `--ckpt_path last`.
+# The same settings again. `--ckpt_path last` resumes an interrupted run.
 
 # %%
-vr1(
-    *("fit", "--config", "configs/raccoon.yaml", "--data.root", DATA, "--out", OUT),
-    *("--model.policy.path", MODEL, "--model.policy.quantize", "nf4", "--model.policy.lora.rank", "16"),
-    *("--model.policy.gradient_checkpointing", "true", "--model.policy.max_pixels", "401408"),
-    *("--model.policy.dtype", "bfloat16" if PRECISION == "bf16-mixed" else "float32"),
-    *("--model.warm_start", "null", "--model.optimizer.lr", LEARNING_RATE),
-    *("--trainer.precision", PRECISION, "--trainer.max_steps", STEPS),
-    *("--trainer.val_check_interval", max(1, STEPS // 5)),
-)
+validate_every = max(1, STEPS // 5)
+vr1("fit", *SETTINGS, "--out", OUT, "--trainer.max_steps", STEPS, "--trainer.val_check_interval", validate_every)
 
 # %% [markdown]
 # ## Use it

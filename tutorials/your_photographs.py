@@ -114,5 +114,6 @@ sheet
 # ```bash
 # python -m vr1 fit --config configs/raccoon.yaml --data.root photos \
 #     --model.policy.path Qwen/Qwen2.5-VL-3B-Instruct --model.policy.dtype bfloat16 \
-#     --model.policy.max_pixels 401408 --model.policy.lora.rank 16 --model.warm_start null
+#     --model.policy.max_pixels 401408 --model.policy.lora.rank 16 --model.policy.gradient_checkpointing true \
+#     --model.optimizer.lr 2e-5 --model.warm_start null
 # ```
