@@ -101,6 +101,29 @@ def test_each_completion_sees_its_prompt_and_itself_only(ragged_completions, pad
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("cap", [None, 0.7])
+@pytest.mark.parametrize("of_prompts", [True, False], ids=["prompts", "completions"])
+def test_dropout_sets_weights_to_zero_and_scales_the_others(cap, of_prompts):
+    """Values that name their token show the weights of the attention."""
+    torch.manual_seed(0)
+    query, key, _ = (part.detach() for part in drawn(1, WIDTH // 2, torch.Generator().manual_seed(1)))
+    first, second = torch.eye(WIDTH).expand(1, SHARED, -1, -1).split(WIDTH // 2, dim=2)
+    seen = torch.ones(1, WIDTH // 2, dtype=torch.bool)
+
+    def weights(dropout):
+        scores = Scores(SCALE, cap=cap, dropout=dropout)
+        if of_prompts:
+            return PromptAttention(seen)(0, query, key, first, scores)
+        return CompletionAttention(prefix_of(key, first, seen), seen[:, None])(0, query, key, second, scores)
+
+    whole, dropped = weights(0.0), [weights(0.25) for _ in range(50)]
+    torch.testing.assert_close(whole.sum(-1), torch.ones(whole.shape[:-1]))
+    for some in dropped:
+        torch.testing.assert_close(some, torch.where(some == 0, 0.0, whole / 0.75))
+    zeros = torch.stack([some[whole > 0] == 0 for some in dropped]).float()
+    assert 0.2 < zeros.mean() < 0.3
+
+
 def test_prefixes_of_several_forwards_join_in_the_order_of_their_prompts():
     generator = torch.Generator().manual_seed(0)
     long, short = (drawn(batch, length, generator)[1:] for batch, length in ((1, 5), (2, 3)))

@@ -1,15 +1,18 @@
 """Shared prompts against one full row for every completion, through transformers' own forward."""
 
 import copy
+import json
 import math
+import shutil
 from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
 
+from tests.policy.tiny_models import write_tiny
 from vr1.policy import Lora, Policy
-from vr1.prompts import PromptBatch
+from vr1.prompts import PromptBatch, PromptEncoder
 from vr1.rollout import Sampling, generate
 
 
@@ -162,3 +165,39 @@ def test_without_adapters_is_the_base_model(source, prompts, ragged_completions)
         on, _ = adapted.log_probs(prompts, tokens, mask)
     assert relative_difference(off, expected) < 1e-6
     assert relative_difference(on, expected) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "shared"),
+    [
+        ("qwen2_5_vl", "text_config", True),
+        ("qwen2_5_vl", "text_config", False),
+        # Capped scores.
+        ("griffon_g", "text_config", True),
+        ("internvl", "vision_config", True),
+    ],
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_dropout_of_attention_makes_forwards_differ(
+    source, records, ragged_completions, tmp_path, kind, part, shared, dropout
+):
+    if kind == "qwen2_5_vl":
+        shutil.copytree(source.path, tmp_path, dirs_exist_ok=True)
+    else:
+        write_tiny(kind, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config[part]["attention_dropout"] = dropout
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = replace(source, path=str(tmp_path), share_prompt=shared)
+    policy = source.load()
+    prompts = PromptEncoder(source.processor(), source.family(), max_prompt_tokens=512)(records)
+
+    def forwards():
+        with torch.no_grad():
+            return [policy.log_probs(prompts, *ragged_completions)[0] for _ in range(2)]
+
+    assert policy.has_dropout == (dropout > 0)
+    assert policy.can_reuse_prefix(sharded=False) == (shared and dropout == 0)
+    assert torch.equal(*forwards()) == (dropout == 0)
+    policy.eval()
+    assert torch.equal(*forwards())

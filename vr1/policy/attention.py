@@ -33,11 +33,13 @@ class Scores:
         scaling: factor on the products of queries and keys.
         cap: bound of the scores, approached by tanh; None for no bound.
         window: a token sees itself and as many tokens before it that they are this many; None for all.
+        dropout: probability that a weight of the attention is 0 in this call.
     """
 
     scaling: float
     cap: float | None = None
     window: int | None = None
+    dropout: float = 0.0
 
 
 class Sharing(Protocol):
@@ -77,14 +79,15 @@ def attend(
         value: ``[rows, K, S, E]``.
         attention_mask: used without ``sharing`` only.
         sharing: decides which tokens see which; None computes transformers' own attention.
-        settings: further arguments of transformers: ``scaling``, and ``softcap`` and ``sliding_window`` of some models.
+        settings: further arguments of transformers: ``scaling``; ``dropout``, 0 outside of training; and ``softcap`` and
+            ``sliding_window`` of some models.
 
     Returns:
         ``[rows, Q, H, E]``, and None for the attention weights.
     """
-    cap = settings.get("softcap")
+    cap, dropout = settings.get("softcap"), settings.get("dropout", 0.0)
     if sharing is not None:
-        scores = Scores(settings["scaling"], cap, settings.get("sliding_window"))
+        scores = Scores(settings["scaling"], cap, settings.get("sliding_window"), dropout)
         return sharing(module.layer_idx, query, key, value, scores), None
     if cap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
@@ -92,10 +95,19 @@ def attend(
     if attention_mask is None:
         attention_mask = causal_mask(query.shape[2], key.shape[2], None, query.device)
     keys, values = (_expand_heads(part, query) for part in (key, value))
-    return capped_attention(query, keys, values, attention_mask, settings["scaling"], cap).transpose(1, 2), None
+    result = capped_attention(query, keys, values, attention_mask, settings["scaling"], cap, dropout)
+    return result.transpose(1, 2), None
 
 
-def capped_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scaling: float, cap: float) -> Tensor:
+def capped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor,
+    scaling: float,
+    cap: float,
+    dropout: float = 0.0,
+) -> Tensor:
     """Attention with scores ``cap * tanh(q k scaling / cap)``, which are float32 in every precision.
 
     Args:
@@ -105,6 +117,7 @@ def capped_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor,
         visible: ``[..., Q, S]`` bool, true where a query sees a key.
         scaling: factor on the products.
         cap: bound of the scores.
+        dropout: probability that a weight is 0.
 
     Returns:
         ``[..., Q, E]``.
@@ -119,7 +132,8 @@ def capped_attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor,
     products = multiply_into_float32(query.flatten(0, -3), key.flatten(0, -3).transpose(-1, -2))
     scores = torch.tanh(products.view(*query.shape[:-1], -1) * scaling / cap) * cap
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    return torch.softmax(scores, dim=-1).to(query.dtype) @ value
+    weights = torch.softmax(scores, dim=-1).to(query.dtype)
+    return F.dropout(weights, dropout) @ value
 
 
 def causal_mask(queries: int, keys: int, window: int | None, device: Any) -> Tensor:
@@ -170,10 +184,17 @@ class PromptAttention:
         visible = self._visible_in(scores)
         if scores.cap is not None:
             assert visible is not None
-            return capped_attention(query, keys, values, visible, scores.scaling, scores.cap).transpose(1, 2)
-        result = F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=visible, is_causal=visible is None, scale=scores.scaling
-        )
+            result = capped_attention(query, keys, values, visible, scores.scaling, scores.cap, scores.dropout)
+        else:
+            result = F.scaled_dot_product_attention(
+                query,
+                keys,
+                values,
+                attn_mask=visible,
+                dropout_p=scores.dropout,
+                is_causal=visible is None,
+                scale=scores.scaling,
+            )
         return result.transpose(1, 2)
 
     def _visible_in(self, scores: Scores) -> Tensor | None:
@@ -229,9 +250,11 @@ class CompletionAttention:
         queries = self._padded(query).reshape(batch * group, kv_heads, -1, width)
         visible = self._visible_in(scores.window).repeat(1, 1, heads // kv_heads, 1)
         if scores.cap is not None:
-            result = capped_attention(queries, keys, values, visible, scores.scaling, scores.cap)
+            result = capped_attention(queries, keys, values, visible, scores.scaling, scores.cap, scores.dropout)
         else:
-            result = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible, scale=scores.scaling)
+            result = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=visible, dropout_p=scores.dropout, scale=scores.scaling
+            )
         result = result.reshape(batch * group, heads, longest, width).transpose(1, 2).reshape(-1, heads, width)
         return result.index_select(0, self._to_row)[None]
 

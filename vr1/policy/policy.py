@@ -88,7 +88,8 @@ class Policy(nn.Module):
     @property
     def has_dropout(self) -> bool:
         """Whether two forwards of the same inputs differ in training mode."""
-        return any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in self.modules())
+        config = self.base.config
+        return drops_values(self, config.get_text_config(), config.vision_config)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -142,13 +143,10 @@ class Policy(nn.Module):
         """
         if not self.shares_prompt:
             return False
-        inner, config = self.base.model, self.base.config.vision_config.to_dict()
+        inner = self.base.model
         parts = nn.ModuleList(part for name, part in inner.named_children() if name != "language_model")
         trained = any(weight.requires_grad for weight in (*parts.parameters(), *inner.parameters(recurse=False)))
-        dropout = any(isinstance(part, nn.Dropout) and part.p > 0 for part in parts.modules())
-        # Some layers of vision towers read the probability from the config.
-        dropout |= any(value for name, value in config.items() if "drop" in name)
-        return not trained and not dropout
+        return not trained and not drops_values(parts, self.base.config.vision_config)
 
     @torch.no_grad()
     def with_image_features(self, prompts: PromptBatch) -> PromptBatch:
@@ -271,6 +269,25 @@ class Policy(nn.Module):
         values, entropy = token_log_probs(self.logits, predicting, tokens[present], temperature, entropy_gradient)
         empty = torch.zeros(mask.shape, device=mask.device)
         return empty.masked_scatter(mask, values), empty.masked_scatter(mask, entropy)
+
+
+def drops_values(network: nn.Module, *configs: Any) -> bool:
+    """Whether a network sets some of its values to 0 at random in training mode.
+
+    Some parts have dropout layers; others, such as attention, read a probability from their config.
+
+    Args:
+        network: with its adapters, if any.
+        configs: those of its parts, of transformers.
+
+    Example:
+        >>> drops_values(nn.Dropout(0.0)), drops_values(nn.Dropout(0.1))
+        (False, True)
+    """
+    if any(isinstance(part, nn.Dropout) and part.p > 0 for part in network.modules()):
+        return True
+    settings = (setting for config in configs for setting in config.to_dict().items())
+    return any("drop" in name and isinstance(value, int | float) and value > 0 for name, value in settings)
 
 
 def join_prefixes(parts: Sequence[Prefix], rows: Sequence[Tensor]) -> Prefix:
