@@ -45,8 +45,8 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
     # oneDNN, which multiplies bfloat16 matrices on a CPU, compiles code for every size of a product and keeps that of
-    # the last 1,024. In the two shapes of mixed precision that is 25 (all weights) and 41 MiB (LoRA, 168 sizes); code of
-    # 32 is enough for a layer. Of tensors alone, torch's allocator has 840 and 415 MiB there, mapped weights included.
+    # the last 1,024. In the two shapes of mixed precision that is 25 MiB (all weights) and 41 MiB (LoRA, 168 sizes);
+    # 32 are enough for a layer. Of tensors alone, torch's allocator has 840 and 415 MiB there, with the mapped weights.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
     "OMP_NUM_THREADS": "1",
 }
@@ -63,6 +63,13 @@ CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
     "24M, 4 bits, recomputed, G 8": ("24M", {"lora": 16, "quantize": "nf4", "gradient_checkpointing": True}, 4, 8, 64),
     "24M, LoRA, unequal prompts, G 8": ("24M", {"lora": 16}, 4, 8, 64),
     "24M, all weights, recomputed, unequal prompts, G 8": ("24M", {"gradient_checkpointing": True}, 4, 8, 64),
+    "24M, all but the vision tower, recomputed, G 8": (
+        "24M",
+        {"freeze_vision": True, "gradient_checkpointing": True},
+        4,
+        8,
+        64,
+    ),
     "24M, all weights, bf16-mixed, G 8": ("24M", {}, 4, 8, 64),
     "24M in bfloat16, LoRA, bf16-mixed, G 8": ("24M", {"lora": 16, "dtype": "bfloat16"}, 4, 8, 64),
     "24M, LoRA, recomputed, four batches a step, G 8": (

@@ -18,7 +18,7 @@ from vr1.commands.plan.live_bytes import LiveBytes
 from vr1.commands.plan.needs import needs_of
 from vr1.commands.plan.predict import predict
 from vr1.families import Qwen25VL
-from vr1.policy import Lora
+from vr1.policy import Lora, Reference
 from vr1.policy.attention import Scores
 from vr1.policy.tiny import build_processor, build_tokenizer
 from vr1.prompts import PromptEncoder
@@ -46,6 +46,22 @@ def test_weights_gradients_and_optimizer(needs):
     assert parts["weights"] == pytest.approx(size, rel=1e-3)
     assert parts["reference"] == parts["weights"]
     assert (parts["gradients"], parts["optimizer"]) == (size, 2 * size)
+
+
+def test_a_reference_is_a_copy_of_what_is_trained(needs):
+    frozen = replace(needs, policy=replace(needs.policy, freeze_vision=True))
+    policy = frozen.policy.load()
+    [copied] = Reference(policy).policies()
+    own = {weight.data_ptr() for weight in policy.parameters()}
+    apart = [weight for weight in (*copied.parameters(), *copied.buffers()) if weight.data_ptr() not in own]
+    size = sum(weight.nbytes for weight in apart)
+    parts = predict(frozen).moments["policy"]
+    assert parts["reference"] == pytest.approx(size, rel=1e-3)
+    assert parts["reference"] < 0.8 * parts["weights"]
+    half = replace(frozen, policy=replace(frozen.policy, dtype="bfloat16"))
+    assert predict(half).moments["policy"]["reference"] == pytest.approx(size / 2, rel=1e-2)
+    shards = predict(replace(frozen, processes=4, sharded=True)).moments["policy"]["reference"]
+    assert shards == pytest.approx(size / 4, rel=1e-3)
 
 
 def test_adapters(needs):

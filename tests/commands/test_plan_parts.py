@@ -124,6 +124,10 @@ def test_the_host(needs):
     count = sum(parameter.numel() for parameter in needs.policy.load().parameters())
     assert predict(needs).host == 2 * 4 * count
     assert predict(replace(needs, reference=False, processes=4)).host == 4 * 4 * count
+    frozen = replace(needs, policy=replace(needs.policy, freeze_vision=True))
+    trained = sum(weight.numel() for weight in frozen.policy.load().parameters() if weight.requires_grad)
+    assert predict(frozen).host == 4 * (count + trained)
+    assert predict(replace(frozen, reference=False)).host == 4 * count
     # Sharded, the processes of a machine share the files of 16-bit weights.
     sharded = replace(needs, processes=8, machines=2, sharded=True)
     assert predict(sharded).host == 2 * count

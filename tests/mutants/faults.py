@@ -249,8 +249,14 @@ FAULTS = [
     *_faults(
         "vr1/policy/reference.py",
         (_TRAINING, "tests/modules/test_grpo.py"),
-        ("copy.deepcopy(policy).eval().requires_grad_(False)", "copy.deepcopy(policy).train().requires_grad_(False)"),
-        ("copy.deepcopy(policy).eval().requires_grad_(False)", "policy"),
+        ("copy.deepcopy(policy, kept).eval().", "copy.deepcopy(policy, kept).train()."),
+        ("copy.deepcopy(policy, kept).eval().requires_grad_(False)", "policy"),
+        (" if not weight.requires_grad}", "}"),
+    ),
+    *_faults(
+        "vr1/policy/reference.py",
+        ("tests/policy/test_reference.py", "tests/modules/test_common_weights.py"),
+        ("copy.deepcopy(policy, kept)", "copy.deepcopy(policy)"),
     ),
     *_faults(
         "vr1/policy/reference.py",

@@ -79,8 +79,8 @@ def attend(
         value: ``[rows, K, S, E]``.
         attention_mask: used without ``sharing`` only.
         sharing: decides which tokens see which; None computes transformers' own attention.
-        settings: further arguments of transformers: ``scaling``; ``dropout``, 0 outside of training; and ``softcap`` and
-            ``sliding_window`` of some models.
+        settings: further arguments of transformers: ``scaling``; ``dropout``, which is 0 outside of training; and
+            ``softcap`` and ``sliding_window`` of some models.
 
     Returns:
         ``[rows, Q, H, E]``, and None for the attention weights.

@@ -11,7 +11,8 @@ Validation gathers once for all its batches.
 
 **Loading.** The module makes its policies without weights (`vr1.policy.mapped`); they are sharded so, and then each
 process takes its part of each weight from the mapped files, for the policy and for its reference. Beside the shards, a
-process needs memory for its part of one weight.
+process needs memory for its part of one weight. Weights that the two have in common, which are not trained, have shards
+in common too.
 
 **Forwards for the loss** stay sharded: each process makes one forward a batch, whatever the lengths, so that all of
 them gather in the same order. Processes wait for the one that samples longest there, and nowhere else.
@@ -106,13 +107,22 @@ class FullySharded(ModelParallelStrategy):
     @override
     def setup(self, trainer: "pl.Trainer") -> None:
         weights = self._module.take_weights()
-        for policy in self._module.policies():
+        policies = self._module.policies()
+        # As they are before they are sharded, which gives each policy parameters of its own.
+        parameters = [dict(policy.named_parameters(remove_duplicate=False)) for policy in policies]
+        for policy, own in zip(policies, parameters, strict=True):
             if isinstance(policy, FSDPModule):
                 # By an earlier run of this trainer.
                 continue
             self._shard(policy)
             if weights:
-                load_shards(policy, weights, torch.device("cpu") if self._cpu_offload else self.root_device)
+                first = policies[0]
+                common = {
+                    name: first.get_parameter(name)
+                    for name, parameter in own.items()
+                    if policy is not first and parameter is parameters[0].get(name)
+                }
+                load_shards(policy, weights, torch.device("cpu") if self._cpu_offload else self.root_device, common)
             # One forward a batch on every process, whatever the lengths of its prompts.
             policy.set_max_length_ratio(math.inf)
         for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):

@@ -9,7 +9,9 @@ from torch.distributed.tensor import DTensor
 __all__ = ["load_shards"]
 
 
-def load_shards(policy: nn.Module, weights: Mapping[str, Tensor], device: torch.device) -> None:
+def load_shards(
+    policy: nn.Module, weights: Mapping[str, Tensor], device: torch.device, common: Mapping[str, Tensor]
+) -> None:
     """Give a policy that was sharded without content (device "meta") this process's part of its weights.
 
     Nothing is sent between processes: each reads its own rows, of one weight after the other, and converts them to the
@@ -20,12 +22,13 @@ def load_shards(policy: nn.Module, weights: Mapping[str, Tensor], device: torch.
         weights: all weights of the full policy by the names of its parameters, tied ones under each of their names; as
             a rule, tensors of mapped files.
         device: where the shards belong.
+        common: by name, shards of another policy that this one has in common with it, instead of its own.
     """
     shards: dict[nn.Parameter, nn.Parameter] = {}
     state = {}
     for name, parameter in policy.named_parameters(remove_duplicate=False):
         if parameter not in shards:
-            shard = _own_part(weights[name], parameter, device)
+            shard = common[name].detach() if name in common else _own_part(weights[name], parameter, device)
             shards[parameter] = nn.Parameter(shard, requires_grad=parameter.requires_grad)
         state[name] = shards[parameter]
     # Without content, there is nothing to copy to: the shards take the place of the parameters.

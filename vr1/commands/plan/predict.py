@@ -19,7 +19,7 @@ from vr1.commands.plan.shapes import empty_policy, largest_prompts
 from vr1.errors import UserError
 from vr1.policy.logprobs import token_log_probs
 from vr1.policy.policy import Policy
-from vr1.policy.reference import copies_weights
+from vr1.policy.reference import common_weights, copies_weights
 from vr1.prompts import PromptBatch
 from vr1.rollout.cache import GroupCache, cache_capacity
 from vr1.rollout.decoder import make_decoder
@@ -172,7 +172,7 @@ def _training_state(policy: Policy, needs: Needs) -> dict[str, float]:
     sizes["gradients"] = trained * width
     sizes["optimizer"] = trained * _state_bytes(needs.optimizer, width)
     if needs.reference and copies_weights(policy):
-        sizes["reference"] = sizes["weights"]
+        sizes["reference"] = sizes["weights"] - stored * _common(policy)
     if needs.sharded:
         share = 0 if needs.offload else 1 / needs.processes
         return {part: size * share for part, size in sizes.items()}
@@ -181,19 +181,25 @@ def _training_state(policy: Policy, needs: Needs) -> dict[str, float]:
     return dict(sizes)
 
 
+def _common(policy: Policy) -> int:
+    """Values of weights that a reference has in common with its policy."""
+    return sum(weight.numel() for weight in common_weights(policy).values())
+
+
 def _host(policy: Policy, needs: Needs, state: dict[str, float]) -> float:
     """Bytes of weights on the host of one machine.
 
-    Without shards, each process loads the weights there, and copies them for a reference, before they move to its GPU.
-    With shards, the processes share the pages of the files, of 16-bit weights as released, and hold their adapters.
+    Without shards, each process loads the weights there, and copies those that are trained for a reference, before they
+    move to its GPU. With shards, the processes share the pages of the files, of 16-bit weights as released, and hold
+    their adapters.
     """
     processes = needs.processes / needs.machines
     base = sum(parameter.numel() for name, parameter in policy.named_parameters() if "lora_" not in name)
     adapters = sum(4 * parameter.numel() for name, parameter in policy.named_parameters() if "lora_" in name)
     if not needs.sharded:
-        copies = 2 if needs.reference and copies_weights(policy) else 1
+        copied = base - _common(policy) if needs.reference and copies_weights(policy) else 0
         width = 2 if needs.policy.quantize else getattr(torch, needs.policy.dtype).itemsize
-        return processes * (copies * base * width + adapters)
+        return processes * ((base + copied) * width + adapters)
     offloaded = 0.0
     if needs.offload:
         stored = _training_state(policy, replace(needs, offload=False))
