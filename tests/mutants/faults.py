@@ -257,6 +257,19 @@ FAULTS = [
         "vr1/policy/reference.py",
         ("tests/policy/test_reference.py", "tests/modules/test_common_weights.py"),
         ("copy.deepcopy(policy, kept)", "copy.deepcopy(policy)"),
+        ("        self._check_common()\n", ""),
+    ),
+    *_faults(
+        "vr1/policy/policy.py",
+        ("tests/policy/test_policy.py", "tests/modules/test_fixed_vision.py"),
+        ("return drops_values(self, config.get_text_config(), config.vision_config)", "return drops_values(self)"),
+        ("not drops_values(parts, self.base.config.vision_config)", "not drops_values(parts)"),
+    ),
+    *_faults(
+        "vr1/policy/attention.py",
+        "tests/policy/test_attention.py",
+        ("F.dropout(weights, dropout) @ value", "weights @ value"),
+        ("                dropout_p=scores.dropout,\n", ""),
     ),
     *_faults(
         "vr1/policy/reference.py",
@@ -508,7 +521,13 @@ FAULTS = [
         ("policy.set_max_length_ratio(math.inf)", "pass"),
         ("reduce_dtype=torch.float32 if mixed else None", "reduce_dtype=None"),
         ("cast_forward_inputs=False", "cast_forward_inputs=True"),
-        ("for policy in self._module.policies():", "for policy in [self._module.policy]:"),
+        ("policies = self._module.policies()\n", "policies = [self._module.policy]\n"),
+    ),
+    *_faults(
+        "vr1/strategies/fully_sharded.py",
+        "tests/modules/test_common_weights.py",
+        ("if policy is not first and parameter is parameters[0].get(name)", "if policy is not first"),
+        ("if policy is not first and parameter is parameters[0].get(name)", "if False"),
     ),
     *_faults(
         "vr1/advantage.py",
