@@ -1,6 +1,8 @@
 """A small untrained model, written once per test session and loaded as any other model."""
 
+import gc
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -45,12 +47,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    # One more than there are cores: some tests wait for processes that they start, or for a disk.
+    workers = yield
+    return workers + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         # One process runs what it was told in the order in which it was told.
         return
     places = {name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
+def pytest_collection_finish() -> None:
+    # The modules and tests that were collected stay to the end; the garbage collector need not look at them again.
+    gc.freeze()
 
 
 # The same examples in every run, so that a change is judged by what it changes. `pytest --hypothesis-profile default`

@@ -59,7 +59,8 @@ def test_a_killed_training_resumes_with_the_same_completions(tmp_path):
     assert [int(step) for step in resumed] == list(range(SAVED_AFTER + 1, STEPS + 1))
     for step, found in resumed.items():
         expected = undisturbed[int(step)]
-        assert found["sampler"] == expected["sampler"], step
+        # A busy machine hands the requests to the engine in other batches, whose sums round otherwise.
+        assert found["sampler"] == pytest.approx(expected["sampler"], rel=1e-6), step
         if int(step) == SAVED_AFTER + 1:
             assert found["texts"] is None, "this update uses the rollout of the checkpoint"
         else:
