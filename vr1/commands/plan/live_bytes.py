@@ -82,11 +82,26 @@ def _tensors(values: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(values.values()))
 
 
+def _description(value: Any) -> Any:
+    """All that the shape of a result can depend on, in an operator's arguments without content; hashable."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_description, value))
+    if isinstance(value, dict):
+        return tuple((name, _description(item)) for name, item in value.items())
+    # As keys, 1, 1.0 and True are the same.
+    return type(value), value
+
+
 class _Counter(TorchDispatchMode):
     def __init__(self, live: LiveBytes) -> None:
         super().__init__()
         self._live = live
         self._known: set[int] = set()
+        # Shape, strides and dtype of results, by operator and arguments. The layers of a model repeat them, and torch
+        # takes long to infer them.
+        self._results: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         arguments = (args, kwargs or {})
@@ -98,10 +113,28 @@ class _Counter(TorchDispatchMode):
                 self._follow(tensor, counted=False)
         if 0 < len(without_content) < len(tensors):
             arguments = tree_map_only(Tensor, lambda leaf: leaf if leaf.is_meta else leaf.to("meta"), arguments)
-        result = func(*arguments[0], **arguments[1])
+            result = func(*arguments[0], **arguments[1])
+        elif without_content:
+            result = self._run(func, arguments, without_content)
+        else:
+            result = func(*arguments[0], **arguments[1])
         for tensor in _tensors(result):
             if tensor.is_meta and id(tensor.untyped_storage()) not in self._known:
                 self._follow(tensor, counted=True)
+        return result
+
+    def _run(self, func: Any, arguments: tuple[Any, dict[str, Any]], tensors: list[Tensor]) -> Any:
+        """The result of an operator on tensors without content; where that is a new tensor, it is inferred once."""
+        key = (func, _description(arguments))
+        if (known := self._results.get(key)) is not None:
+            shape, strides, dtype = known
+            return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        result = func(*arguments[0], **arguments[1])
+        if isinstance(result, Tensor) and result.is_meta:
+            storages = {id(tensor.untyped_storage()) for tensor in tensors}
+            # Not those that share the memory of an argument: views, and what is changed in place.
+            if id(result.untyped_storage()) not in storages:
+                self._results[key] = (result.shape, result.stride(), result.dtype)
         return result
 
     def _follow(self, tensor: Tensor, counted: bool) -> None:
