@@ -76,6 +76,22 @@ def test_autocast_saves_converted_weights_and_inputs_for_backward():
     assert layer(inputs).dtype == torch.float32
 
 
+def test_operators_that_are_repeated_are_counted_each_time():
+    numbers = torch.empty(6, 10, device="meta", dtype=torch.int32)
+    for _ in range(3):
+        with LiveBytes() as live:
+            kept = []
+            for count in range(1, 4):
+                kept += [numbers + 1, numbers + 1.0, numbers.sum(0), numbers.sum(1), numbers * True]
+                assert live.now == count * (240 + 240 + 80 + 48 + 240)
+                # Shares the memory of another.
+                kept += [numbers.view(60), numbers.t(), kept[0].add_(1), torch.ops.aten._unsafe_view(numbers, [60])]
+                assert live.now == count * (240 + 240 + 80 + 48 + 240)
+            kept += [numbers.t().contiguous()]
+        assert [tensor.dtype for tensor in kept[:3]] == [torch.int32, torch.float32, torch.int64]
+        assert (kept[-1].shape, kept[-1].stride()) == ((10, 6), (6, 1))
+
+
 def test_a_mixed_precision_training_has_no_second_copy_of_its_weights(needs):
     mixed, full = predict(replace(needs, precision="bf16-mixed")), predict(needs)
     for part in ("weights", "gradients", "optimizer", "reference"):
