@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
+    # What is imported and collected stays to the end of the run.
+    gc.disable()
     # Workers of pytest-xdist share the cores; threads of theirs would wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
@@ -63,8 +65,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # The modules and tests that were collected stay to the end; the garbage collector need not look at them again.
+    # The garbage collector need not look again at modules and tests that stay to the end.
     gc.freeze()
+    gc.enable()
 
 
 # The same examples in every run, so that a change is judged by what it changes. `pytest --hypothesis-profile default`
