@@ -262,8 +262,8 @@ FAULTS = [
     *_faults(
         "vr1/policy/policy.py",
         ("tests/policy/test_policy.py", "tests/modules/test_fixed_vision.py"),
-        ("return drops_values(self, config.get_text_config(), config.vision_config)", "return drops_values(self)"),
-        ("not drops_values(parts, self.base.config.vision_config)", "not drops_values(parts)"),
+        ("return drops_values(self, self.base.config.to_dict())", "return drops_values(self, {})"),
+        ("not drops_values(parts, self.base.config.vision_config.to_dict())", "not drops_values(parts, {})"),
     ),
     *_faults(
         "vr1/policy/attention.py",

@@ -5,7 +5,7 @@ L tokens of a row, A axes of the rotary positions, D hidden size, F width of an 
 value heads, E head width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
@@ -88,8 +88,7 @@ class Policy(nn.Module):
     @property
     def has_dropout(self) -> bool:
         """Whether two forwards of the same inputs differ in training mode."""
-        config = self.base.config
-        return drops_values(self, config.get_text_config(), config.vision_config)
+        return drops_values(self, self.base.config.to_dict())
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -146,7 +145,7 @@ class Policy(nn.Module):
         inner = self.base.model
         parts = nn.ModuleList(part for name, part in inner.named_children() if name != "language_model")
         trained = any(weight.requires_grad for weight in (*parts.parameters(), *inner.parameters(recurse=False)))
-        return not trained and not drops_values(parts, self.base.config.vision_config)
+        return not trained and not drops_values(parts, self.base.config.vision_config.to_dict())
 
     @torch.no_grad()
     def with_image_features(self, prompts: PromptBatch) -> PromptBatch:
@@ -271,23 +270,32 @@ class Policy(nn.Module):
         return empty.masked_scatter(mask, values), empty.masked_scatter(mask, entropy)
 
 
-def drops_values(network: nn.Module, *configs: Any) -> bool:
+def drops_values(network: nn.Module, settings: Mapping[str, Any]) -> bool:
     """Whether a network sets some of its values to 0 at random in training mode.
 
     Some parts have dropout layers; others, such as attention, read a probability from their config.
 
     Args:
         network: with its adapters, if any.
-        configs: those of its parts, of transformers.
+        settings: its config of transformers, with those of its parts in it.
 
     Example:
-        >>> drops_values(nn.Dropout(0.0)), drops_values(nn.Dropout(0.1))
+        >>> drops_values(nn.Dropout(0.0), {}), drops_values(nn.Dropout(0.1), {})
         (False, True)
+        >>> drops_values(nn.Linear(2, 2), {"text_config": {"attention_dropout": 0.1}})
+        True
     """
-    if any(isinstance(part, nn.Dropout) and part.p > 0 for part in network.modules()):
-        return True
-    settings = (setting for config in configs for setting in config.to_dict().items())
-    return any("drop" in name and isinstance(value, int | float) and value > 0 for name, value in settings)
+    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in network.modules()) or _has_dropout(settings)
+
+
+def _has_dropout(settings: Mapping[str, Any]) -> bool:
+    """Whether a setting named after dropout is a number above 0, in a config or in those of its parts."""
+    return any(
+        _has_dropout(value)
+        if isinstance(value, Mapping)
+        else "drop" in str(name) and isinstance(value, int | float) and value > 0
+        for name, value in settings.items()
+    )
 
 
 def join_prefixes(parts: Sequence[Prefix], rows: Sequence[Tensor]) -> Prefix:
