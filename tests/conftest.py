@@ -2,7 +2,6 @@
 
 import gc
 import os
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -47,13 +46,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # pytest-xdist would begin with the files of most tests, which are not the slowest.
     if "loadscopereorder" in vars(config.option):
         config.option.loadscopereorder = False
-
-
-@pytest.hookimpl(wrapper=True, optionalhook=True)
-def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    # One more than there are cores: some tests wait for processes that they start, or for a disk.
-    workers = yield
-    return workers + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
