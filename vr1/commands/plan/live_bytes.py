@@ -111,12 +111,11 @@ class _Counter(TorchDispatchMode):
             # Weights and other tensors from before are not counted.
             if id(tensor.untyped_storage()) not in self._known:
                 self._follow(tensor, counted=False)
-        if 0 < len(without_content) < len(tensors):
-            arguments = tree_map_only(Tensor, lambda leaf: leaf if leaf.is_meta else leaf.to("meta"), arguments)
-            result = func(*arguments[0], **arguments[1])
-        elif without_content:
-            result = self._run(func, arguments, without_content)
+        if without_content and len(without_content) == len(tensors):
+            result = self._run(func, arguments, tensors)
         else:
+            if without_content:
+                arguments = tree_map_only(Tensor, lambda leaf: leaf if leaf.is_meta else leaf.to("meta"), arguments)
             result = func(*arguments[0], **arguments[1])
         for tensor in _tensors(result):
             if tensor.is_meta and id(tensor.untyped_storage()) not in self._known:
