@@ -1,5 +1,6 @@
 """Records cached in memory, and records that take the place of unreadable ones."""
 
+import multiprocessing
 import pickle
 import traceback
 
@@ -91,6 +92,18 @@ def test_training_and_evaluation_are_the_same(source, tmp_path, workers):
         training.fit(build(source, seed=2), data)
         metrics.append({name: float(value) for name, value in training.callback_metrics.items() if "perf" not in name})
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_workers_end_with_a_training(source, tmp_path, steps):
+    """In the middle of an epoch and at its end, while trainer and data are still there, as in a notebook."""
+    before = set(multiprocessing.active_children())
+    data = SceneDataModule(SceneStyle(), train_scenes=4, val_scenes=2, batch_size=2, num_workers=1, seed=3)
+    for _ in range(2):
+        training = trainer(tmp_path, max_steps=steps, max_epochs=-1, limit_val_batches=0)
+        training.fit(build(source, seed=2), data)
+        assert training.global_step == steps
+        assert set(multiprocessing.active_children()) <= before
 
 
 def test_wrong_settings():

@@ -266,6 +266,11 @@ FAULTS = [
         ("not drops_values(parts, self.base.config.vision_config.to_dict())", "not drops_values(parts, {})"),
     ),
     *_faults(
+        "vr1/data/sampler.py",
+        "tests/data/test_source.py",
+        ("        return self._loader._iterator\n", "        return None\n"),
+    ),
+    *_faults(
         "vr1/policy/attention.py",
         "tests/policy/test_attention.py",
         ("F.dropout(weights, dropout) @ value", "weights @ value"),

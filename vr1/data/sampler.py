@@ -136,6 +136,15 @@ class TrainingLoader:
         self._lightning_epoch, self._ended = 0, False
 
     @property
+    def _iterator(self) -> Any:
+        """The iterator of worker processes, which Lightning ends after a training, and drops; it asks for this name."""
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: None) -> None:
+        self._loader._iterator = value
+
+    @property
     def sampler(self) -> "TrainingLoader":
         """Itself: Lightning calls ``set_epoch`` of a loader's sampler."""
         return self
