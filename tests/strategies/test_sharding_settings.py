@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from tests.save_at import SaveAt
 from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
+from vr1.errors import UserError
 from vr1.losses import GRPO
 from vr1.modules.grpo import GRPOModule
 from vr1.rollout import Sampling
@@ -177,6 +178,25 @@ def test_a_validation_gathers_weights_once(source, tmp_path, monkeypatch):
         run.validate(module, data, verbose=False)
         assert gathers.calls == ["validate"]
         assert all(gathers.gathered)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def test_a_reference_is_not_copied_from_shards(source, tmp_path):
+    module = GRPOModule(
+        policy=source,
+        sampling=Sampling(group_size=2, max_new_tokens=3),
+        evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=3),
+        loss=GRPO(kl_coef=0.1),
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+    )
+    data = SceneDataModule(SceneStyle(), train_scenes=4, val_scenes=2, batch_size=2, num_workers=0)
+    run = trainer(tmp_path, [], max_steps=1, strategy=FullySharded(), limit_val_batches=1, num_sanity_val_steps=0)
+    try:
+        run.validate(module, data, verbose=False)
+        with pytest.raises(UserError, match="make its fit the first run"):
+            run.fit(module, data)
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -34,6 +34,10 @@ class Reference:
     Args:
         policy: the policy before its first update.
 
+    Raises:
+        UserError: a policy whose weights are sharded already, which cannot be copied: a validation of the same module
+            with FSDP came before its training.
+
     Example:
         >>> from vr1.policy import PolicySource
         >>> policy = PolicySource(freeze_vision=True).load()
@@ -49,6 +53,11 @@ class Reference:
         self._copy: Policy | None = None
         self._common: list[str] = []
         if copies_weights(policy):
+            if isinstance(policy, FSDPModule):
+                raise UserError(
+                    "loss.kl_coef above 0 needs a copy of the weights before they are sharded, and an earlier run of"
+                    " this module has sharded them: train with a new module, or make its fit the first run"
+                )
             common = common_weights(policy)
             self._common = list(common)
             # The same parameters, not others of the same memory: where the policy moves, the copy does too.
