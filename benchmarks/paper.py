@@ -38,6 +38,8 @@ Name = Literal[
     "box_and_label",
     "box_credit",
     "sft_average",
+    "warm_start",
+    "warm_start_step",
 ]
 
 

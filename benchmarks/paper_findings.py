@@ -36,6 +36,9 @@ class Variant:
 _OURS = ("vision_r1",)
 _NO_REFINEMENT = ("--trainer.callbacks.switch_at", "1")
 _AVERAGE = ("--trainer.callbacks+", "callbacks.WeightAverage")
+_BOX_CREDIT = (*_AVERAGE, "--model.advantage", "vr1.advantage.BoxAdvantage")
+# Half of the steps. At the rate of the embedded model's own training, as in the demo's table.
+_WARM_START = ("--model.warm_start.steps", "50", "--model.warm_start.lr", "1e-4")
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -55,13 +58,25 @@ VARIANTS = {
             name="box_credit",
             title="credit for each box, average of weights",
             configs=_OURS,
-            arguments=(*_NO_REFINEMENT, *_AVERAGE, "--model.advantage", "vr1.advantage.BoxAdvantage"),
+            arguments=(*_NO_REFINEMENT, *_BOX_CREDIT),
         ),
         Variant(
             name="sft_average",
             title="SFT, boxes sorted, average of weights",
             configs=("sft",),
             arguments=("--model.target_order", "sorted", *_AVERAGE),
+        ),
+        Variant(
+            name="warm_start",
+            title="50 steps of SFT on sorted boxes, then credit for each box",
+            configs=_OURS,
+            arguments=(*_NO_REFINEMENT, *_BOX_CREDIT, *_WARM_START),
+        ),
+        Variant(
+            name="warm_start_step",
+            title="the same, stricter from 3/4 on",
+            configs=_OURS,
+            arguments=("--trainer.callbacks.switch_at", "0.75", *_BOX_CREDIT, *_WARM_START),
         ),
     )
 }

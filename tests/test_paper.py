@@ -96,17 +96,23 @@ def test_every_training_has_the_settings_of_its_title(variant, tmp_path, capsys)
     assert (config["seed_everything"], config["trainer"]["max_steps"]) == (3, 7)
     assert config["trainer"]["logger"]["init_args"]["version"] == f"{variant.name}_3"
     model, callbacks = config["model"], config["trainer"]["callbacks"]
-    averaged = variant.name in ("box_credit", "sft_average")
+    credited = variant.name in ("box_credit", "warm_start", "warm_start_step")
+    averaged = credited or variant.name == "sft_average"
     assert (callbacks[-1]["class_path"] == "callbacks.WeightAverage") == averaged
     last = callbacks[-2 if averaged else -1]
     if "sft" in variant.configs:
         assert model["class_path"].endswith("SFTModule")
         assert model["init_args"]["target_order"] == ("annotated" if variant.name == "sft" else "sorted")
         return
-    switch = {"step_third": pytest.approx(1 / 3), "no_refinement": 1.0, "box_credit": 1.0}.get(variant.name, 0.5)
+    never = dict.fromkeys(("no_refinement", "box_credit", "warm_start"), 1.0)
+    switch = {**never, "step_third": pytest.approx(1 / 3), "warm_start_step": 0.75}.get(variant.name, 0.5)
     assert (last["class_path"], last["init_args"]["switch_at"]) == ("callbacks.RuleRefinement", switch)
     advantage = (model["init_args"]["advantage"] or {}).get("class_path")
-    assert advantage == ("vr1.advantage.BoxAdvantage" if variant.name == "box_credit" else None)
+    assert advantage == ("vr1.advantage.BoxAdvantage" if credited else None)
+    warm_start = model["init_args"]["warm_start"]
+    assert (warm_start is not None) == variant.name.startswith("warm_start")
+    if warm_start is not None:
+        assert (warm_start["steps"], warm_start["lr"], warm_start["target_order"]) == (50, 1e-4, "sorted")
     reward = (model["init_args"]["reward"] or {}).get("init_args", {})
     terms = [term["class_path"] for term in reward.get("terms") or []]
     assert terms == (["vr1.rewards.DualFormat", "vr1.rewards.Precision"] if variant.name == "precision_only" else [])
