@@ -37,6 +37,7 @@ Name = Literal[
     "precision_only",
     "box_and_label",
     "box_credit",
+    "supervised_term",
     "sft_average",
     "warm_start",
     "warm_start_step",

@@ -12,7 +12,10 @@ from PIL import Image
 
 from vr1.runs.figures import picture_of
 
-_COLOURS = ("#1971c2", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#b35c00", "#c2255c", "#5c940d", "#495057")
+_COLOURS = (
+    *("#1971c2", "#d9480f", "#2b8a3e", "#9c36b5", "#0c8599", "#b35c00"),
+    *("#c2255c", "#5c940d", "#495057", "#e67700", "#364fc7", "#862e9c"),
+)
 
 
 def draw_findings(results: Results) -> Image.Image:

@@ -61,6 +61,12 @@ VARIANTS = {
             arguments=(*_NO_REFINEMENT, *_BOX_CREDIT),
         ),
         Variant(
+            name="supervised_term",
+            title="the same with a supervised term",
+            configs=_OURS,
+            arguments=(*_NO_REFINEMENT, *_BOX_CREDIT, "--model.supervised.weight", "0.3"),
+        ),
+        Variant(
             name="sft_average",
             title="SFT, boxes sorted, average of weights",
             configs=("sft",),
@@ -74,7 +80,7 @@ VARIANTS = {
         ),
         Variant(
             name="warm_start_step",
-            title="the same, stricter from 3/4 on",
+            title="that, stricter from 3/4 on",
             configs=_OURS,
             arguments=("--trainer.callbacks.switch_at", "0.75", *_BOX_CREDIT, *_WARM_START),
         ),

@@ -96,7 +96,7 @@ def test_every_training_has_the_settings_of_its_title(variant, tmp_path, capsys)
     assert (config["seed_everything"], config["trainer"]["max_steps"]) == (3, 7)
     assert config["trainer"]["logger"]["init_args"]["version"] == f"{variant.name}_3"
     model, callbacks = config["model"], config["trainer"]["callbacks"]
-    credited = variant.name in ("box_credit", "warm_start", "warm_start_step")
+    credited = variant.name in ("box_credit", "supervised_term", "warm_start", "warm_start_step")
     averaged = credited or variant.name == "sft_average"
     assert (callbacks[-1]["class_path"] == "callbacks.WeightAverage") == averaged
     last = callbacks[-2 if averaged else -1]
@@ -104,11 +104,13 @@ def test_every_training_has_the_settings_of_its_title(variant, tmp_path, capsys)
         assert model["class_path"].endswith("SFTModule")
         assert model["init_args"]["target_order"] == ("annotated" if variant.name == "sft" else "sorted")
         return
-    never = dict.fromkeys(("no_refinement", "box_credit", "warm_start"), 1.0)
+    never = dict.fromkeys(("no_refinement", "box_credit", "supervised_term", "warm_start"), 1.0)
     switch = {**never, "step_third": pytest.approx(1 / 3), "warm_start_step": 0.75}.get(variant.name, 0.5)
     assert (last["class_path"], last["init_args"]["switch_at"]) == ("callbacks.RuleRefinement", switch)
     advantage = (model["init_args"]["advantage"] or {}).get("class_path")
     assert advantage == ("vr1.advantage.BoxAdvantage" if credited else None)
+    supervised = model["init_args"]["supervised"]
+    assert supervised == ({"weight": 0.3, "target_order": "sorted"} if variant.name == "supervised_term" else None)
     warm_start = model["init_args"]["warm_start"]
     assert (warm_start is not None) == variant.name.startswith("warm_start")
     if warm_start is not None:

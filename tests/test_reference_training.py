@@ -24,6 +24,7 @@ from tests.trainers import trainer
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import GRPO
 from vr1.modules.grpo import GRPOModule
+from vr1.modules.supervised_term import SupervisedTerm
 from vr1.policy import Lora, PolicySource
 from vr1.policy.loading import EMBEDDED_MODEL
 from vr1.rewards import Reward, RewardTerm
@@ -47,6 +48,8 @@ class Case:
     levels: int = 13
     mask_truncated: bool = False
     recomputed: bool = False
+    # Weight of a supervised term.
+    supervised: float = 0.0
     # The trained model that comes with vr1, with the method's own rewards, instead of an untrained one.
     trained: bool = False
     steps: int = 5
@@ -65,6 +68,8 @@ CASES = {
     "recomputed": Case(recomputed=True, temperature=1.3, kl=0.1),
     "resampled": Case(resample=2, levels=2, kl=0.1),
     "truncated_do_not_count": Case(mask_truncated=True, kl=0.1, temperature=0.5, updates=2),
+    "supervised": Case(supervised=0.3, temperature=0.7, accumulate=2, updates=2, kl=0.2),
+    "supervised_adapters": Case(supervised=2.0, lora=True, lr=1e-2, recomputed=True),
     "trained_model": Case(trained=True, kl=0.1, temperature=1.1, steps=2, limit=24),
 }
 
@@ -116,6 +121,16 @@ def f(value):
     return 0.0 if value < 0.5 else 1.0 if value >= 0.75 else float(value)
 
 
+def true_answer(record, input_size):
+    """The true boxes from left to right, in Qwen2.5-VL's form."""
+    items = []
+    for box, label in sorted(zip(record.boxes_xyxy.tolist(), record.labels, strict=True)):
+        scale = [input_size[side % 2] / record.image_size[side % 2] for side in range(4)]
+        corners = ", ".join(str(round(value * factor)) for value, factor in zip(box, scale, strict=True))
+        items.append(f'\t{{"bbox_2d": [{corners}], "label": "{label}"}}')
+    return "```json\n[]\n```" if not items else "```json\n[\n" + ",\n".join(items) + "\n]\n```"
+
+
 class Checksum(RewardTerm):
     """The reward `score` of the text."""
 
@@ -130,7 +145,7 @@ class Checksum(RewardTerm):
 class Diary(Callback):
     """What every step came to, and the answers of every batch."""
 
-    names = ("loss", "kl", "ratio", "clip_fraction", "entropy", "zero_variance_groups", "truncated")
+    names = ("loss", "kl", "ratio", "clip_fraction", "entropy", "zero_variance_groups", "truncated", "supervised_loss")
 
     def __init__(self):
         self.rows, self.texts = [], []
@@ -159,6 +174,7 @@ def train(case, path, folder):
         loss=GRPO(case.kl, CLIP_LOW, CLIP_HIGH, case.mask_truncated),
         updates_per_rollout=case.updates,
         resample_zero_variance=case.resample,
+        supervised=SupervisedTerm(weight=case.supervised) if case.supervised else None,
         seed=SEED,
         optimizer=partial(torch.optim.AdamW, lr=case.lr, weight_decay=0.1, eps=EPSILON),
         lr_scheduler=partial(torch.optim.lr_scheduler.LinearLR, start_factor=0.5, total_iters=4),
@@ -269,9 +285,13 @@ class Restated:
     def reward(self, text, record, encoded):
         if not self.case.trained:
             return score(text, self.case.levels)
+        return paper_reward(text, record, self.input_size(encoded))
+
+    def input_size(self, encoded):
+        """Width and height of the resized image."""
         _, rows, columns = encoded["image_grid_thw"][0].tolist()
         patch = self.processor.image_processor.patch_size
-        return paper_reward(text, record, (columns * patch, rows * patch))
+        return columns * patch, rows * patch
 
     def roll_out(self, record, step):
         """A group with all that stays the same while the policy is updated on it."""
@@ -295,6 +315,7 @@ class Restated:
                 else:
                     reference, _ = self.log_probs(self.reference, encoded, tokens, mask)
         return {
+            "record": record,
             "encoded": encoded,
             "tokens": tokens,
             "mask": mask,
@@ -331,6 +352,17 @@ class Restated:
                     completions.append(sum(losses) / len(losses))
         return sum(completions) / len(completions) if completions else 0 * values.sum(), tokens
 
+    def supervised_loss(self, groups):
+        """Of the true answers of one batch: the negative log-probability of all their tokens, by their number."""
+        total, count = 0.0, 0
+        for group in groups:
+            text = true_answer(group["record"], self.input_size(group["encoded"]))
+            ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokens = torch.tensor([[*ids, int(self.ends[0])]])
+            values, _ = self.log_probs(self.model, group["encoded"], tokens, torch.ones_like(tokens, dtype=torch.bool))
+            total, count = total - values.sum(), count + values.numel()
+        return total / count
+
     def figures(self, groups, losses, tokens):
         """What is logged of a step."""
         kl, ratio, clipped, entropy = np.array(tokens or [[0.0] * 4], float).mean(0)
@@ -359,15 +391,21 @@ class Restated:
             if step % case.updates == 0:
                 groups = [self.roll_out(record, step) for record in records]
             optimizer.zero_grad()
-            losses, tokens = [], []
+            losses, tokens, supervised = [], [], []
             for first in range(0, window, PROMPTS):
                 batch = groups[first : first + PROMPTS]
                 loss, of_tokens = self.loss(batch)
-                (loss / case.accumulate).backward()
+                whole = loss
+                if case.supervised:
+                    supervised.append(self.supervised_loss(batch))
+                    whole = loss + case.supervised * supervised[-1]
+                (whole / case.accumulate).backward()
                 losses.append(float(loss.detach()))
                 tokens += of_tokens
                 self.texts.append([group["texts"] for group in batch])
             self.rows.append(self.figures(groups, losses, tokens))
+            if supervised:
+                self.rows[-1]["supervised_loss"] = float(sum(supervised).detach()) / len(supervised)
             torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
             for settings in optimizer.param_groups:
                 settings["lr"] = case.lr * min(1.0, 0.5 + 0.5 * step / 4)
@@ -410,7 +448,7 @@ def test_training_equals_its_restatement(case, ending_model, tmp_path):
             assert ours == theirs, f"batch {number}"
     for number, (ours, theirs) in enumerate(zip(diary.rows, plain.rows, strict=True)):
         fresh = number % case.updates == 0
-        for name in theirs.keys() if fresh else ("loss", "kl", "ratio", "clip_fraction", "entropy"):
+        for name in theirs.keys() if fresh else ("loss", "kl", "ratio", "clip_fraction", "entropy", "supervised_loss"):
             if name in theirs:
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), f"step {number}: {name}"
     after, expected = weights(module), plain.model.state_dict()

@@ -27,6 +27,17 @@ def test_batches_of_a_step_are_read_from_the_settings():
     assert needs_of(["--config", str(CONFIGS / "qlora_a100_40gb.yaml")]).accumulate == 4
 
 
+def test_a_supervised_term_takes_one_more_completion_in_an_update(needs):
+    assert not needs_of(DEMO).supervised
+    assert needs_of([*DEMO, "--model.supervised.weight", "0.3"]).supervised
+    assert needs.group_size == 4
+    with_term, larger = (predict(replace(needs, **settings)) for settings in ({"supervised": True}, {"group_size": 5}))
+    assert with_term.moments["policy"] == larger.moments["policy"]
+    # Sampling does not know of it.
+    assert with_term.moments["rollout"] == predict(needs).moments["rollout"]
+    assert with_term.row_tokens == larger.row_tokens
+
+
 def test_completions_of_all_batches_of_a_step_are_sampled_together(needs):
     one, four, alone = (
         predict(replace(needs, **settings))

@@ -21,6 +21,7 @@ from vr1.modules.base import mean_where
 from vr1.modules.evaluation import read_rollout, targets_of
 from vr1.modules.figures import StepTimes, on_device, times_are_read
 from vr1.modules.sft import supervised_loss
+from vr1.modules.supervised_term import SupervisedTerm, append_answers
 from vr1.modules.token_advantages import token_advantages
 from vr1.modules.warm_start import WarmStart, WarmStartedModule
 from vr1.policy.policy import Policy
@@ -54,6 +55,7 @@ class GRPOModule(WarmStartedModule):
         updates_per_rollout: optimizer steps made from each rollout.
         resample_zero_variance: how many times to resample zero-variance groups, in which all rewards are equal.
         warm_start: supervised training before the first rollout; None has none.
+        supervised: a supervised term beside the loss of the rewards; None has none.
         seed: seed of the rollouts; None takes that of ``seed_everything``.
         **kwargs: settings of `vr1.modules.base.DetectionModule`.
 
@@ -75,6 +77,7 @@ class GRPOModule(WarmStartedModule):
         updates_per_rollout: int = 1,
         resample_zero_variance: int = 0,
         warm_start: WarmStart | None = None,
+        supervised: SupervisedTerm | None = None,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -91,7 +94,7 @@ class GRPOModule(WarmStartedModule):
         if resample_zero_variance < 0:
             raise UserError(f"resample_zero_variance={resample_zero_variance} must not be negative; 0 never resamples")
         self.sampling, self.loss, self.seed = sampling, loss or GRPO(), run_seed(seed)
-        self.advantage = advantage or GroupAdvantage()
+        self.advantage, self.supervised = advantage or GroupAdvantage(), supervised
         if self.loss.correction != "none" and sampling.top_p < 1:
             raise UserError(
                 f"loss.correction={self.loss.correction} with sampling.top_p={sampling.top_p}: the sampler then samples"
@@ -160,14 +163,7 @@ class GRPOModule(WarmStartedModule):
             rollout.image_features = ()
 
         with self._times.measure("policy_forward"):
-            log_probs, entropy = self.policy.log_probs(
-                prompts,
-                rollout.tokens,
-                rollout.mask,
-                self.sampling.temperature,
-                rollout.take_prefix(),
-                entropy_gradient=self.loss.entropy_coef > 0,
-            )
+            log_probs, entropy, supervised_term = self._forward(prompts, rollout)
             if rollout.old_log_probs is None:
                 # The first update is on policy.
                 rollout.old_log_probs = log_probs.detach()
@@ -191,7 +187,24 @@ class GRPOModule(WarmStartedModule):
         self.step_figures.add("grpo", {"loss": loss})
         if times_are_read(self.trainer, batch_idx, self.device):
             self._log_times(len(batch))
-        return loss
+        return loss + supervised_term
+
+    def _forward(self, prompts: PromptBatch, rollout: RolloutBatch) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Log-probs and entropies ``[B, G, C]`` of the completions, and the supervised term of the loss."""
+        (_, group, length), tokens, mask = rollout.tokens.shape, rollout.tokens, rollout.mask
+        if self.supervised is not None:
+            answers = self.encoder.targets(prompts, self.policy.eos_tokens[0], self.supervised.target_order)
+            tokens, mask = append_answers(tokens, mask, *answers)
+        log_probs, entropy = self.policy.log_probs(
+            prompts, tokens, mask, self.sampling.temperature, rollout.take_prefix(), self.loss.entropy_coef > 0
+        )
+        term: Tensor | float = 0.0
+        if self.supervised is not None:
+            mask = mask[:, group:]
+            loss = -mean_where(log_probs[:, group:], mask) * self.share_of(mask.sum())
+            self.step_figures.add("grpo", {"supervised_loss": loss})
+            term = self.supervised.weight * loss
+        return log_probs[:, :group, :length], entropy[:, :group, :length], term
 
     def collect(self, batch: PromptBatch) -> RolloutBatch:
         """Sample, reward and compare completions: all that does not change while the policy is updated on them.

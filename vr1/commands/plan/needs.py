@@ -48,6 +48,7 @@ class Needs:
         machines: the processes are spread over so many.
         accumulate: batches of an optimizer step, whose completions are sampled together.
         updates: optimizer steps from each rollout.
+        supervised: whether the true answer is one more completion of an update (``model.supervised``).
     """
 
     policy: PolicySource
@@ -70,6 +71,12 @@ class Needs:
     machines: int = 1
     accumulate: int = 1
     updates: int = 1
+    supervised: bool = False
+
+    @property
+    def trained_completions(self) -> int:
+        """Completions of a prompt in the forward of an update."""
+        return self.group_size + self.supervised
 
     @property
     def mixed(self) -> bool:
@@ -116,6 +123,7 @@ def needs_of(arguments: Sequence[str]) -> Needs:
         machines=trainer.num_nodes,
         accumulate=_most_batches(trainer) if sampling else 1,
         updates=module.get("updates_per_rollout", 1),
+        supervised=module.get("supervised") is not None,
     )
 
 

@@ -140,7 +140,7 @@ def predict(needs: Needs, memory: float | None = None) -> MemoryPlan:
     return MemoryPlan(
         parameters={"all": sum(parameter.numel() for parameter in policy.parameters()), "trained": sum(trained)},
         moments={moment: {part: size for part, size in parts.items() if size} for moment, parts in moments.items()},
-        row_tokens=prompts.tokens.shape[1] + needs.group_size * needs.completion_tokens,
+        row_tokens=prompts.tokens.shape[1] + needs.trained_completions * needs.completion_tokens,
         rows=(rows, step * needs.group_size),
         dequantized=copies if needs.policy.rollout_weights == "auto" else 0.0,
         host=_host(policy, needs, state),
@@ -222,7 +222,7 @@ def _state_bytes(optimizer: Any, width: int) -> float:
 
 def _policy_step(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[float, float]:
     """Bytes of activations and of logits in forward and backward, without weights and gradients."""
-    tokens = torch.zeros(len(prompts), needs.group_size, needs.completion_tokens, dtype=torch.long)
+    tokens = torch.zeros(len(prompts), needs.trained_completions, needs.completion_tokens, dtype=torch.long)
     if needs.sharded:
         # A full gradient is freed as soon as each process has its shard, which `_training_state` counts.
         for parameter in policy.parameters():
