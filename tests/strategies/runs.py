@@ -18,6 +18,7 @@ from tests.save_at import SaveAt
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.losses import TokenMean
 from vr1.modules.sft import SFTModule
+from vr1.modules.supervised_term import SupervisedTerm
 from vr1.policy import Lora
 from vr1.rollout import Sampling
 from vr1.strategies import FullySharded
@@ -77,6 +78,11 @@ def module(source, kind=RewardedByHash, optimizer=None, **settings):
     )
 
 
+def with_answers(source):
+    """Several updates from each rollout, with a supervised term."""
+    return module(source, updates_per_rollout=2, supervised=SupervisedTerm(weight=0.5))
+
+
 def supervised(source):
     return SFTModule(policy=source, optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9))
 
@@ -89,7 +95,7 @@ class Rows(Callback):
 
     def on_train_batch_end(self, trainer, *_):
         names = ("grpo/loss", "grpo/kl", "grpo/entropy", "reward/total", "grpo/completion_tokens", "grpo/grad_norm")
-        names += ("sft/loss", "sft/entropy")
+        names += ("grpo/supervised_loss", "sft/loss", "sft/entropy")
         self.rows.append(
             {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
         )
@@ -142,7 +148,7 @@ ADAM = partial(torch.optim.AdamW, lr=1e-3)
 
 def on_one(source, out):
     """The same on one process, and what is compared with."""
-    train(module(source, updates_per_rollout=2), out / "one", steps=5, save=out / "one.ckpt", export="float32")
+    train(with_answers(source), out / "one", steps=5, save=out / "one.ckpt", export="float32")
     train(module(source, FarApart), out / "one_far", steps=FAR_STEPS)
     train(module(source, FarApart, loss=TokenMean()), out / "one_tokens", steps=5)
     train(supervised(source), out / "one_sft", steps=5)
@@ -159,14 +165,14 @@ def two(**settings):
 
 def on_two(source, out):
     """Everything that two processes do, in one start of them; called on each."""
-    ours = module(source, updates_per_rollout=2)
+    ours = with_answers(source)
     train(ours, out / "two", steps=5, save=out / "two.ckpt", export="float32", **two())
     train(module(source, FarApart), out / "two_far", steps=FAR_STEPS, **two())
     train(module(source, FarApart), out / "ddp_far", steps=FAR_STEPS, world=2, strategy="ddp")
     train(module(source, FarApart, loss=TokenMean()), out / "ddp_tokens", steps=5, world=2, strategy="ddp")
     train(supervised(source), out / "ddp_sft", steps=5, world=2, strategy="ddp")
     # Files of one process and of two, each resumed by the other.
-    train(module(source, updates_per_rollout=2), out / "two_on", steps=5, ckpt_path=out / "one.ckpt", **two())
+    train(with_answers(source), out / "two_on", steps=5, ckpt_path=out / "one.ckpt", **two())
     # Adapters, recomputed activations, shards on the disk.
     lora = replace(source, lora=Lora(rank=2), gradient_checkpointing=True)
     train(

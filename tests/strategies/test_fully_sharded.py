@@ -41,7 +41,9 @@ def assert_rows(ours, theirs):
 
 
 def test_five_steps_are_those_of_one_process(out, tiny_model):
-    assert_rows(runs.rows(out / "two"), runs.rows(out / "one"))
+    rows = runs.rows(out / "one")
+    assert all("grpo/supervised_loss" in row for row in rows)
+    assert_rows(runs.rows(out / "two"), rows)
     end = weights(out / "two" / "end.ckpt")
     assert_alike(end, weights(out / "one" / "end.ckpt"))
     begin = PolicySource(path=str(tiny_model)).load().state_dict()
@@ -85,7 +87,7 @@ def test_two_processes_resume_from_the_file_of_one(out):
 
 def test_one_process_resumes_from_the_file_of_two(out, tiny_model, tmp_path):
     source = PolicySource(path=str(tiny_model))
-    runs.train(runs.module(source, updates_per_rollout=2), tmp_path, steps=5, ckpt_path=out / "two.ckpt")
+    runs.train(runs.with_answers(source), tmp_path, steps=5, ckpt_path=out / "two.ckpt")
     assert_alike(weights(tmp_path / "end.ckpt"), weights(out / "one" / "end.ckpt"))
 
 
