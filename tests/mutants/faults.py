@@ -75,8 +75,8 @@ FAULTS = [
         ("if rollout.old_log_probs is None:", "if True:"),
         ("rollout.old_log_probs = log_probs.detach()", "rollout.old_log_probs = log_probs"),
         (
-            "self.sampling.temperature,\n                rollout.take_prefix(),",
-            "1.0,\n                rollout.take_prefix(),",
+            "prompts, tokens, mask, self.sampling.temperature, rollout",
+            "prompts, tokens, mask, 1.0, rollout",
         ),
         (
             "return self.reference.log_probs(batch, tokens, mask, self.sampling.temperature)",
@@ -641,5 +641,38 @@ FAULTS = [
         ("            state[_KEY].copy_(parameter)\n", ""),
         ("                if not state:\n                    continue\n", ""),
         ("self._exchange(trainer, average=False)\n        for optimizer", "for optimizer"),
+    ),
+    # The supervised term.
+    *_faults(
+        "vr1/modules/grpo.py",
+        (_restated("supervised"), "tests/modules/test_supervised_term.py"),
+        ("mask = mask[:, group:]", "pass"),
+        ("loss = -mean_where(log_probs[:, group:], mask)", "loss = -mean_where(log_probs[:, -2:-1], mask)"),
+        ("term = self.supervised.weight * loss", "term = loss"),
+        ("return loss + supervised_term", "return loss"),
+        ("self.policy.eos_tokens[0], self.supervised.target_order", 'self.policy.eos_tokens[0], "annotated"'),
+    ),
+    *_faults(
+        "vr1/modules/grpo.py",
+        "tests/strategies/test_fully_sharded.py",
+        ("* self.share_of(mask.sum())", "* 1.0"),
+    ),
+    *_faults(
+        "vr1/modules/supervised_term.py",
+        "tests/modules/test_supervised_term.py",
+        ("pad(part, (0, width - part.shape[-1]))", "pad(part, (width - part.shape[-1], 0))"),
+        ("(mask, answers_mask))", "(mask, torch.ones_like(answers_mask)))"),
+        ("if not self.weight > 0:", "if self.weight < 0:"),
+    ),
+    *_faults(
+        "vr1/commands/plan/needs.py",
+        "tests/commands/test_plan_rollouts.py",
+        ("return self.group_size + self.supervised", "return self.group_size"),
+        ('module.get("supervised") is not None', "False"),
+    ),
+    *_faults(
+        "vr1/policy/reference.py",
+        "tests/strategies/test_sharding_settings.py",
+        ("            if isinstance(policy, FSDPModule):\n", "            if False:\n"),
     ),
 ]
