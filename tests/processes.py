@@ -55,12 +55,15 @@ class Command:
         arguments: of the command.
         folder: where it runs.
         files: where what it prints is written, to ``out.txt`` and ``errors.txt``.
+        code: Python code that runs in place of ``python -m vr1``.
+        path: what Python searches for modules first; None takes the folder and this repository.
     """
 
-    def __init__(self, arguments, folder, files):
+    def __init__(self, arguments, folder, files, *, code=None, path=None):
         self._out, self._errors = Path(files) / "out.txt", Path(files) / "errors.txt"
         streams = str(self._out), str(self._errors)
-        settings = [str(argument) for argument in arguments], str(folder), dict(os.environ), streams
+        path = [str(folder), str(Path(__file__).parents[1])] if path is None else [str(place) for place in path]
+        settings = [str(argument) for argument in arguments], str(folder), dict(os.environ), streams, code, path
         self._process = multiprocessing.get_context("forkserver").Process(target=_run_command, args=settings)
 
     def __enter__(self):
@@ -94,7 +97,7 @@ class Command:
         return self._errors.read_text(encoding="utf-8") if self._errors.exists() else ""
 
 
-def _run_command(arguments, folder, environment, streams):
+def _run_command(arguments, folder, environment, streams, code, path):
     for number, file in enumerate(streams, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), number)
     os.chdir(folder)
@@ -102,6 +105,9 @@ def _run_command(arguments, folder, environment, streams):
     os.environ.update(environment)
     # As a shell leaves it, whatever this process was forked from does with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.path[:0] = [folder, str(Path(__file__).parents[1])]
+    sys.path[:0] = path
     sys.argv[1:] = arguments
-    runpy.run_module("vr1", run_name="__main__", alter_sys=True)
+    if code is None:
+        runpy.run_module("vr1", run_name="__main__", alter_sys=True)
+    else:
+        exec(code, {"__name__": "__main__"})

@@ -9,6 +9,7 @@ import pytest
 
 import vr1
 from tests.command import ROOT, run, small
+from tests.processes import Command
 from vr1.commands import renamed
 
 
@@ -59,13 +60,15 @@ def test_an_old_name_is_reported_with_the_new_one(arguments, hint, tiny_model, t
     assert hint in line
 
 
-@pytest.mark.parametrize("start", [["-m", "vr1"], ["-P", "-c", "from vr1.__main__ import run; run()"]])
-def test_modules_of_the_working_folder_are_found(start, tmp_path):
+@pytest.mark.parametrize("installed", [False, True], ids=["python -m vr1", "vr1"])
+def test_modules_of_the_working_folder_are_found(installed, tmp_path):
+    """``python -m`` searches the working folder by itself; the installed program does not."""
     term = "from vr1 import RewardTerm\nclass Mine(RewardTerm):\n    def score(self, match, criterion): return 1.0\n"
     (tmp_path / "my_rewards.py").write_text(term)
     (tmp_path / "callbacks.py").write_text("raise RuntimeError('not the package')")
     arguments = ["fit", "--config", str(ROOT / "configs" / "demo.yaml"), "--model.reward", "vr1.rewards.Reward"]
     arguments += ["--model.reward.terms", "{mine: {class_path: my_rewards.Mine}}", "--print_config"]
-    done = python(tmp_path, *start, *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "class_path: my_rewards.Mine" in done.stdout
+    start = {"code": "from vr1.__main__ import run; run()", "path": [ROOT]} if installed else {}
+    with Command(arguments, tmp_path, tmp_path, **start) as done:
+        assert done.wait(300) == 0, done.errors
+        assert "class_path: my_rewards.Mine" in done.out

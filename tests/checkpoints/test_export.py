@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from tests.command import run, small, steps
+from tests.processes import Command
 from vr1.checkpoints.model_card import model_card
 from vr1.cli import main
 from vr1.data import SceneSource
@@ -132,13 +131,14 @@ def test_the_card_of_a_run_of_the_command_line(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_the_example_of_the_card_runs_in_the_exported_folder(trained, tmp_path, kind):
+def test_the_example_of_the_card_runs_in_the_exported_folder(trained, tmp_path, monkeypatch, kind):
     _, ckpt = trained(kind)
     folder = export(ckpt, tmp_path / "out")
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    alone = "import sys\nassert not {name for name in sys.modules if name.split('.')[0] == 'vr1'}"
+    with Command([], folder, tmp_path, code=f"{code}\n{alone}\n", path=[folder]) as done:
+        assert done.wait(300) == 0, done.errors
 
 
 def test_a_card_names_hub_models_and_no_folder_of_the_machine():
