@@ -108,10 +108,11 @@ class Curves(Callback):
         self._last_step = 0
         self._stage: float | None = None
         self._warm_start = False
+        self._written = ""
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        self._folder = run_folder(trainer)
+        self._folder, self._written = run_folder(trainer), ""
         if stage == "fit" and trainer.global_step == 0:
             self.history = History(self.history.max_points)
             self.switches, self._stage, self._last_step, self._warm_start = [], None, 0, False
@@ -189,10 +190,14 @@ class Curves(Callback):
     def _write(self, trainer: "pl.Trainer") -> None:
         if not trainer.is_global_zero:
             return
+        content = json.dumps({"series": self.history.series, "switches": self.switches}) + "\n"
+        if content == self._written:
+            # A validation after the last step has drawn them.
+            return
+        self._written = content
         picture = draw_curves(self.history.series, self.switches)
         if picture is None:
             return
         write_picture(trainer, self._folder, "curves.png", picture, key="curves")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            content = {"series": self.history.series, "switches": self.switches}
-            (self._folder / "curves.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+            (self._folder / "curves.json").write_text(content, encoding="utf-8")

@@ -223,6 +223,11 @@ class _Parser(LightningArgumentParser):
     def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         return super().parse_args([_null(argument) for argument in args or []], *more, **kwargs)
 
+    @override
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        # Settings were validated when they were parsed; once more, at every level, would take longer than the dump.
+        return super().dump(*args, **{**kwargs, "skip_validation": True})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:
             super().error(message, ex)

@@ -1,6 +1,5 @@
 """Pictures of runs: the curves of one run by subject, and the curves of several runs side by side."""
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -149,10 +148,9 @@ def picture_of(figure: Figure) -> Image.Image:
         >>> picture_of(Figure(figsize=(3, 2), dpi=100)).size
         (300, 200)
     """
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    with Image.open(buffer) as picture:
-        return picture.convert("RGB")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def draw_curves(series: Series, switches: Sequence[tuple[int, str]] = ()) -> Image.Image | None:
