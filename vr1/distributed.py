@@ -4,7 +4,7 @@ import signal
 import sys
 from typing import Any, NamedTuple
 
-import torch.distributed
+# torch is imported where it is used: a sweep, which needs `die_with_parent` alone, need not wait seconds for it.
 
 
 class Share(NamedTuple):
@@ -32,6 +32,8 @@ def is_first() -> bool:
         >>> is_first()
         True
     """
+    import torch.distributed
+
     started = torch.distributed.is_available() and torch.distributed.is_initialized()
     return not started or torch.distributed.get_rank() == 0
 
@@ -46,6 +48,8 @@ def gather(value: Any) -> list[Any]:
         >>> gather("alone")
         ['alone']
     """
+    import torch.distributed
+
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vr1.commands.sweep.plan import Plan
+from vr1.distributed import die_with_parent
 from vr1.errors import UserError
 
 State = Literal["running", "finished", "crashed"]
@@ -124,9 +125,6 @@ def run_trial(plan: Plan, trial: Trial, folder: Path) -> Trial:
 
 
 def _run(arguments: list[str], output: Path) -> int:
-    # Imported here, so that --help does not wait for torch.
-    from vr1.distributed import die_with_parent
-
     with output.open("wb") as file:
         process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
         try:
