@@ -109,7 +109,7 @@ class _Recording(TorchDispatchMode):
                 self._own[_address(tensor)] = tensor
         # Operators such as `to` and `reshape` are called views, and copy or not.
         if not func.is_view or any(_address(tensor) not in known for tensor in _leaves(result, Tensor)):
-            self._calls.append((func, inputs, tree_map_only(Tensor, self._noted, result)))
+            self._calls.append((func, *inputs, [self._noted(tensor) for tensor in _leaves(result, Tensor)]))
         return result
 
     def _noted(self, tensor):
@@ -131,14 +131,15 @@ class _Recording(TorchDispatchMode):
 
     def replay(self):
         with torch.autocast("cpu", enabled=False):
-            for func, inputs, noted in self._calls:
-                args, kwargs = tree_map_only(_Outside, _Outside.tensor, inputs)
-                results = _leaves(func(*args, **kwargs), Tensor)
-                for result, target in zip(results, _leaves(noted, (Tensor, _Outside)), strict=True):
+            for func, args, kwargs, targets in self._calls:
+                # The functions of pytrees take longer than the operators.
+                result = func(*_found(args), **{name: _found(value) for name, value in kwargs.items()})
+                results = [result] if isinstance(result, Tensor) else _leaves(result, Tensor)
+                for made, target in zip(results, targets, strict=True):
                     target = target.tensor() if isinstance(target, _Outside) else target
-                    assert result.shape == target.shape, f"{func} gives another shape when it is replayed"
-                    if result.data_ptr() != target.data_ptr():
-                        target.copy_(result)
+                    assert made.shape == target.shape, f"{func} gives another shape when it is replayed"
+                    if made.data_ptr() != target.data_ptr():
+                        target.copy_(made)
 
 
 class _Saved:
@@ -158,3 +159,10 @@ def _address(tensor):
 
 def _leaves(tree, kinds):
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, kinds)]
+
+
+def _found(value):
+    """An argument, or a list or tuple of some, with the tensors from outside."""
+    if isinstance(value, _Outside):
+        return value.tensor()
+    return [_found(part) for part in value] if isinstance(value, list | tuple) else value
