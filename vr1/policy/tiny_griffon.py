@@ -167,7 +167,8 @@ def _initialize(
                 std *= (2 * sizes.layers) ** -0.5
             weight.normal_(0.0, std)
     embedding = model.get_parameter("model.language_model.embed_tokens.weight")
-    rows = torch.tensor([tokenizer.vocab[f"{number:03d}"] for number in range(1000)])
+    ids: dict[str, int] = tokenizer.get_vocab()
+    rows = torch.tensor([ids[f"{number:03d}"] for number in range(1000)])
     wavelengths = 10.0 * 200.0 ** torch.linspace(0.0, 1.0, sizes.hidden // 2)
     angles = 2 * torch.pi * torch.arange(1000.0)[:, None] / wavelengths
     waves = torch.cat([angles.cos(), angles.sin()], dim=1) * (2 / sizes.hidden) ** 0.5
