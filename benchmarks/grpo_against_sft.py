@@ -90,6 +90,7 @@ def compare(
         "GRPO": ("configs/demo.yaml", grpo_lrs, ["--model.advantage", "GroupAdvantage", *latest]),
         "GRPO box credit": ("configs/demo.yaml", grpo_lrs, latest),
         "GRPO box credit, average": ("configs/demo.yaml", grpo_lrs, []),
+        "GRPO box credit, average, SFT at once": ("configs/demo.yaml", grpo_lrs, ["--model.supervised.weight", "0.3"]),
         "SFT then GRPO box credit, average": (
             "configs/demo.yaml",
             warm_lrs,
@@ -97,6 +98,11 @@ def compare(
         ),
         "SFT annotated": ("configs/demo_sft.yaml", sft_lrs, ["--model.target_order", "annotated"]),
         "SFT sorted": ("configs/demo_sft.yaml", sft_lrs, ["--model.target_order", "sorted"]),
+        "SFT sorted, average": (
+            "configs/demo_sft.yaml",
+            sft_lrs,
+            ["--model.target_order", "sorted", "--trainer.callbacks+", "callbacks.WeightAverage"],
+        ),
     }.items():
         if not lrs:
             continue

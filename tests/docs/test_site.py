@@ -137,6 +137,7 @@ def test_stored_results_are_those_that_the_pages_quote(made):
         ("GRPO", "Vision-R1 (GRPO), credit for the whole answer"),
         ("GRPO box credit", "credit for each box"),
         ("GRPO box credit, average", "the demo: and the average of the weights"),
+        ("GRPO box credit, average, SFT at once", "the demo, and SFT at once (`--model.supervised.weight 0.3`)"),
     ):
         ends = [steps["120"] for steps in stored[method].values()]
         means = [
@@ -144,4 +145,4 @@ def test_stored_results_are_those_that_the_pages_quote(made):
         ]
         cells = next(line for line in readme.splitlines() if line.startswith(f"| {row} |")).split("|")[2:6]
         assert [float(cell.split()[0]) for cell in cells] == pytest.approx(means, abs=6e-4)
-    assert made["results/stored.md"].count("GRPO box credit, average") == 3
+    assert made["results/stored.md"].count("GRPO box credit, average |") == 3
