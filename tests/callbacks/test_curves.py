@@ -1,8 +1,11 @@
 """Curves: what is recorded, and what is restored on resume."""
 
+import json
+
 import numpy as np
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 
 from callbacks import Curves, RuleRefinement
 from callbacks.curves import History
@@ -35,6 +38,20 @@ def test_accumulated_batches_are_one_step(tmp_path):
     curves = Curves()
     trainer(tmp_path, [curves], max_steps=2, accumulate_grad_batches=2).fit(TinyDetector())
     assert [step for step, _ in curves.history.series["grpo/kl"]] == [1, 2]
+
+
+@pytest.mark.parametrize(("steps", "drawn"), [(6, [3, 6]), (7, [3, 6, 7])])
+def test_they_are_drawn_at_validations_and_at_an_end_that_is_none(tmp_path, monkeypatch, steps, drawn):
+    lengths = []
+
+    def draw(series, switches):
+        lengths.append(len(series["grpo/kl"]))
+        return Image.new("RGB", (9, 9))
+
+    monkeypatch.setattr("callbacks.curves.draw_curves", draw)
+    trainer(tmp_path, [Curves()], **FIT | {"max_steps": steps}).fit(TinyDetector([*REWARDS, 0.7]))
+    assert lengths == drawn
+    assert len(json.loads((tmp_path / "curves.json").read_text())["series"]["grpo/kl"]) == steps
 
 
 @pytest.mark.parametrize("stop", [2, 3, 4])

@@ -1,7 +1,7 @@
 """The average of the weights against one computed by hand, and a training that goes on as if there were none."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -15,11 +15,12 @@ from vr1.checkpoints.trained import load_trained
 from vr1.data import SceneDataModule, SceneStyle
 from vr1.errors import UserError
 from vr1.optimizers import MuonAdamW
-from vr1.policy import Lora
+from vr1.policy import Lora, PolicySource
 from vr1.rollout import Sampling
 
 DECAY, STEPS = 0.7, 6
 OPTIMIZERS = {"adamw": partial(torch.optim.AdamW, lr=1e-2), "muon": partial(MuonAdamW, lr=1e-2)}
+LORAS = {"full": None, "lora": Lora(rank=2)}
 
 
 class Weights(Callback):
@@ -80,12 +81,25 @@ def assert_equal(ours, theirs, **tolerance):
         torch.testing.assert_close(ours[name], value, **tolerance)
 
 
+@pytest.fixture(scope="module")
+def plainly(tiny_model, tmp_path_factory):
+    """What a training without an average has, once for each kind."""
+
+    @cache
+    def train(lora, optimizer):
+        source = PolicySource(path=str(tiny_model), lora=LORAS[lora])
+        return fit(source, tmp_path_factory.mktemp("plain"), average=False, optimizer=optimizer)[1]
+
+    return train
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
-def test_validation_and_the_end_have_the_average_and_training_goes_on(source, tmp_path, optimizer, first, lora):
-    source = replace(source, lora=lora)
-    _, plain, _ = fit(source, tmp_path, average=False, optimizer=optimizer)
+@pytest.mark.parametrize("lora", LORAS)
+def test_validation_and_the_end_have_the_average_and_training_goes_on(
+    source, tmp_path, plainly, optimizer, first, lora
+):
+    source, plain = replace(source, lora=LORAS[lora]), plainly(lora, optimizer)
     module, seen, _ = fit(source, tmp_path, optimizer=optimizer, first=first)
     assert len(seen.after) == STEPS
     for ours, theirs in zip(seen.after, plain.after, strict=True):

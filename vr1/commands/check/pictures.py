@@ -20,7 +20,8 @@ from vr1.types import DetectionRecord, Prediction, Targets
 
 def histograms(summaries: Sequence[Summary]) -> Figure:
     """Objects a record, box sizes in the image and in the model's input, and prompt lengths, a row a split."""
-    figure = Figure(figsize=(14, 3 * len(summaries)), layout="constrained")
+    width, height = 14.0, 3.0 * len(summaries)
+    figure = Figure(figsize=(width, height))
     axes = figure.subplots(len(summaries), 4, squeeze=False)
     for row, summary in zip(axes, summaries, strict=True):
         readable = [item for item in summary.rows if item.tokens]
@@ -38,6 +39,15 @@ def histograms(summaries: Sequence[Summary]) -> Figure:
         row[3].tick_params(labelsize=7)
         row[3].axvline(summary.limit, color="#cc3311")
         row[3].set_title(f"{summary.name}: prompt tokens (line: limit)", fontsize=9)
+    # Margins in inches: measuring every text for a constrained layout takes longer than all of the drawing.
+    figure.subplots_adjust(
+        left=0.5 / width,
+        bottom=0.35 / height,
+        right=1 - 0.15 / width,
+        top=1 - 0.3 / height,
+        wspace=0.5 / (width / 4),
+        hspace=0.6 / (height / len(summaries)),
+    )
     return figure
 
 
