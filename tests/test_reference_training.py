@@ -68,8 +68,9 @@ CASES = {
     "recomputed": Case(recomputed=True, temperature=1.3, kl=0.1),
     "resampled": Case(resample=2, levels=2, kl=0.1),
     "truncated_do_not_count": Case(mask_truncated=True, kl=0.1, temperature=0.5, updates=2),
-    "supervised": Case(supervised=0.3, temperature=0.7, accumulate=2, updates=2, kl=0.2),
-    "supervised_adapters": Case(supervised=2.0, lora=True, lr=1e-2, recomputed=True),
+    # True answers are cut after their first box.
+    "supervised": Case(supervised=0.3, temperature=0.7, accumulate=2, updates=2, kl=0.2, limit=9),
+    "supervised_adapters": Case(supervised=2.0, lora=True, lr=1e-2, recomputed=True, limit=9),
     "trained_model": Case(trained=True, kl=0.1, temperature=1.1, steps=2, limit=24),
 }
 
@@ -358,7 +359,7 @@ class Restated:
         for group in groups:
             text = true_answer(group["record"], self.input_size(group["encoded"]))
             ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-            tokens = torch.tensor([[*ids, int(self.ends[0])]])
+            tokens = torch.tensor([[*ids, int(self.ends[0])]])[:, : self.case.limit]
             values, _ = self.log_probs(self.model, group["encoded"], tokens, torch.ones_like(tokens, dtype=torch.bool))
             total, count = total - values.sum(), count + values.numel()
         return total / count

@@ -25,7 +25,8 @@ def grpo(source, weight=None, **settings):
     return GRPOModule(
         policy=source,
         reward=Reward(terms={"length": Alternating()}),
-        sampling=Sampling(group_size=3, max_new_tokens=6),
+        # More than the longest answer to these scenes has.
+        sampling=Sampling(group_size=3, max_new_tokens=120),
         loss=GRPO(kl_coef=0.0),
         supervised=None if weight is None else SupervisedTerm(weight=weight),
         optimizer=SGD,
@@ -59,6 +60,7 @@ def test_a_step_is_the_sum_of_both(tmp_path, kind, accumulate):
     rewards, of_rewards = moved(grpo(source), tmp_path, **settings)
     answers, of_answers = moved(SFTModule(policy=source, target_order="sorted", optimizer=SGD), tmp_path, **settings)
     assert logged["grpo/supervised_loss"] == pytest.approx(of_answers["sft/loss"], rel=1e-5)
+    assert logged["grpo/supervised_cut"] == 0
     assert "grpo/supervised_loss" not in of_rewards
     for name in ("grpo/loss", "grpo/entropy", "grpo/completion_tokens", "grpo/sampler_gap", "reward/total"):
         assert logged[name] == pytest.approx(of_rewards[name], rel=1e-5, abs=1e-6), name
@@ -89,7 +91,8 @@ def test_answers_are_the_last_of_their_groups(longer):
     if longer == "completions":
         answers = answers[..., :2]
     masks = [torch.rand(part.shape, generator=torch.Generator().manual_seed(1)) < 0.7 for part in (tokens, answers)]
-    joined, mask = append_answers(tokens, masks[0], answers, masks[1])
+    joined, mask, cut = append_answers(tokens, masks[0], answers, masks[1], limit=6)
+    assert float(cut) == 0
     assert joined.shape == mask.shape == (2, 4, max(tokens.shape[-1], answers.shape[-1]))
     for prompt in range(2):
         for row, (own, present) in enumerate(
@@ -97,6 +100,16 @@ def test_answers_are_the_last_of_their_groups(longer):
         ):
             assert joined[prompt, row][mask[prompt, row]].tolist() == own[present].tolist()
     assert int(mask.sum()) == sum(int(part.sum()) for part in masks)
+
+
+def test_long_answers_are_cut_and_counted():
+    tokens, answers = torch.zeros(4, 2, 3, dtype=torch.long), torch.arange(24).view(4, 1, 6)
+    present = torch.arange(6) < torch.tensor([6, 5, 4, 1])[:, None, None]
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    joined, joined_mask, cut = append_answers(tokens, mask, answers, present, limit=4)
+    assert float(cut) == 2 / 4
+    assert joined[:, 2].tolist() == answers[:, 0, :4].tolist()
+    assert joined_mask[:, 2].sum(-1).tolist() == [4, 4, 4, 1]
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])

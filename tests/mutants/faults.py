@@ -662,6 +662,8 @@ FAULTS = [
         "tests/modules/test_supervised_term.py",
         ("pad(part, (0, width - part.shape[-1]))", "pad(part, (width - part.shape[-1], 0))"),
         ("(mask, answers_mask))", "(mask, torch.ones_like(answers_mask)))"),
+        ("cut = answers_mask[..., limit:]", "cut = answers_mask[..., limit - 1 :]"),
+        ("answers[..., :limit], answers_mask[..., :limit]", "answers, answers_mask"),
         ("if not self.weight > 0:", "if self.weight < 0:"),
     ),
     *_faults(

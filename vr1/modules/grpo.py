@@ -194,7 +194,7 @@ class GRPOModule(WarmStartedModule):
         (_, group, length), tokens, mask = rollout.tokens.shape, rollout.tokens, rollout.mask
         if self.supervised is not None:
             answers = self.encoder.targets(prompts, self.policy.eos_tokens[0], self.supervised.target_order)
-            tokens, mask = append_answers(tokens, mask, *answers)
+            tokens, mask, cut = append_answers(tokens, mask, *answers, self.sampling.max_new_tokens)
         log_probs, entropy = self.policy.log_probs(
             prompts, tokens, mask, self.sampling.temperature, rollout.take_prefix(), self.loss.entropy_coef > 0
         )
@@ -202,7 +202,7 @@ class GRPOModule(WarmStartedModule):
         if self.supervised is not None:
             mask = mask[:, group:]
             loss = -mean_where(log_probs[:, group:], mask) * self.share_of(mask.sum())
-            self.step_figures.add("grpo", {"supervised_loss": loss})
+            self.step_figures.add("grpo", {"supervised_loss": loss, "supervised_cut": cut})
             term = self.supervised.weight * loss
         return log_probs[:, :group, :length], entropy[:, :group, :length], term
 

@@ -20,7 +20,8 @@ class SupervisedTerm:
     Rewards judge what the model finds by itself; an object that none of its completions finds teaches it nothing. This
     term adds the negative log-probability of the true boxes, written as the model's family writes them, at the
     temperature of sampling: ``loss + weight * mean over the tokens of the true answers``. They are one more completion
-    of their group in the forward and backward of an update, so that image and prompt are computed once for all.
+    of their group in the forward and backward of an update, so that image and prompt are computed once for all, and
+    like those they end at ``sampling.max_new_tokens``.
 
     Args:
         weight: of the term. AdamW does not see the scale of a loss, only the ratio of its terms: much above 1, the
@@ -45,7 +46,9 @@ class SupervisedTerm:
             raise UserError(f"supervised: weight={self.weight} must be above 0; leave supervised out to train without")
 
 
-def append_answers(tokens: Tensor, mask: Tensor, answers: Tensor, answers_mask: Tensor) -> tuple[Tensor, Tensor]:
+def append_answers(
+    tokens: Tensor, mask: Tensor, answers: Tensor, answers_mask: Tensor, limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Completions with the true answer as the last of each group.
 
     Args:
@@ -53,18 +56,24 @@ def append_answers(tokens: Tensor, mask: Tensor, answers: Tensor, answers_mask: 
         mask: ``[B, G, C]`` bool.
         answers: ``[B, 1, A]`` int64.
         answers_mask: ``[B, 1, A]`` bool.
+        limit: tokens of an answer, at most; longer ones are cut, which bounds the memory of an update.
 
     Returns:
-        Tokens and mask ``[B, G + 1, max(C, A)]``, padded on the right.
+        Tokens and mask ``[B, G + 1, max(C, min(A, limit))]``, padded on the right, and the share of answers that are
+        cut, a scalar.
 
     Example:
         >>> tokens, mask = torch.tensor([[[5, 6]]]), torch.tensor([[[True, True]]])
-        >>> append_answers(tokens, mask, torch.tensor([[[7, 8, 9]]]), torch.ones(1, 1, 3, dtype=torch.bool))[0].tolist()
-        [[[5, 6, 0], [7, 8, 9]]]
+        >>> answers, answers_mask = torch.tensor([[[7, 8, 9, 10]]]), torch.ones(1, 1, 4, dtype=torch.bool)
+        >>> joined, _, cut = append_answers(tokens, mask, answers, answers_mask, limit=3)
+        >>> joined.tolist(), float(cut)
+        ([[[5, 6, 0], [7, 8, 9]]], 1.0)
     """
+    cut = answers_mask[..., limit:].any(-1).float().mean()
+    answers, answers_mask = answers[..., :limit], answers_mask[..., :limit]
     width = max(tokens.shape[-1], answers.shape[-1])
     joined = [
         torch.cat([pad(part, (0, width - part.shape[-1])) for part in parts], dim=1)
         for parts in ((tokens, answers), (mask, answers_mask))
     ]
-    return joined[0], joined[1]
+    return joined[0], joined[1], cut
