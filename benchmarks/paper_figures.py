@@ -21,7 +21,7 @@ _COLOURS = (
 def draw_findings(results: Results) -> Image.Image:
     """What each training gains over its start: here, seed by seed, and in the paper."""
     names = list(VARIANTS)
-    figure = Figure(figsize=(11, 4.8), dpi=110, layout="constrained")
+    figure = Figure(figsize=(12, 5.2), dpi=110, layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     for axes, group in zip(panels[:2], ("seen", "unseen"), strict=True):
         start = statistics.mean(results[START][group]["map"])

@@ -74,7 +74,7 @@ VARIANTS = {
         ),
         Variant(
             name="warm_start",
-            title="50 steps of SFT on sorted boxes, then credit for each box",
+            title="50 steps of SFT, then credit for each box",
             configs=_OURS,
             arguments=(*_NO_REFINEMENT, *_BOX_CREDIT, *_WARM_START),
         ),
