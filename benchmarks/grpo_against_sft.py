@@ -1,4 +1,4 @@
-"""GRPO, with credit for each box and the average of the weights or without, against SFT on the same images.
+"""GRPO, with credit for each box and the average of the weights or without, SFT, and both at once on the same images.
 
 Each is taken at its best learning rate and with early stopping.
 
