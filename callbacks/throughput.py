@@ -22,7 +22,8 @@ class Throughput(Callback):
     Logged after every optimizer step: ``perf/step_tokens_per_second`` (completion tokens of all processes over the time
     of the step), ``perf/rollout_share``, ``perf/reference_share`` and ``perf/policy_share`` (forward, backward and
     update; the rest is the rewards' share), and ``perf/peak_memory_gib``: the GPU memory allocated at most since the
-    start of the run or, without a GPU, the process's memory; of several processes the largest value.
+    start of the run or, without a GPU, the process's memory; of several processes the largest value. With
+    ``policy.gradient_checkpointing: auto`` also ``perf/recomputed_layers``, of the step's last batch.
 
     Note:
         Time between batches (validation, checkpoints, waiting for data) is not counted. In a step that reuses an
@@ -78,6 +79,9 @@ class Throughput(Callback):
         rate, peak = step["tokens"] / self._seconds, _peak_memory_gib(pl_module.device)
         pl_module.log("perf/step_tokens_per_second", rate, sync_dist=distributed, reduce_fx="sum")
         pl_module.log("perf/peak_memory_gib", peak, sync_dist=distributed, reduce_fx="max")
+        choice = getattr(getattr(pl_module, "policy", None), "recomputation", None)
+        if choice is not None:
+            pl_module.log("perf/recomputed_layers", float(choice.recomputed), sync_dist=distributed)
         self._seconds, self._before = 0.0, now
 
     def _read(self, pl_module: "pl.LightningModule") -> dict[str, float]:

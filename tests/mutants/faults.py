@@ -47,6 +47,36 @@ _TRAINED = _restated("trained_model")
 _TOP_P = _restated("top_p")
 
 FAULTS = [
+    # Gradient checkpointing as far as necessary.
+    *_faults(
+        "vr1/policy/recomputation.py",
+        "tests/policy/test_recomputation.py",
+        ("[*layers[-2::-1], layers[-1]]", "list(layers)"),
+        ("layer.gradient_checkpointing = True", "pass"),
+        ("max(counter.total for counter in counters) / tokens", "max(counter.total for counter in counters)"),
+        ("return 1 if room > 0 else 0", "return self.layers"),
+        ("int(room / one) - 1", "int(room / one)"),
+        ("{_identity(weight) for weight in (*layer.parameters(), *layer.buffers())}", "set()"),
+        (" and memory not in self._seen", ""),
+        ("return stored.detach()", "return stored"),
+        ("always_call=True", "always_call=False"),
+        ("self._hooks.__exit__(None, None, None)", "pass"),
+        ("min(tokens, _LOGIT_ROWS)", "tokens"),
+        (" and weight.grad is None", ""),
+    ),
+    *_faults(
+        "vr1/policy/policy.py",
+        "tests/policy/test_recomputation.py",
+        ("not (self.training and torch.is_grad_enabled())", "not self.training"),
+        ("max(1, int(mask.sum(-1).max()))", "mask.shape[-1]"),
+        ("len(prompts) * width if prefix is None else 0", "len(prompts) * width"),
+    ),
+    *_faults(
+        "vr1/commands/plan/predict.py",
+        "tests/policy/test_recomputation.py",
+        ("choice.bytes_per_token * needs.prompts", "choice.bytes_per_token"),
+        ("SHARE * (room - state)", "SHARE * room"),
+    ),
     # The training step.
     *_faults(
         "vr1/modules/base.py",

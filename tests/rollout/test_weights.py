@@ -10,6 +10,7 @@ import torch
 
 from vr1.errors import UserError
 from vr1.policy import Lora, PolicySource
+from vr1.policy.free_memory import free_bytes
 from vr1.policy.patches import four_bit_layers
 from vr1.rollout import Sampling, SharedPrefixSampler, Workload, generate, linear, shared
 from vr1.rollout.weights import (
@@ -17,7 +18,6 @@ from vr1.rollout.weights import (
     cache_bytes,
     check_room,
     dequantized_bytes,
-    free_bytes,
     quantized_weights,
 )
 

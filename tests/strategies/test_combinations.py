@@ -28,6 +28,7 @@ def made(strategy):
         (FullySharded, FOUR_BITS, {}, "set trainer.strategy ddp"),
         (FullySharded, {}, {"precision": "16-mixed"}, "set trainer.precision bf16-mixed"),
         (FullySharded, {}, {"optimizer": bitsandbytes.optim.PagedAdamW8bit}, "set model.optimizer torch.optim.AdamW"),
+        (FullySharded, {"gradient_checkpointing": "auto"}, {}, "policy.gradient_checkpointing=auto .*; set it to true"),
         (ModelParallelStrategy, {}, {}, "set trainer.strategy fully_sharded"),
         (FSDPStrategy, {}, {}, "set trainer.strategy fully_sharded"),
         (FullySharded, {}, {"precision": "bf16-true"}, "set trainer.precision bf16-mixed"),
@@ -43,6 +44,8 @@ def test_refused(strategy, policy, settings, message):
 @pytest.mark.parametrize(
     ("strategy", "policy", "settings"),
     [
+        (DDPStrategy, {"gradient_checkpointing": "auto"}, {}),
+        (FullySharded, {"gradient_checkpointing": True}, {}),
         (DDPStrategy, FOUR_BITS, {"optimizer": bitsandbytes.optim.PagedAdamW8bit}),
         (FullySharded, {"lora": Lora()}, {"precision": "bf16-mixed", "optimizer": torch.optim.AdamW}),
         (FullySharded, {}, {"precision": "32-true", "optimizer": torch.optim.SGD}),

@@ -133,7 +133,8 @@ class PolicySource:
             ones that are dequantized once a rollout and freed after it (``dequantized``: faster, more memory).
             ``auto`` dequantizes where the memory suffices (`vr1.rollout.weights`).
         freeze_vision: do not train the vision tower.
-        gradient_checkpointing: recompute activations in backward: less memory, a third more time.
+        gradient_checkpointing: recompute activations in backward: less memory, a third more time. ``auto`` recomputes
+            those alone for which a batch leaves no memory (`vr1.policy.recomputation`), with the same results.
         min_pixels: smallest model input in pixels; None leaves the processor's own.
         max_pixels: largest model input in pixels, in training and evaluation; None leaves the processor's own.
         share_prompt: compute image and prompt once per group of completions (true) or once per completion (false);
@@ -149,7 +150,7 @@ class PolicySource:
     quantize: Literal["nf4"] | None = None
     rollout_weights: RolloutForm = "auto"
     freeze_vision: bool = False
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = False
     min_pixels: int | None = None
     max_pixels: int | None = None
     share_prompt: bool | None = None
@@ -299,7 +300,7 @@ class PolicySource:
         if self.gradient_checkpointing:
             # After the adapters: peft and transformers would both add hooks for reentrant checkpointing.
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        return Policy(network.train(), self.share_prompt, self.rollout_weights)
+        return Policy(network.train(), self.share_prompt, self.rollout_weights, self.gradient_checkpointing == "auto")
 
     def lora_config(self) -> LoraConfig:
         """The adapters as peft's configuration; ``lora`` must be set."""

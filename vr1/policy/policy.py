@@ -6,7 +6,7 @@ value heads, E head width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from vr1.policy.architectures import architecture_of
 from vr1.policy.attention import CompletionAttention, PromptAttention, Sharing
 from vr1.policy.logprobs import token_log_probs, unshared_log_probs
 from vr1.policy.patches import apply_patches, transformer_blocks
+from vr1.policy.recomputation import Recomputation, room_for_activations
 from vr1.prompts import PromptBatch
 from vr1.types import Prefix
 
@@ -47,13 +48,19 @@ class Policy(nn.Module):
             if this model can.
         rollout_weights: what rollouts multiply with where weights are stored in 4 bits
             (`vr1.policy.loading.PolicySource`).
+        recompute_as_needed: of the layers of the language model, which have gradient checkpointing enabled, recompute
+            those alone whose activations do not fit in the memory (`vr1.policy.recomputation`).
 
     Raises:
         UserError: ``share_prompt`` for a model that cannot.
     """
 
     def __init__(
-        self, network: nn.Module, share_prompt: bool | None = None, rollout_weights: RolloutForm = "auto"
+        self,
+        network: nn.Module,
+        share_prompt: bool | None = None,
+        rollout_weights: RolloutForm = "auto",
+        recompute_as_needed: bool = False,
     ) -> None:
         super().__init__()
         self.network: Any = network
@@ -61,6 +68,7 @@ class Policy(nn.Module):
         self.architecture = None if share_prompt is False else architecture_of(self.base.config)
         self._max_length_ratio = _MAX_LENGTH_RATIO
         apply_patches(self.base, share_prompts=self.architecture is not None)
+        self.recomputation = Recomputation(self.base.get_decoder().layers) if recompute_as_needed else None
         if self.architecture is None and share_prompt is not False:
             kind = self.base.config.model_type
             if share_prompt:
@@ -255,8 +263,40 @@ class Policy(nn.Module):
         Returns:
             Log-probs ``[B, G, C]`` float32 and entropies ``[B, G, C]`` float32; 0 outside the mask.
         """
-        if not self.shares_prompt:
-            return unshared_log_probs(self.network, prompts, tokens, mask, temperature, entropy_gradient)
+        with self._recomputation_of(prompts, mask, prefix):
+            if not self.shares_prompt:
+                return unshared_log_probs(self.network, prompts, tokens, mask, temperature, entropy_gradient)
+            return self._shared_log_probs(prompts, tokens, mask, temperature, prefix, entropy_gradient)
+
+    def _recomputation_of(
+        self, prompts: PromptBatch, mask: Tensor, prefix: Prefix | None
+    ) -> AbstractContextManager[None]:
+        """A context in which layers recompute their activations as far as a forward requires (`log_probs`)."""
+        if self.recomputation is None or not (self.training and torch.is_grad_enabled()):
+            return nullcontext()
+        rows, width = mask.shape[0] * mask.shape[1], prompts.tokens.shape[1]
+        of_prompts = rows * width if not self.shares_prompt else len(prompts) * width if prefix is None else 0
+        tokens = rows * max(1, int(mask.sum(-1).max())) + of_prompts
+        room = room_for_activations(
+            mask.device,
+            self.parameters(),
+            tokens,
+            self.recomputation.layers,
+            self.base.config.get_text_config(),
+            self.base.dtype,
+        )
+        return self.recomputation.choose(room, tokens)
+
+    def _shared_log_probs(
+        self,
+        prompts: PromptBatch,
+        tokens: Tensor,
+        mask: Tensor,
+        temperature: float,
+        prefix: Prefix | None,
+        entropy_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """`log_probs` of a policy that shares prompts."""
         prefix = self.prefill(prompts) if prefix is None else prefix
         present = mask if bool(mask.any()) else _one_token(mask)
         prompt, _, place = present.nonzero(as_tuple=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from vr1.policy.free_memory import free_bytes
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
 from vr1.rollout.cache import cache_capacity
 from vr1.rollout.sampling import Sampling, sampling_bytes
-from vr1.rollout.weights import free_bytes
 
 __all__ = ["bytes_per_token", "group_bytes", "rows_in", "rows_that_fit"]
 

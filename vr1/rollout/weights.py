@@ -7,13 +7,13 @@ meanwhile.
 Shape letters: C completion tokens.
 """
 
-import psutil
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from vr1.errors import UserError
+from vr1.policy.free_memory import free_bytes
 from vr1.policy.loading import UNQUANTIZED, PolicySource
 from vr1.policy.patches import four_bit_layers
 from vr1.policy.policy import Policy
@@ -22,7 +22,7 @@ from vr1.rollout.linear import compute_dtype
 from vr1.rollout.sampling import Sampling, sampling_bytes
 from vr1.types import Prefix
 
-__all__ = ["RolloutWeights", "cache_bytes", "dequantized_bytes", "free_bytes", "quantized_weights"]
+__all__ = ["RolloutWeights", "cache_bytes", "dequantized_bytes", "quantized_weights"]
 
 _GIB = 2**30
 # Free memory that the allocator cannot use because of fragmentation.
@@ -157,15 +157,3 @@ def cache_bytes(prefix: Prefix, group: int, tokens: int) -> float:
     of_prompts = sum(part.numel() * part.element_size() for part in (*prefix.keys, *prefix.values))
     # While the capacity grows, one layer has its old and its new memory.
     return of_prompts / prefix.mask.shape[1] * group * cache_capacity(tokens) * (1 + 1 / len(prefix.keys))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that new tensors on a device can take now.
-
-    Args:
-        device: a GPU, whose allocator also has memory to reuse, or the host.
-    """
-    if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
-    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(torch.cuda.mem_get_info(device)[0] + reusable)

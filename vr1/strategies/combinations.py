@@ -67,6 +67,12 @@ def check_combination(
             " set trainer.strategy ddp (a full 4-bit model on each process), or leave policy.quantize out (16-bit"
             " weights in shards)"
         )
+    if source.gradient_checkpointing == "auto":
+        raise UserError(
+            "policy.gradient_checkpointing=auto with trainer.strategy fully_sharded: processes that recompute"
+            " different layers would gather weights at different times, and wait for each other; set it to true, or to"
+            " false where `vr1 plan` shows that the memory suffices"
+        )
     if precision is not None and precision not in _SHARDED_PRECISIONS:
         raise UserError(
             f"trainer.precision={precision} with trainer.strategy fully_sharded: float16 requires a scaled loss, which"

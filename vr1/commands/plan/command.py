@@ -67,6 +67,8 @@ def _plan(needs: "Needs", gpu: str | None, room: float | None) -> int:
                 f"4 bits are not needed on {gpu}: weights in bfloat16 (--model.policy.quantize null) take {_gib(peak)}"
                 " GiB and are not converted for every product"
             )
+        if needs.policy.gradient_checkpointing and not needs.sharded:
+            print(_recomputation(needs, prediction, room))
         return 0
     print(f"does not fit: {_gib(prediction.peak)} GiB, and tensors can use {_gib(room)} on {gpu}; first change")
     for change, changed in changes(needs):
@@ -106,6 +108,17 @@ def _rollout_weights(prediction: "MemoryPlan", room: float | None) -> str:
         return f"policy.rollout_weights auto: dequantized where there is room for {numbers}"
     choice = "dequantized" if needed <= room else "quantized"
     return f"policy.rollout_weights auto: {choice} (dequantized weights take {numbers}, {_gib(room)} can be used)"
+
+
+def _recomputation(needs: "Needs", prediction: "MemoryPlan", room: float) -> str:
+    """What ``gradient_checkpointing: auto`` does, or would do."""
+    from vr1.commands.plan.predict import storing_layers
+
+    storing, layers = storing_layers(needs, prediction, room)
+    what = f"{layers - storing} of {layers} layers recompute their activations at the largest sizes, fewer at others"
+    if needs.policy.gradient_checkpointing == "auto":
+        return f"policy.gradient_checkpointing auto: {what}"
+    return f"not all layers have to recompute: with --model.policy.gradient_checkpointing auto, {what}"
 
 
 def _gib(size: float) -> str:

@@ -19,6 +19,7 @@ from vr1.commands.plan.shapes import empty_policy, largest_prompts
 from vr1.errors import UserError
 from vr1.policy.logprobs import token_log_probs
 from vr1.policy.policy import Policy
+from vr1.policy.recomputation import SHARE, Recomputation
 from vr1.policy.reference import common_weights, copies_weights
 from vr1.prompts import PromptBatch
 from vr1.rollout.cache import GroupCache, cache_capacity
@@ -240,6 +241,34 @@ def _policy_step(policy: Policy, prompts: PromptBatch, needs: Needs) -> tuple[fl
     for parameter in policy.parameters():
         parameter.grad = None
     return peak - logits, logits
+
+
+def storing_layers(needs: Needs, plan: MemoryPlan, room: float) -> tuple[int, int]:
+    """How many layers ``gradient_checkpointing: auto`` lets store their activations, at the largest sizes.
+
+    A forward of a single prompt measures what one stores, as `vr1.policy.recomputation.Recomputation` does in training.
+
+    Args:
+        needs: the settings.
+        plan: what is predicted for them, with all layers recomputing.
+        room: bytes that tensors can use.
+
+    Returns:
+        Their number, and that of all layers of the language model.
+    """
+    one = replace(needs, prompts=1, policy=replace(needs.policy, gradient_checkpointing=True))
+    policy = empty_policy(one)
+    choice = Recomputation(policy.base.get_decoder().layers)
+    tokens = torch.zeros(1, needs.trained_completions, needs.completion_tokens, dtype=torch.long)
+    with LiveBytes(_autocast(needs)):
+        prompts = policy.with_image_features(largest_prompts(one, 1))
+        with choice.choose(room=1.0, tokens=1):
+            policy.log_probs(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool))
+    assert choice.bytes_per_token is not None
+    parts = plan.moments["policy"]
+    state = sum(size for part, size in parts.items() if part not in ("activations", "logits", "gradients"))
+    free = SHARE * (room - state) - (sum(parts.values()) - state)
+    return min(choice.layers, max(0, int(free / (choice.bytes_per_token * needs.prompts)))), choice.layers
 
 
 def _autocast(needs: Needs) -> torch.dtype | None:

@@ -80,10 +80,13 @@ def _without_content(prompts: PromptBatch) -> PromptBatch:
 def empty_policy(needs: Needs) -> Policy:
     """The policy with parameters without content, in the precision that they are stored in.
 
+    With ``gradient_checkpointing: auto`` all layers recompute their activations, which they do where memory is short.
+
     Args:
         needs: the settings.
     """
-    source, dtype = needs.policy, getattr(torch, needs.policy.dtype)
+    source = replace(needs.policy, gradient_checkpointing=bool(needs.policy.gradient_checkpointing))
+    dtype = getattr(torch, source.dtype)
     config = source.config()
     with torch.device("meta"):
         network: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=dtype)

@@ -1,0 +1,274 @@
+"""Gradient checkpointing as far as the memory requires: the same gradients, measured sizes, nothing left behind."""
+
+import csv
+from dataclasses import replace
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from tests.command import run, small, steps
+from tests.policy.test_loading import ADAPTERS, gradients
+from vr1.commands.plan.live_bytes import LiveBytes
+from vr1.commands.plan.needs import Needs
+from vr1.commands.plan.predict import _policy_step, predict, storing_layers
+from vr1.commands.plan.shapes import empty_policy, largest_prompts
+from vr1.policy import Lora, PolicySource
+from vr1.policy import policy as policy_module
+from vr1.policy import recomputation as module
+from vr1.policy.recomputation import Recomputation, room_for_activations
+from vr1.policy.tiny import Sizes, write_model
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def four_layers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "four"
+    write_model(folder, Sizes(hidden=64, layers=4, heads=4, kv_heads=2, intermediate=96))
+    return PolicySource(path=str(folder), gradient_checkpointing="auto")
+
+
+def layers_of(policy):
+    return list(policy.base.get_decoder().layers)
+
+
+def recomputing(policy):
+    return [layer.gradient_checkpointing for layer in layers_of(policy)]
+
+
+class Fixed(Recomputation):
+    """Lets a number of layers store their activations."""
+
+    def __init__(self, layers, storing):
+        super().__init__(layers)
+        self.storing = storing
+
+    def _fitting(self, room, tokens):
+        return self.storing
+
+
+@pytest.mark.parametrize("adapters", ADAPTERS, ids=["whole", "lora", "qlora"])
+@pytest.mark.parametrize("shared", [True, False], ids=["shared prompt", "whole rows"])
+def test_gradients_do_not_depend_on_how_many_layers_recompute(
+    four_layers, prompts, ragged_completions, adapters, shared
+):
+    found = []
+    for storing in (0, 2, 4):
+        policy = replace(four_layers, share_prompt=None if shared else False, **adapters).load()
+        policy.recomputation = Fixed(layers_of(policy), storing)
+        seen = _flags_in_forward(policy)
+        found.append(gradients(policy, prompts, ragged_completions))
+        # The last but one is the first to store its activations, and the last one the last.
+        expected = [[True] * 4, [True, True, False, True], [True, False, False, True], [False] * 3 + [True]]
+        assert seen[:4] == [*expected, [False] * 4][storing]
+        assert policy.recomputation.recomputed == 4 - storing
+        assert recomputing(policy) == [True] * 4
+    assert found[0]
+    for others in found[1:]:
+        assert others.keys() == found[0].keys()
+        for name, gradient in others.items():
+            assert torch.equal(gradient, found[0][name]), name
+
+
+def _flags_in_forward(policy):
+    seen = []
+    for layer in layers_of(policy):
+        layer.register_forward_pre_hook(lambda layer, _: seen.append(layer.gradient_checkpointing))
+    return seen
+
+
+def test_the_first_forward_measures_and_later_ones_fill_the_room():
+    layers = [torch.nn.Linear(2, 2) for _ in range(6)]
+    choice = Recomputation(layers)
+
+    def storing(room, tokens):
+        with choice.choose(room, tokens):
+            return [number for number, layer in enumerate(layers) if layer.gradient_checkpointing is False]
+
+    for layer in layers:
+        layer.gradient_checkpointing = True
+    assert storing(-1.0, 10) == []
+    assert choice.bytes_per_token is None
+    with choice.choose(1.0, 10):
+        assert [layer.gradient_checkpointing for layer in layers] == [True] * 4 + [False, True]
+        layers[4](torch.ones(5, 2, requires_grad=True))
+    # The input, 5 x 2 values of 4 bytes; the weights do not count.
+    assert choice.bytes_per_token == 40 / 10
+    # One more than is stored has to fit: 4 bytes x 100 tokens each.
+    for room, expected in ((-5.0, []), (799, []), (800, [4]), (1599, [3, 4]), (2000, [1, 2, 3, 4])):
+        choice.bytes_per_token = 4.0
+        assert storing(room, 100) == expected
+    choice.bytes_per_token = 4.0
+    assert storing(2400, 100) == [0, 1, 2, 3, 4]
+    choice.bytes_per_token = 4.0
+    assert storing(1e9, 100) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("adapters", [{"freeze_vision": True}, {"lora": Lora(rank=2)}], ids=["whole", "lora"])
+def test_what_a_layer_stores_is_measured(four_layers, prompts, adapters):
+    """Against the growth of memory that operators on tensors without content cause, which vr1 plan counts."""
+    tokens = torch.full((3, 4, 30), 7)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    policy = replace(four_layers, **adapters).load()
+    policy.log_probs(prompts, tokens, mask)
+    measured = policy.recomputation.bytes_per_token * (3 * 4 * 30 + prompts.tokens.numel())
+    kept, recomputed = (
+        _live(replace(four_layers, **adapters), again, prompts, tokens, mask) for again in (False, True)
+    )
+    # The last of the four layers stores less of prompts; the input, which counts as stored, is there in both.
+    assert 0.9 < measured / ((kept - recomputed) / 4) < 1.35
+
+
+def _live(source, again, prompts, tokens, mask):
+    needs = Needs(
+        policy=replace(source, gradient_checkpointing=again),
+        prompts=3,
+        group_size=4,
+        completion_tokens=30,
+        max_prompt_tokens=256,
+        reference=False,
+        optimizer=torch.optim.SGD,
+    )
+    policy = empty_policy(needs)
+    with LiveBytes() as live:
+        log_probs, _ = policy.log_probs(prompts, tokens, mask)
+        stored = live.now
+    del log_probs
+    return stored
+
+
+def test_a_forward_without_backward_leaves_nothing_behind(four_layers, prompts, ragged_completions):
+    policy = four_layers.load()
+    needs = Needs(
+        policy=four_layers,
+        prompts=3,
+        group_size=4,
+        completion_tokens=9,
+        max_prompt_tokens=256,
+        reference=False,
+        optimizer=torch.optim.SGD,
+    )
+    empty = empty_policy(needs)
+    empty.recomputation = Fixed(layers_of(empty), 4)
+    with LiveBytes() as live:
+        result = empty.log_probs(prompts, *ragged_completions)
+        assert live.now > 1e5
+        del result
+        assert live.now == 0
+    assert all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers_of(policy))
+
+
+def test_a_forward_that_fails_changes_no_later_one(four_layers, prompts, ragged_completions, monkeypatch):
+    policy = four_layers.load()
+    policy.recomputation = Fixed(layers_of(policy), 4)
+    broken = layers_of(policy)[2].mlp
+
+    def fail(*_):
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, "forward", fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            policy.log_probs(prompts, *ragged_completions)
+    assert recomputing(policy) == [True] * 4
+    assert all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers_of(policy))
+    # Hooks of saved tensors are gone too: those of the failed forward would count these.
+    before = policy.recomputation.bytes_per_token
+    (torch.ones(3, requires_grad=True) * torch.ones(3)).sum().backward()
+    assert policy.recomputation.bytes_per_token == before
+
+
+def test_only_forwards_for_backward_choose(four_layers, prompts, ragged_completions):
+    policy = four_layers.load()
+    with torch.no_grad():
+        policy.log_probs(prompts, *ragged_completions)
+    policy.eval()
+    policy.log_probs(prompts, *ragged_completions)
+    assert (policy.recomputation.bytes_per_token, policy.recomputation.recomputed) == (None, 4)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_other_settings_choose_nothing(four_layers, again):
+    policy = replace(four_layers, gradient_checkpointing=again).load()
+    assert policy.recomputation is None
+    assert recomputing(policy) == [again] * 4
+
+
+@pytest.mark.parametrize("gib", [0.0001, 0.5, 20.0])
+def test_less_free_memory_recomputes_more(four_layers, prompts, ragged_completions, monkeypatch, gib):
+    policy = four_layers.load()
+    policy.log_probs(prompts, *ragged_completions)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gib * GIB))
+    policy.log_probs(prompts, *ragged_completions)
+    assert policy.recomputation.recomputed == (4 if gib < 0.1 else 0)
+
+
+def test_room_beside_inputs_logits_and_gradients(monkeypatch):
+    monkeypatch.setattr(module, "free_bytes", lambda device: 10_000_000)
+    config = SimpleNamespace(hidden_size=10, vocab_size=50)
+    trained, done, fixed = (torch.nn.Parameter(torch.zeros(1000)) for _ in range(3))
+    done.grad = torch.zeros(1000)
+    fixed.requires_grad_(False)
+
+    def room(tokens, dtype=torch.float32):
+        return room_for_activations(torch.device("cpu"), [trained, done, fixed], tokens, 7, config, dtype)
+
+    assert room(200) == 8_000_000 - 7 * 200 * 10 * 4 - 3 * 200 * 50 * 4 - 4000
+    # Logits exist in parts.
+    assert room(5000, torch.bfloat16) == 8_000_000 - 7 * 5000 * 10 * 2 - 3 * 1024 * 50 * 4 - 4000
+
+
+def test_tokens_of_a_forward(four_layers, encoder, prompts, ragged_completions, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        policy_module, "room_for_activations", lambda device, weights, tokens, *_: seen.append(tokens) or 0.0
+    )
+    tokens, mask = ragged_completions
+    shorter = mask & (torch.arange(9) < 5)
+    width = prompts.tokens.shape[1]
+    shared, alone = four_layers.load(), replace(four_layers, share_prompt=False).load()
+    shared.log_probs(prompts, tokens, mask)
+    shared.log_probs(prompts, tokens, shorter)
+    shared.log_probs(prompts, tokens, shorter, prefix=shared.prefill(prompts))
+    alone.log_probs(prompts, tokens, shorter)
+    assert seen == [12 * 9 + 3 * width, 12 * 5 + 3 * width, 12 * 5, 12 * (5 + width)]
+
+
+def test_a_training_says_what_it_chose(tmp_path, tiny_model, capsys, caplog):
+    arguments = [*small(tiny_model), *steps(3), "--model.policy.gradient_checkpointing", "auto"]
+    arguments += ["--trainer.callbacks+", "callbacks.Throughput"]
+    assert run(tmp_path, "fit", *arguments) == 0
+    assert "gradient_checkpointing auto: 0 of 2 layers recompute" in caplog.text + capsys.readouterr().err
+    (path,) = tmp_path.rglob("metrics.csv")
+    with path.open() as file:
+        found = [row["perf/recomputed_layers"] for row in csv.DictReader(file)]
+    assert [float(value) for value in found if value] == [1.0, 0.0, 0.0]
+
+
+def test_a_plan_predicts_what_a_training_chooses(four_layers):
+    needs = Needs(
+        policy=replace(four_layers, lora=Lora(rank=2)),
+        prompts=4,
+        group_size=4,
+        completion_tokens=60,
+        max_prompt_tokens=256,
+        reference=False,
+        optimizer=torch.optim.AdamW,
+    )
+    plan = predict(needs)
+    assert plan.moments == predict(replace(needs, policy=replace(needs.policy, gradient_checkpointing=True))).moments
+    kept = empty_policy(replace(needs, policy=replace(needs.policy, gradient_checkpointing=False)))
+    without = sum(_policy_step(kept, largest_prompts(needs, 4), needs))
+    policy = plan.moments["policy"]
+    layer = (without - policy["activations"] - policy["logits"]) / 4
+    state = policy["weights"] + policy["adapters"] + policy["optimizer"]
+    needed = sum(policy.values()) - state
+    for layers in range(5):
+        room = state + (needed + (layers + 0.5) * 1.1 * layer) / 0.8
+        found, of = storing_layers(needs, plan, room)
+        assert abs(found - layers) <= 1
+        assert of == 4
+    assert storing_layers(needs, plan, state)[0] == 0
+    assert storing_layers(needs, plan, 100 * GIB)[0] == 4
