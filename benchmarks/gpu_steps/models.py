@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from grpo_step.shapes import config_of
@@ -30,19 +31,19 @@ class Variant:
         lora: adapters of rank 16 on the language model.
         nf4: base weights in 4 bits.
         dequantized: these are dequantized once a rollout.
-        recompute: activations are recomputed in backward.
+        recompute: activations are recomputed in backward; ``auto``: as far as the memory requires.
     """
 
     lora: bool = False
     nf4: bool = False
     dequantized: bool = False
-    recompute: bool = False
+    recompute: bool | Literal["auto"] = False
 
     @property
     def name(self) -> str:
         """For tables."""
         weights = ("NF4 dequantized" if self.dequantized else "NF4") if self.nf4 else "bf16"
-        return weights + (" + LoRA" if self.lora else "")
+        return weights + (" + LoRA" if self.lora else "") + (", recompute auto" if self.recompute == "auto" else "")
 
 
 def source_of(bench: Bench, variant: Variant) -> PolicySource:

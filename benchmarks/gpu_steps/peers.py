@@ -62,7 +62,7 @@ def run(bench: Bench) -> None:
                 max_grad_norm=1.0,
                 use_cpu=bench.device == "cpu",
                 bf16=bench.device == "cuda",
-                gradient_checkpointing=case.variant.recompute,
+                gradient_checkpointing=bool(case.variant.recompute),
                 logging_strategy="no",
                 save_strategy="no",
                 report_to="none",

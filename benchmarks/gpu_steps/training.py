@@ -44,12 +44,13 @@ class Case:
 _NF4, _BF16 = Variant(lora=True, nf4=True, recompute=True), Variant(lora=True, recompute=True)
 CASES = (
     Case(variant=_BF16, prompts=4, group=8, tokens=(128, 128, 128)),
+    Case(variant=replace(_BF16, recompute="auto"), prompts=4, group=8, tokens=(128, 128, 128)),
     Case(variant=_NF4, prompts=1, group=8, tokens=(272, 272)),
     Case(variant=_NF4, prompts=1, group=4, tokens=(272, 272)),
     # Steps of unlike sizes: what the allocator reserves beyond what is used.
     Case(variant=_BF16, prompts=4, group=8, tokens=(128, 512, 256, 512, 64, 384)),
 )
-TINY_CASES = (Case(variant=Variant(lora=True), prompts=2, group=2, tokens=(8, 12)),)
+TINY_CASES = (Case(variant=Variant(lora=True, recompute="auto"), prompts=2, group=2, tokens=(8, 12)),)
 
 
 def cases(bench: Bench) -> Sequence[Case]:
@@ -102,7 +103,10 @@ class _Watch(L.Callback):
         parts = {
             name: value - self.before.get(name, 0.0) for name, value in module.training_state.timer.seconds.items()
         }
-        self.steps.append({"seconds": seconds, **parts, "policy": seconds - sum(parts.values()), **self._memory()})
+        row = {"seconds": seconds, **parts, "policy": seconds - sum(parts.values()), **self._memory()}
+        if module.policy.recomputation is not None:
+            row["recomputed_layers"] = module.policy.recomputation.recomputed
+        self.steps.append(row)
 
     def _memory(self) -> dict[str, float]:
         if self.bench.device != "cuda":

@@ -163,10 +163,14 @@ def test_a_forward_without_backward_leaves_nothing_behind(four_layers, prompts, 
 def test_a_forward_that_fails_changes_no_later_one(four_layers, prompts, ragged_completions, monkeypatch):
     policy = four_layers.load()
     policy.recomputation = Fixed(layers_of(policy), 4)
-    broken = layers_of(policy)[2].mlp
+    broken, counted = layers_of(policy)[2].mlp, []
+    count = module._StoredBytes._count
 
     def fail(*_):
+        assert counted
         raise RuntimeError("no memory")
+
+    monkeypatch.setattr(module._StoredBytes, "_count", lambda *counts: counted.append(counts) or count(*counts))
 
     with monkeypatch.context() as patch:
         patch.setattr(broken, "forward", fail)
@@ -174,10 +178,10 @@ def test_a_forward_that_fails_changes_no_later_one(four_layers, prompts, ragged_
             policy.log_probs(prompts, *ragged_completions)
     assert recomputing(policy) == [True] * 4
     assert all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in layers_of(policy))
-    # Hooks of saved tensors are gone too: those of the failed forward would count these.
-    before = policy.recomputation.bytes_per_token
+    # Nor does anything count what is stored for backward from now on.
+    counted.clear()
     (torch.ones(3, requires_grad=True) * torch.ones(3)).sum().backward()
-    assert policy.recomputation.bytes_per_token == before
+    assert not counted
 
 
 def test_only_forwards_for_backward_choose(four_layers, prompts, ragged_completions):
@@ -270,5 +274,8 @@ def test_a_plan_predicts_what_a_training_chooses(four_layers):
         found, of = storing_layers(needs, plan, room)
         assert abs(found - layers) <= 1
         assert of == 4
+        # What is there all the time leaves as much free of a larger memory.
+        heavy = replace(plan, moments={"policy": {**policy, "reference": 10 * GIB}})
+        assert storing_layers(needs, heavy, room + 10 * GIB)[0] == found
     assert storing_layers(needs, plan, state)[0] == 0
     assert storing_layers(needs, plan, 100 * GIB)[0] == 4
