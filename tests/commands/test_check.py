@@ -162,6 +162,46 @@ def test_unusual_records_are_remarks(folder, tiny_model, capsys):
     assert "remarks on all splits: 2" in capsys.readouterr().out
 
 
+def test_answers_that_no_completion_reaches_are_remarks(folder, tiny_model, source, capsys):
+    root, splits = folder
+    tokenizer = source.processor().tokenizer
+    arguments = ["--model.sampling.max_new_tokens", 40, "--model.evaluation.max_new_tokens", 60]
+    assert check(folder, tiny_model, *arguments) == 0
+    text = (root / "out" / "check.txt").read_text()
+    for name, split, limit in (("train", "train", 40), ("val", "valid", 60)):
+        part = next(part for part in text.split("\n\n") if part.startswith(f"{name}:"))
+        lengths = {}
+        for image in splits[split]["images"]:
+            boxes = [item["bbox"] for item in splits[split]["annotations"] if item["image_id"] == image["id"]]
+            # The images are as large as the model's input.
+            corners = [", ".join(str(round(v)) for v in (x, y, x + w, y + h)) for x, y, w, h in boxes]
+            items = [f'\t{{"bbox_2d": [{corner}], "label": "shape"}}' for corner in corners]
+            answer = "```json\n[\n" + ",\n".join(items) + "\n]\n```"
+            lengths[image["file_name"]] = len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
+        longest = max(lengths.values())
+        mean = sum(lengths.values()) / len(lengths)
+        assert f"true answers: {mean:.0f} tokens on average, the longest {longest} of {limit} (" in part
+        long = {file: length for file, length in lengths.items() if length > limit}
+        found = re.findall(rf"    .*?([^/ ]+\.png).*: (\d+) of {limit} tokens", part)
+        assert {file: int(length) for file, length in found} == long
+        line = f"true answer longer than max_new_tokens, which no completion reaches: {len(long)}"
+        assert (line in part) == bool(long)
+    assert "true answer longer" in text
+
+
+def test_training_that_samples_nothing_has_no_longest_answer(folder, tiny_model):
+    root, _ = folder
+    sft = ["--model", "vr1.SFTModule", "--model.policy.path", tiny_model, "--model.evaluation.max_new_tokens", 5]
+    for split, document in folder[1].items():
+        (root / f"instances_{split}.json").write_text(json.dumps(document))
+    data = ["--data.root", root, "--data.num_workers", 0, "--out", root / "out"]
+    assert run(root, "check", "--config", CONFIGS / "raccoon.yaml", *sft, *data) == 0
+    train, val = (root / "out" / "check.txt").read_text().split("\n\n")[:2]
+    assert "true answers" in train
+    assert "true answer longer" not in train
+    assert " of 5 (" in val
+
+
 @needs_shared
 def test_what_is_known_of_the_real_data_is_reported(tmp_path, tiny_model, capsys):
     anomalies = json.loads((SHARED / "anomalies.json").read_text())

@@ -30,6 +30,10 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         module, data = objects_of(["fit", *arguments])
-        return check(module.encoder, data, options.out)
+        limits = dict.fromkeys(("val", "test"), module.evaluation.max_new_tokens)
+        for sampling in module.samplings("fit"):
+            if sampling is not module.evaluation:
+                limits["train"] = sampling.max_new_tokens
+        return check(module.encoder, data, options.out, limits)
     except (ValueError, OSError) as error:
         return report_user_error("vr1 check", error)

@@ -19,10 +19,10 @@ from vr1.types import DetectionRecord, Prediction, Targets
 
 
 def histograms(summaries: Sequence[Summary]) -> Figure:
-    """Objects a record, box sizes in the image and in the model's input, and prompt lengths, a row a split."""
-    width, height = 14.0, 3.0 * len(summaries)
+    """Objects a record, box sizes in image and model input, lengths of prompts and true answers, a row a split."""
+    width, height = 17.5, 3.0 * len(summaries)
     figure = Figure(figsize=(width, height))
-    axes = figure.subplots(len(summaries), 4, squeeze=False)
+    axes = figure.subplots(len(summaries), 5, squeeze=False)
     for row, summary in zip(axes, summaries, strict=True):
         readable = [item for item in summary.rows if item.tokens]
         parts: list[tuple[str, list[tuple[str, int]]]] = [
@@ -34,18 +34,22 @@ def histograms(summaries: Sequence[Summary]) -> Figure:
             axis.bar([name for name, _ in named], [count for _, count in named], color="#4477aa")
             axis.set_title(f"{summary.name}: {title}", fontsize=9)
             axis.tick_params(labelsize=7)
-        tokens = [item.tokens for item in readable]
-        row[3].hist(tokens, bins=40, range=(0, max([summary.limit, *tokens])), color="#4477aa")
-        row[3].tick_params(labelsize=7)
-        row[3].axvline(summary.limit, color="#cc3311")
-        row[3].set_title(f"{summary.name}: prompt tokens (line: limit)", fontsize=9)
+        for axis, what, tokens, limit in (
+            (row[3], "prompt", [item.tokens for item in readable], summary.limit),
+            (row[4], "answer", [item.answer_tokens for item in readable], summary.answer_limit),
+        ):
+            axis.hist(tokens, bins=40, range=(0, max([limit or 1, *tokens])), color="#4477aa")
+            axis.tick_params(labelsize=7)
+            axis.set_title(f"{summary.name}: {what} tokens{' (line: limit)' if limit else ''}", fontsize=9)
+            if limit:
+                axis.axvline(limit, color="#cc3311")
     # Margins in inches: measuring every text for a constrained layout takes longer than all of the drawing.
     figure.subplots_adjust(
         left=0.5 / width,
         bottom=0.35 / height,
         right=1 - 0.15 / width,
         top=1 - 0.3 / height,
-        wspace=0.5 / (width / 4),
+        wspace=0.5 / (width / 5),
         hspace=0.6 / (height / len(summaries)),
     )
     return figure

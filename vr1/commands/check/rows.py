@@ -22,6 +22,7 @@ GREYSCALE = "greyscale image"
 OUTSIDE = "box that reaches beyond its image"
 FULL_IMAGE = "box that covers 98 % of its image or more"
 NO_OBJECT = "record without an object"
+LONG_ANSWER = "true answer longer than max_new_tokens, which no completion reaches"
 _FULL = 0.98
 
 
@@ -37,6 +38,7 @@ class Row:
         input_sides: the same in pixels of the model's input.
         crowd: number of crowd regions.
         tokens: length of its prompt, image tokens included; 0 where there is none.
+        answer_tokens: length of the true answer as the model would write it, with its end token.
         faults: what is wrong with it: kind and detail. Training stops at such a record, or leaves it out.
         remarks: what is unusual about it, likewise; no reason to stop.
         picture: digest of the pixels of its images; equal for equal images.
@@ -52,6 +54,7 @@ class Row:
     input_sides: tuple[float, ...] = ()
     crowd: int = 0
     tokens: int = 0
+    answer_tokens: int = 0
     faults: tuple[tuple[str, str], ...] = ()
     remarks: tuple[tuple[str, str], ...] = ()
     picture: bytes = b""
@@ -63,8 +66,8 @@ class Row:
 class _Rows(Dataset[Row]):
     """Rows by index, so that a loader's workers share the reading."""
 
-    def __init__(self, source: Any, encoder: PromptEncoder, limit: int) -> None:
-        self.source, self.encoder, self.limit = source, encoder, limit
+    def __init__(self, source: Any, encoder: PromptEncoder, limit: int, answer_limit: int | None) -> None:
+        self.source, self.encoder, self.limit, self.answer_limit = source, encoder, limit, answer_limit
 
     def __len__(self) -> int:
         return len(self.source)
@@ -92,6 +95,11 @@ class _Rows(Dataset[Row]):
         scale = (input_width * input_height / (width * height)) ** 0.5
         tokens = int(prompts.mask.sum())
         long = ((TOO_LONG, f"{record.origin}: {tokens} of {self.limit} tokens"),) if tokens > self.limit else ()
+        # Which token ends an answer does not change its length.
+        answer = int(self.encoder.targets(prompts, 0)[1].sum())
+        remarks = list(_remarks(record, boxes))
+        if self.answer_limit is not None and answer > self.answer_limit:
+            remarks.append((LONG_ANSWER, f"{record.origin}: {answer} of {self.answer_limit} tokens"))
         return Row(
             origin=record.origin,
             set_name=record.set_name,
@@ -100,8 +108,9 @@ class _Rows(Dataset[Row]):
             input_sides=tuple((sides * scale).tolist()),
             crowd=int(record.crowd.sum()),
             tokens=tokens,
+            answer_tokens=answer,
             faults=long,
-            remarks=tuple(_remarks(record, boxes)),
+            remarks=tuple(remarks),
             picture=_digest(record),
             question=record.categories,
             boxes=tuple(map(tuple, boxes.tolist())),
@@ -142,13 +151,16 @@ def is_greyscale(image: Image.Image) -> bool:
     return red == green == blue
 
 
-def read_rows(source: Any, encoder: PromptEncoder, limit: int, num_workers: int) -> Iterator[Row]:
+def read_rows(
+    source: Any, encoder: PromptEncoder, limit: int, answer_limit: int | None, num_workers: int
+) -> Iterator[Row]:
     """Read every record of a source once, image and all.
 
     Args:
         source: records by index.
         encoder: the model's, without a limit: prompts are made as in training.
         limit: longest prompt that training takes, in tokens; a longer one is a fault.
+        answer_limit: longest completion, in tokens; a true answer that is longer is a remark. None: no limit.
         num_workers: processes that read.
     """
-    yield from DataLoader(_Rows(source, encoder, limit), batch_size=None, num_workers=num_workers)
+    yield from DataLoader(_Rows(source, encoder, limit, answer_limit), batch_size=None, num_workers=num_workers)

@@ -1,7 +1,7 @@
 """Reads all splits of a data module and reports what is in them and what is wrong with them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ _DRAWN = 10
 _NO_LIMIT = 10**9
 
 
-def check(encoder: PromptEncoder, data: RecordDataModule, out: Path) -> int:
+def check(encoder: PromptEncoder, data: RecordDataModule, out: Path, answer_limits: Mapping[str, int]) -> int:
     """Read all splits of a data module, print the results, and write them with pictures.
 
     Args:
         encoder: the model's `PromptEncoder`.
         data: the data module.
         out: folder for ``check.txt``, ``histograms.png`` and ``records_SPLIT.png``.
+        answer_limits: longest completion in tokens by the name of a split; without one nothing is sampled.
 
     Returns:
         0, or 1 if there is an anomaly.
@@ -39,12 +40,12 @@ def check(encoder: PromptEncoder, data: RecordDataModule, out: Path) -> int:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        return _check(encoder, data, out)
+        return _check(encoder, data, out, answer_limits)
     finally:
         log.setLevel(level)
 
 
-def _check(encoder: PromptEncoder, data: RecordDataModule, out: Path) -> int:
+def _check(encoder: PromptEncoder, data: RecordDataModule, out: Path, answer_limits: Mapping[str, int]) -> int:
     limit, unlimited = encoder.max_prompt_tokens, PromptEncoder(encoder.processor, encoder.family, _NO_LIMIT)
     data.report_bad_records()
     data.take_input_sizes(encoder.input_size)
@@ -54,13 +55,22 @@ def _check(encoder: PromptEncoder, data: RecordDataModule, out: Path) -> int:
     reported: list[DataReport] = []
     for name, source in sources.items():
         problems, remarks, notes = _found_when_opened(source, name, reported)
-        rows = list(read_rows(source, unlimited, limit, data.num_workers))
+        answer_limit = answer_limits.get(name)
+        rows = list(read_rows(source, unlimited, limit, answer_limit, data.num_workers))
         for row in rows:
             for kind, where in row.faults:
                 problems.add(kind, where)
         for kind, where in dict.fromkeys(remark for row in rows for remark in row.remarks):
             remarks.add(kind, where)
-        summary = Summary(name=name, rows=rows, limit=limit, problems=problems, remarks=remarks, notes=notes)
+        summary = Summary(
+            name=name,
+            rows=rows,
+            limit=limit,
+            answer_limit=answer_limit,
+            problems=problems,
+            remarks=remarks,
+            notes=notes,
+        )
         summaries.append(summary)
         print(summary.text(SHOWN), end="\n\n", flush=True)
         draw_records(source, unlimited, _DRAWN, data.seed).save(out / f"records_{name}.png")

@@ -25,6 +25,7 @@ class Summary:
         name: the split.
         rows: its records.
         limit: longest prompt that is allowed, in tokens.
+        answer_limit: longest completion, in tokens; None where nothing is sampled.
         problems: every anomaly, by kind: training stops at such a record, or leaves it out.
         remarks: what is unusual but no reason to stop, by kind.
         notes: what was changed or left out when the data were opened.
@@ -35,6 +36,7 @@ class Summary:
     limit: int
     problems: Problems
     remarks: Problems
+    answer_limit: int | None = None
     notes: Sequence[str] = ()
 
     def text(self, shown_remarks: int | None = None) -> str:
@@ -66,6 +68,13 @@ class Summary:
             mean = sum(row.tokens for row in readable) / len(readable)
             lines.append(
                 f"prompts: {mean:.0f} tokens on average, the longest {longest.tokens} of {self.limit}"
+                f" ({longest.origin})"
+            )
+            longest = max(readable, key=lambda row: row.answer_tokens)
+            mean = sum(row.answer_tokens for row in readable) / len(readable)
+            limit = "" if self.answer_limit is None else f" of {self.answer_limit}"
+            lines.append(
+                f"true answers: {mean:.0f} tokens on average, the longest {longest.answer_tokens}{limit}"
                 f" ({longest.origin})"
             )
         lines += [f"note: {note}" for note in self.notes]
