@@ -77,6 +77,13 @@ FAULTS = [
         ("choice.bytes_per_token * needs.prompts", "choice.bytes_per_token"),
         ("SHARE * (room - state)", "SHARE * room"),
     ),
+    *_faults(
+        "vr1/policy/logprobs.py",
+        "tests/policy/test_logprobs.py",
+        ("(gradients[0][:, None] * derivative)", "derivative"),
+        ("trains and fixed_head and not entropy_gradient", "trains and fixed_head"),
+        ("trains and fixed_head and", "fixed_head and"),
+    ),
     # The training step.
     *_faults(
         "vr1/modules/base.py",

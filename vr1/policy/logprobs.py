@@ -23,11 +23,15 @@ def token_log_probs(
     targets: Tensor,
     temperature: float,
     entropy_gradient: bool = False,
+    fixed_head: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of tokens and entropies of their distributions, in chunks, so that few logits exist at a time.
 
     ``log p = z[target] - logsumexp(z)`` and ``H = logsumexp(z) - sum(softmax(z) * z)`` with
     ``z = head(hidden) / temperature``.
+
+    Backward computes the logits of a chunk once more. Where the head is not trained, it does not: a log-prob depends on
+    its own hidden state alone, so that forward can compute the derivative ``[T, D]`` while the logits exist.
 
     Args:
         head: maps hidden states ``[..., D]`` to float32 logits ``[..., V]``.
@@ -35,6 +39,7 @@ def token_log_probs(
         targets: ``[T]`` int64.
         temperature: the temperature that the tokens were sampled with.
         entropy_gradient: whether the entropies have a gradient.
+        fixed_head: whether no weight of the head is trained.
 
     Returns:
         Log-probs ``[T]`` float32, and entropies ``[T]`` float32.
@@ -56,11 +61,37 @@ def token_log_probs(
             entropy = total - _expected(logits)
         return log_probs, entropy
 
+    def differentiated(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        own = states.detach().requires_grad_()
+        log_probs, entropy = chunk(own, target)
+        (derivative,) = torch.autograd.grad(log_probs.sum(), own)
+        return _WithDerivative.apply(states, log_probs.detach(), derivative), entropy
+
+    def recomputed(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = checkpoint(chunk, states, target, use_reentrant=False, preserve_rng_state=False)
+        return result
+
+    trains = torch.is_grad_enabled() and hidden.requires_grad
+    compute = differentiated if trains and fixed_head and not entropy_gradient else recomputed
     parts = [
-        checkpoint(chunk, states, target, use_reentrant=False, preserve_rng_state=False)
-        for states, target in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True)
+        compute(states, target) for states, target in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True)
     ]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+class _WithDerivative(torch.autograd.Function):
+    """Values ``[T]`` of states ``[T, D]``, each of its own state, by their derivative ``[T, D]``."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, values: Tensor, derivative: Tensor) -> Tensor:
+        del states  # Its gradient is what this is about.
+        ctx.save_for_backward(derivative)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (derivative,) = ctx.saved_tensors
+        return (gradients[0][:, None] * derivative).to(derivative.dtype), None, None
 
 
 def _expected(logits: Tensor) -> Tensor:

@@ -305,7 +305,10 @@ class Policy(nn.Module):
         states = self.hidden_states(inputs, positions, CompletionAttention(prefix, present))[0]
         # The prompt's last token predicts the first of a completion; each other token is predicted by the one before.
         predicting = torch.where((place == 0)[:, None], prefix.state[prompt], states.roll(1, dims=0))
-        values, entropy = token_log_probs(self.logits, predicting, tokens[present], temperature, entropy_gradient)
+        fixed_head = not any(weight.requires_grad for weight in self.base.lm_head.parameters())
+        values, entropy = token_log_probs(
+            self.logits, predicting, tokens[present], temperature, entropy_gradient, fixed_head
+        )
         empty = torch.zeros(mask.shape, device=mask.device)
         return empty.masked_scatter(mask, values), empty.masked_scatter(mask, entropy)
 

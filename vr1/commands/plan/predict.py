@@ -281,7 +281,8 @@ def _logits(policy: Policy, tokens: Tensor, needs: Needs) -> float:
     head = policy.base.lm_head
     states = torch.empty(tokens.numel(), head.in_features, dtype=head.weight.dtype, device="meta", requires_grad=True)
     with LiveBytes(_autocast(needs)) as live:
-        values, _ = token_log_probs(policy.logits, states, tokens.flatten(), 1.0)
+        fixed = not any(weight.requires_grad for weight in head.parameters())
+        values, _ = token_log_probs(policy.logits, states, tokens.flatten(), 1.0, fixed_head=fixed)
         values.sum().backward()
     return float(live.peak)
 

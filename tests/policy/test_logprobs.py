@@ -1,0 +1,84 @@
+"""Log-probs in chunks: values, gradients, and how often the head is computed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vr1.policy import Lora, logprobs
+from vr1.policy.logprobs import token_log_probs
+
+
+class Head:
+    """A linear head that counts its calls."""
+
+    def __init__(self, weight):
+        self.weight, self.calls = weight, 0
+
+    def __call__(self, states):
+        self.calls += 1
+        return states.float() @ self.weight.float().T
+
+
+def computed(monkeypatch, fixed, *, trained=False, temperature=1.0, entropy_gradient=False, dtype=torch.float32):
+    """Log-probs, entropies, gradients and calls of a head of 50 tokens, of 10 states in chunks of 4."""
+    monkeypatch.setattr(logprobs, "_CHUNK", 4)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(50, 8, generator=generator).to(dtype).requires_grad_(trained)
+    states = (3 * torch.randn(10, 8, generator=generator)).to(dtype).requires_grad_()
+    targets = torch.randint(50, (10,), generator=generator)
+    head = Head(weight)
+    values, entropies = token_log_probs(head, states, targets, temperature, entropy_gradient, fixed)
+    loss = (values * torch.linspace(-1, 2, 10)).sum() + (entropies.sum() if entropy_gradient else 0)
+    loss.backward()
+    return values, entropies, states.grad, weight.grad, head.calls, (states, targets, weight)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_head_that_is_not_trained_is_computed_once(monkeypatch, temperature):
+    values, entropies, gradient, _, calls, (states, targets, weight) = computed(
+        monkeypatch, True, temperature=temperature
+    )
+    assert calls == 3
+    plain = states.detach().double().requires_grad_()
+    logits = torch.log_softmax(plain @ weight.double().T / temperature, -1)
+    expected = logits[torch.arange(10), targets]
+    (expected * torch.linspace(-1, 2, 10)).sum().backward()
+    torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropies.double(), -(logits.exp() * logits).sum(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient.double(), plain.grad, rtol=1e-5, atol=1e-5)
+    assert not entropies.requires_grad
+
+
+@pytest.mark.parametrize("settings", [{}, {"trained": True}, {"entropy_gradient": True}], ids=str)
+def test_backward_computes_other_heads_again(monkeypatch, settings):
+    fixed = "entropy_gradient" in settings
+    *found, calls, _ = computed(monkeypatch, fixed, **settings)
+    assert calls == 6
+    if not settings:
+        for ours, others in zip(found, computed(monkeypatch, True)[:4], strict=True):
+            torch.testing.assert_close(ours, others, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_have_the_precision_of_the_states(monkeypatch):
+    _, _, half, _, _, _ = computed(monkeypatch, True, dtype=torch.bfloat16)
+    _, _, again, _, _, _ = computed(monkeypatch, False, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half, again, rtol=2**-7, atol=1e-3)
+
+
+def test_no_gradient_is_computed_where_none_is_asked_for(monkeypatch):
+    head = Head(torch.randn(50, 8))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *_: pytest.fail("a gradient"))
+    with torch.no_grad():
+        values, _ = token_log_probs(head, torch.randn(5, 8, requires_grad=True), torch.arange(5), 1.0, fixed_head=True)
+    token_log_probs(head, torch.randn(5, 8), torch.arange(5), 1.0, fixed_head=True)
+    assert values.shape == (5,)
+
+
+@pytest.mark.parametrize(("adapters", "calls"), [({}, 2), ({"lora": Lora(rank=2)}, 1)], ids=["whole", "lora"])
+def test_policies_know_whether_their_head_is_trained(source, prompts, ragged_completions, adapters, calls):
+    policy, seen = replace(source, **adapters).load(), []
+    policy.base.lm_head.register_forward_hook(lambda *_: seen.append(1))
+    policy.log_probs(prompts, *ragged_completions)[0].sum().backward()
+    assert len(seen) == calls
