@@ -38,6 +38,18 @@ def recomputing(policy):
     return [layer.gradient_checkpointing for layer in layers_of(policy)]
 
 
+def needs_of(policy):
+    return Needs(
+        policy=policy,
+        prompts=4,
+        group_size=4,
+        completion_tokens=60,
+        max_prompt_tokens=256,
+        reference=False,
+        optimizer=torch.optim.AdamW,
+    )
+
+
 class Fixed(Recomputation):
     """Lets a number of layers store their activations."""
 
@@ -122,16 +134,7 @@ def test_what_a_layer_stores_is_measured(four_layers, prompts, adapters):
 
 
 def _live(source, again, prompts, tokens, mask):
-    needs = Needs(
-        policy=replace(source, gradient_checkpointing=again),
-        prompts=3,
-        group_size=4,
-        completion_tokens=30,
-        max_prompt_tokens=256,
-        reference=False,
-        optimizer=torch.optim.SGD,
-    )
-    policy = empty_policy(needs)
+    policy = empty_policy(needs_of(replace(source, gradient_checkpointing=again)))
     with LiveBytes() as live:
         log_probs, _ = policy.log_probs(prompts, tokens, mask)
         stored = live.now
@@ -140,20 +143,10 @@ def _live(source, again, prompts, tokens, mask):
 
 
 def test_a_forward_without_backward_leaves_nothing_behind(four_layers, prompts, ragged_completions):
-    policy = four_layers.load()
-    needs = Needs(
-        policy=four_layers,
-        prompts=3,
-        group_size=4,
-        completion_tokens=9,
-        max_prompt_tokens=256,
-        reference=False,
-        optimizer=torch.optim.SGD,
-    )
-    empty = empty_policy(needs)
-    empty.recomputation = Fixed(layers_of(empty), 4)
+    policy = empty_policy(needs_of(four_layers))
+    policy.recomputation = Fixed(layers_of(policy), 4)
     with LiveBytes() as live:
-        result = empty.log_probs(prompts, *ragged_completions)
+        result = policy.log_probs(prompts, *ragged_completions)
         assert live.now > 1e5
         del result
         assert live.now == 0
@@ -252,15 +245,7 @@ def test_a_training_says_what_it_chose(tmp_path, tiny_model, capsys, caplog):
 
 
 def test_a_plan_predicts_what_a_training_chooses(four_layers):
-    needs = Needs(
-        policy=replace(four_layers, lora=Lora(rank=2)),
-        prompts=4,
-        group_size=4,
-        completion_tokens=60,
-        max_prompt_tokens=256,
-        reference=False,
-        optimizer=torch.optim.AdamW,
-    )
+    needs = needs_of(replace(four_layers, lora=Lora(rank=2)))
     plan = predict(needs)
     assert plan.moments == predict(replace(needs, policy=replace(needs.policy, gradient_checkpointing=True))).moments
     kept = empty_policy(replace(needs, policy=replace(needs.policy, gradient_checkpointing=False)))
