@@ -2,6 +2,7 @@
 
 import psutil
 import torch
+import torch.distributed as dist
 
 __all__ = ["free_bytes"]
 
@@ -10,9 +11,10 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that new tensors on a device can take now.
 
     Args:
-        device: a GPU, whose allocator also has memory to reuse, or the host.
+        device: a GPU, whose allocator also has memory to reuse, or the host, whose memory all processes share.
     """
     if device.type != "cuda":
-        return int(psutil.virtual_memory().available)
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        return int(psutil.virtual_memory().available) // processes
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + reusable)

@@ -134,7 +134,8 @@ class PolicySource:
             ``auto`` dequantizes where the memory suffices (`vr1.rollout.weights`).
         freeze_vision: do not train the vision tower.
         gradient_checkpointing: recompute activations in backward: less memory, a third more time. ``auto`` recomputes
-            those alone for which a batch leaves no memory (`vr1.policy.recomputation`), with the same results.
+            those alone for which a batch leaves no memory (`vr1.policy.recomputation`), where the vision tower is not
+            trained; the results are the same.
         min_pixels: smallest model input in pixels; None leaves the processor's own.
         max_pixels: largest model input in pixels, in training and evaluation; None leaves the processor's own.
         share_prompt: compute image and prompt once per group of completions (true) or once per completion (false);

@@ -52,7 +52,8 @@ class Policy(nn.Module):
             those alone whose activations do not fit in the memory (`vr1.policy.recomputation`).
 
     Raises:
-        UserError: ``share_prompt`` for a model that cannot.
+        UserError: ``share_prompt`` for a model that cannot, or ``recompute_as_needed`` for a policy that does not share
+            prompts or trains its vision tower.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Policy(nn.Module):
         self.architecture = None if share_prompt is False else architecture_of(self.base.config)
         self._max_length_ratio = _MAX_LENGTH_RATIO
         apply_patches(self.base, share_prompts=self.architecture is not None)
-        self.recomputation = Recomputation(self.base.get_decoder().layers) if recompute_as_needed else None
+        self.recomputation: Recomputation | None = None
         if self.architecture is None and share_prompt is not False:
             kind = self.base.config.model_type
             if share_prompt:
@@ -77,6 +78,14 @@ class Policy(nn.Module):
                 f"policy: a {kind} model computes image and prompt once per completion, which is slower than sharing"
                 " them; policy.share_prompt=false does the same without this warning"
             )
+        if recompute_as_needed:
+            if not self.has_fixed_vision:
+                raise UserError(
+                    "policy.gradient_checkpointing=auto: it counts the memory of models whose completions share their"
+                    " prompt and whose vision tower is not trained; set policy.freeze_vision true or policy.lora, or"
+                    " gradient_checkpointing true"
+                )
+            self.recomputation = Recomputation(self.base.model.language_model.layers)
 
     @property
     def base(self) -> Any:
@@ -263,9 +272,9 @@ class Policy(nn.Module):
         Returns:
             Log-probs ``[B, G, C]`` float32 and entropies ``[B, G, C]`` float32; 0 outside the mask.
         """
+        if not self.shares_prompt:
+            return unshared_log_probs(self.network, prompts, tokens, mask, temperature, entropy_gradient)
         with self._recomputation_of(prompts, mask, prefix):
-            if not self.shares_prompt:
-                return unshared_log_probs(self.network, prompts, tokens, mask, temperature, entropy_gradient)
             return self._shared_log_probs(prompts, tokens, mask, temperature, prefix, entropy_gradient)
 
     def _recomputation_of(
@@ -274,12 +283,10 @@ class Policy(nn.Module):
         """A context in which layers recompute their activations as far as a forward requires (`log_probs`)."""
         if self.recomputation is None or not (self.training and torch.is_grad_enabled()):
             return nullcontext()
-        rows, width = mask.shape[0] * mask.shape[1], prompts.tokens.shape[1]
-        of_prompts = rows * width if not self.shares_prompt else len(prompts) * width if prefix is None else 0
-        tokens = rows * max(1, int(mask.sum(-1).max())) + of_prompts
+        tokens = max(1, int(mask.sum())) + (int(prompts.mask.sum()) if prefix is None else 0)
         room = room_for_activations(
             mask.device,
-            self.parameters(),
+            list(self.parameters()),
             tokens,
             self.recomputation.layers,
             self.base.config.get_text_config(),

@@ -1,10 +1,9 @@
 """Gradient checkpointing of as few layers as the free memory requires, decided anew for each forward.
 
-Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, T tokens of a forward, D hidden size, V
-vocabulary.
+Shape letters: T tokens of a forward without padding, D hidden size, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from vr1.policy.free_memory import free_bytes
+from vr1.policy.products import autocast_dtype
 
 __all__ = ["SHARE", "Recomputation", "room_for_activations"]
 
@@ -21,7 +21,7 @@ _GIB = 2**30
 # Of the free memory; the rest is for what is not counted, and for fragments.
 SHARE = 0.8
 # Logits of so many tokens exist at a time (`vr1.policy.logprobs`), with what is computed from them, in float32.
-_LOGIT_ROWS, _LOGIT_COPIES = 1024, 3
+_LOGIT_ROWS, _LOGIT_COPIES = 1024, 5
 
 
 class Recomputation:
@@ -32,8 +32,9 @@ class Recomputation:
     token is measured: in the first forward a single one does, from then on as many as fit. Every layer computes the
     same either way, so loss and gradients do not depend on the choice.
 
-    Layers store their activations from the last but one on downwards: backward, which begins at the end, has freed
-    them when it recomputes the first layer. The last one, which computes less of prompts, would be no measure.
+    Layers store their activations from the last but one on downwards. The last one comes last, since it computes less
+    of prompts and would be no measure. Backward recomputes one layer at a time beside what is still stored; room for
+    one more layer is kept for that.
 
     Args:
         layers: of the language model in their order, `transformers.modeling_layers.GradientCheckpointingLayer`, with
@@ -42,7 +43,7 @@ class Recomputation:
     Attributes:
         layers: how many there are.
         recomputed: how many of them recomputed their activations in the latest forward.
-        bytes_per_token: what a layer stores for each of T tokens, by the latest forward in which one did; None before.
+        bytes_per_token: the most that a layer has stored for each of T tokens; None before the first forward.
 
     Example:
         >>> from vr1.policy import PolicySource
@@ -65,7 +66,7 @@ class Recomputation:
 
         Args:
             room: bytes for the activations of layers (`room_for_activations`).
-            tokens: T, prompts and completions with their padding.
+            tokens: T, of prompts and completions.
         """
         storing = self._layers[: self._fitting(room, tokens)]
         self.recomputed = self.layers - len(storing)
@@ -80,13 +81,14 @@ class Recomputation:
             for counter in counters:
                 counter.remove()
         if counters:
-            self.bytes_per_token = max(counter.total for counter in counters) / tokens
+            found = max(counter.total for counter in counters) / tokens
+            # Attention pads completions, so that a batch of unequal ones takes more for each token.
+            self.bytes_per_token = max(found, self.bytes_per_token or 0.0)
 
     def _fitting(self, room: float, tokens: int) -> int:
         """How many layers can store their activations."""
         if self.bytes_per_token is None:
             return 1 if room > 0 else 0
-        # Backward computes gradients of a layer's activations beside them.
         one = max(1.0, self.bytes_per_token * tokens)
         fitting = min(self.layers, max(0, int(room / one) - 1))
         if not self._said:
@@ -100,7 +102,7 @@ class Recomputation:
 
 
 class _StoredBytes:
-    """Counts what a layer stores for backward, without its weights.
+    """Counts what a layer stores for backward, without its weights and their 16-bit copies by autocast.
 
     Attributes:
         total: bytes, of all calls so far.
@@ -108,18 +110,21 @@ class _StoredBytes:
 
     def __init__(self, layer: nn.Module) -> None:
         self.total = 0
-        self._weights = {_identity(weight) for weight in (*layer.parameters(), *layer.buffers())}
+        weights = (*layer.parameters(), *layer.buffers())
+        self._weights = {shape for weight in weights for shape in (weight.shape, weight.shape[::-1])}
         self._seen: set[int] = set()
         self._hooks: saved_tensors_hooks | None = None
         self._handles = [
             layer.register_forward_pre_hook(self._begin),
-            layer.register_forward_hook(self._end, always_call=True),
+            layer.register_forward_hook(self._end),
         ]
 
     def remove(self) -> None:
         """Stop counting."""
         for handle in self._handles:
             handle.remove()
+        # Where a layer fails, its hook after the forward is not called.
+        self._end()
 
     def _begin(self, *_: Any) -> None:
         self._hooks = saved_tensors_hooks(self._count, _as_it_is)
@@ -132,7 +137,7 @@ class _StoredBytes:
 
     def _count(self, stored: Tensor) -> Tensor:
         # Stored tensors live until backward, so that no two memories have the same identity.
-        if (memory := _identity(stored)) not in self._weights and memory not in self._seen:
+        if stored.shape not in self._weights and (memory := _identity(stored)) not in self._seen:
             self._seen.add(memory)
             self.total += stored.untyped_storage().nbytes()
         # With its graph, an output would hold the graph that holds it, and a forward without backward never be freed.
@@ -149,11 +154,17 @@ def _as_it_is(stored: Tensor) -> Tensor:
 
 
 def room_for_activations(
-    device: torch.device, parameters: Iterable[nn.Parameter], tokens: int, layers: int, config: Any, dtype: torch.dtype
+    device: torch.device,
+    parameters: Sequence[nn.Parameter],
+    tokens: int,
+    layers: int,
+    config: Any,
+    dtype: torch.dtype,
 ) -> float:
-    """Bytes for activations of layers beside all else that a forward and its backward allocate.
+    """Bytes for activations of layers beside what else a forward and its backward allocate in a language model.
 
-    That is: the input of every layer, logits and what is computed from them, and gradients that do not exist yet.
+    That is: the input of every layer, logits and what is computed from them, gradients that do not exist yet, and the
+    16-bit copies that autocast makes of float32 weights.
 
     Args:
         device: where it computes.
@@ -168,4 +179,7 @@ def room_for_activations(
     gradients = sum(
         weight.numel() * weight.element_size() for weight in parameters if weight.requires_grad and weight.grad is None
     )
-    return SHARE * free_bytes(device) - inputs - logits - gradients
+    copies = 0
+    if (cast := autocast_dtype(device.type)) is not None:
+        copies = sum(cast.itemsize * weight.numel() for weight in parameters if weight.dtype == torch.float32)
+    return SHARE * free_bytes(device) - inputs - logits - gradients - copies

@@ -67,7 +67,8 @@ def _plan(needs: "Needs", gpu: str | None, room: float | None) -> int:
                 f"4 bits are not needed on {gpu}: weights in bfloat16 (--model.policy.quantize null) take {_gib(peak)}"
                 " GiB and are not converted for every product"
             )
-        if needs.policy.gradient_checkpointing and not needs.sharded:
+        fixed_vision = needs.policy.freeze_vision or needs.policy.lora is not None
+        if needs.policy.gradient_checkpointing and fixed_vision and not needs.sharded:
             print(_recomputation(needs, prediction, room))
         return 0
     print(f"does not fit: {_gib(prediction.peak)} GiB, and tensors can use {_gib(room)} on {gpu}; first change")

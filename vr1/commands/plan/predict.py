@@ -258,7 +258,7 @@ def storing_layers(needs: Needs, plan: MemoryPlan, room: float) -> tuple[int, in
     """
     one = replace(needs, prompts=1, policy=replace(needs.policy, gradient_checkpointing=True))
     policy = empty_policy(one)
-    choice = Recomputation(policy.base.get_decoder().layers)
+    choice = Recomputation(policy.base.model.language_model.layers)
     tokens = torch.zeros(1, needs.trained_completions, needs.completion_tokens, dtype=torch.long)
     with LiveBytes(_autocast(needs)):
         prompts = policy.with_image_features(largest_prompts(one, 1))

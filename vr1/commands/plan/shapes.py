@@ -85,8 +85,7 @@ def empty_policy(needs: Needs) -> Policy:
     Args:
         needs: the settings.
     """
-    source = replace(needs.policy, gradient_checkpointing=bool(needs.policy.gradient_checkpointing))
-    dtype = getattr(torch, source.dtype)
+    source, dtype = needs.policy, getattr(torch, needs.policy.dtype)
     config = source.config()
     with torch.device("meta"):
         network: Any = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=dtype)
@@ -94,7 +93,9 @@ def empty_policy(needs: Needs) -> Policy:
             network.requires_grad_(False)
             for layer in _layers_to_quantize(network):
                 layer.__class__ = FourBitLinear
-        return source.wrap(network)
+        policy = source.wrap(network)
+    policy.recomputation = None
+    return policy
 
 
 def _layers_to_quantize(network: nn.Module) -> list[nn.Linear]:
