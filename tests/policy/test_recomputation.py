@@ -39,6 +39,13 @@ def recomputing(policy):
     return [layer.gradient_checkpointing for layer in layers_of(policy)]
 
 
+def network_of(weights, dtype=torch.float32):
+    """What `room_for_activations` reads of a network of 7 layers."""
+    text = SimpleNamespace(hidden_size=10, vocab_size=50, num_hidden_layers=7)
+    config = SimpleNamespace(get_text_config=lambda: text)
+    return SimpleNamespace(config=config, parameters=lambda: iter(weights), dtype=dtype)
+
+
 def needs_of(policy):
     return Needs(
         policy=policy,
@@ -217,13 +224,12 @@ def test_less_free_memory_recomputes_more(four_layers, prompts, ragged_completio
 
 def test_room_beside_inputs_logits_and_gradients(monkeypatch):
     monkeypatch.setattr(module, "free_bytes", lambda device: 10_000_000)
-    config = SimpleNamespace(hidden_size=10, vocab_size=50)
     trained, done, fixed = (torch.nn.Parameter(torch.zeros(1000)) for _ in range(3))
     done.grad = torch.zeros(1000)
     fixed.requires_grad_(False)
 
     def room(tokens, dtype=torch.float32):
-        return room_for_activations(torch.device("cpu"), [trained, done, fixed], tokens, 7, config, dtype)
+        return room_for_activations(network_of([trained, done, fixed], dtype), tokens, torch.device("cpu"))
 
     assert room(200) == 8_000_000 - 7 * 200 * 10 * 4 - 5 * 200 * 50 * 4 - 4000
     # Logits exist in parts.
@@ -264,11 +270,10 @@ def test_room_counts_what_autocast_copies(monkeypatch):
     weights = [torch.nn.Parameter(torch.zeros(1000)), torch.nn.Parameter(torch.zeros(1000, dtype=torch.bfloat16))]
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
-    config = SimpleNamespace(hidden_size=10, vocab_size=50)
     rooms = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            rooms.append(room_for_activations(torch.device("cpu"), weights, 200, 7, config, torch.float32))
+            rooms.append(room_for_activations(network_of(weights), 200, torch.device("cpu")))
     assert rooms[0] - rooms[1] == 2000
 
 
@@ -281,7 +286,7 @@ def test_policies_whose_memory_is_not_counted_are_refused(four_layers, settings)
 def test_tokens_of_a_forward(four_layers, prompts, ragged_completions, monkeypatch):
     seen = []
 
-    def room(device, parameters, tokens, *_):
+    def room(network, tokens, device):
         seen.append(tokens)
         return 0.0
 

@@ -284,15 +284,7 @@ class Policy(nn.Module):
         if self.recomputation is None or not (self.training and torch.is_grad_enabled()):
             return nullcontext()
         tokens = max(1, int(mask.sum())) + (int(prompts.mask.sum()) if prefix is None else 0)
-        room = room_for_activations(
-            mask.device,
-            list(self.parameters()),
-            tokens,
-            self.recomputation.layers,
-            self.base.config.get_text_config(),
-            self.base.dtype,
-        )
-        return self.recomputation.choose(room, tokens)
+        return self.recomputation.choose(room_for_activations(self.base, tokens, mask.device), tokens)
 
     def _shared_log_probs(
         self,

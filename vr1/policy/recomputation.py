@@ -153,33 +153,24 @@ def _as_it_is(stored: Tensor) -> Tensor:
     return stored
 
 
-def room_for_activations(
-    device: torch.device,
-    parameters: Sequence[nn.Parameter],
-    tokens: int,
-    layers: int,
-    config: Any,
-    dtype: torch.dtype,
-) -> float:
+def room_for_activations(network: Any, tokens: int, device: torch.device) -> float:
     """Bytes for activations of layers beside what else a forward and its backward allocate in a language model.
 
     That is: the input of every layer, logits and what is computed from them, gradients that do not exist yet, and the
     16-bit copies that autocast makes of float32 weights.
 
     Args:
-        device: where it computes.
-        parameters: of the policy.
+        network: the model of transformers, with its adapters in place.
         tokens: T.
-        layers: number of layers of the language model.
-        config: of the language model: D and V.
-        dtype: precision of hidden states.
+        device: where it computes.
     """
-    inputs = layers * tokens * config.hidden_size * dtype.itemsize
+    config, weights = network.config.get_text_config(), list(network.parameters())
+    inputs = config.num_hidden_layers * tokens * config.hidden_size * network.dtype.itemsize
     logits = _LOGIT_COPIES * min(tokens, _LOGIT_ROWS) * config.vocab_size * torch.float32.itemsize
     gradients = sum(
-        weight.numel() * weight.element_size() for weight in parameters if weight.requires_grad and weight.grad is None
+        weight.numel() * weight.element_size() for weight in weights if weight.requires_grad and weight.grad is None
     )
     copies = 0
     if (cast := autocast_dtype(device.type)) is not None:
-        copies = sum(cast.itemsize * weight.numel() for weight in parameters if weight.dtype == torch.float32)
+        copies = sum(cast.itemsize * weight.numel() for weight in weights if weight.dtype == torch.float32)
     return SHARE * free_bytes(device) - inputs - logits - gradients - copies
