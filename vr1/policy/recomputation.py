@@ -49,7 +49,7 @@ class Recomputation:
         >>> from vr1.policy import PolicySource
         >>> policy = PolicySource(gradient_checkpointing=True).load()
         >>> choice = Recomputation(policy.base.model.language_model.layers)
-        >>> with choice.choose(room=0.0, tokens=100):
+        >>> with choice.choose(room=1.0, tokens=100):
         ...     sum(layer.gradient_checkpointing for layer in policy.base.model.language_model.layers)
         4
     """
