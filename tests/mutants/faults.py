@@ -64,7 +64,7 @@ FAULTS = [
         ("        self._end()\n", ""),
         ("return stored.detach()", "return stored"),
         ("self._hooks.__exit__(None, None, None)", "pass"),
-        ("min(tokens, _LOGIT_ROWS)", "tokens"),
+        ("min(tokens, CHUNK)", "tokens"),
         (" and weight.grad is None", ""),
     ),
     *_faults(

@@ -22,7 +22,7 @@ class Head:
 
 def computed(monkeypatch, fixed, *, trained=False, temperature=1.0, entropy_gradient=False, dtype=torch.float32):
     """Log-probs, entropies, gradients and calls of a head of 50 tokens, of 10 states in chunks of 4."""
-    monkeypatch.setattr(logprobs, "_CHUNK", 4)
+    monkeypatch.setattr(logprobs, "CHUNK", 4)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(50, 8, generator=generator).to(dtype).requires_grad_(trained)
     states = (3 * torch.randn(10, 8, generator=generator)).to(dtype).requires_grad_()

@@ -4,7 +4,10 @@ import psutil
 import torch
 import torch.distributed as dist
 
-__all__ = ["free_bytes"]
+__all__ = ["SHARE", "free_bytes"]
+
+# Of the free memory, what predicted tensors may take; the rest is for what is not predicted, and for fragments.
+SHARE = 0.8
 
 
 def free_bytes(device: torch.device) -> int:

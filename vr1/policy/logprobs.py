@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from vr1.prompts import PromptBatch
 
 # Tokens whose logits exist at the same time: 1,024 rows of a 152K vocabulary are 0.6 GB in float32.
-_CHUNK = 1024
+CHUNK = 1024
 
 
 def token_log_probs(
@@ -73,9 +73,7 @@ def token_log_probs(
 
     trains = torch.is_grad_enabled() and hidden.requires_grad
     compute = differentiated if trains and fixed_head and not entropy_gradient else recomputed
-    parts = [
-        compute(states, target) for states, target in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True)
-    ]
+    parts = [compute(states, target) for states, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 

@@ -12,16 +12,15 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from vr1.policy.free_memory import free_bytes
+from vr1.policy.free_memory import SHARE, free_bytes
+from vr1.policy.logprobs import CHUNK
 from vr1.policy.products import autocast_dtype
 
-__all__ = ["SHARE", "Recomputation", "room_for_activations"]
+__all__ = ["Recomputation", "room_for_activations"]
 
 _GIB = 2**30
-# Of the free memory; the rest is for what is not counted, and for fragments.
-SHARE = 0.8
-# Logits of so many tokens exist at a time (`vr1.policy.logprobs`), with what is computed from them, in float32.
-_LOGIT_ROWS, _LOGIT_COPIES = 1024, 5
+# The logits of a chunk and what is computed from them, in float32.
+_LOGIT_COPIES = 5
 
 
 class Recomputation:
@@ -166,7 +165,7 @@ def room_for_activations(network: Any, tokens: int, device: torch.device) -> flo
     """
     config, weights = network.config.get_text_config(), list(network.parameters())
     inputs = config.num_hidden_layers * tokens * config.hidden_size * network.dtype.itemsize
-    logits = _LOGIT_COPIES * min(tokens, _LOGIT_ROWS) * config.vocab_size * torch.float32.itemsize
+    logits = _LOGIT_COPIES * min(tokens, CHUNK) * config.vocab_size * torch.float32.itemsize
     gradients = sum(
         weight.numel() * weight.element_size() for weight in weights if weight.requires_grad and weight.grad is None
     )

@@ -7,16 +7,13 @@ from typing import Any
 
 import torch
 
-from vr1.policy.free_memory import free_bytes
+from vr1.policy.free_memory import SHARE, free_bytes
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
 from vr1.rollout.cache import cache_capacity
 from vr1.rollout.sampling import Sampling, sampling_bytes
 
 __all__ = ["bytes_per_token", "group_bytes", "rows_in", "rows_that_fit"]
-
-# Of the free memory; the rest is for what is not predicted, and for fragments.
-_SHARE = 0.8
 
 
 def rows_that_fit(policy: Policy, prompts: PromptBatch, sampling: Sampling, reserved: float = 0.0) -> int | None:
@@ -48,7 +45,7 @@ def rows_in(free: float, policy: Policy, width: int, sampling: Sampling, dtype: 
         sampling: group size, top-p and length limit.
         dtype: precision of the forward.
     """
-    groups = int(_SHARE * max(0.0, free) / group_bytes(policy, width, sampling, dtype))
+    groups = int(SHARE * max(0.0, free) / group_bytes(policy, width, sampling, dtype))
     return max(1, groups) * sampling.group_size
 
 

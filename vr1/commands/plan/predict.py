@@ -17,9 +17,10 @@ from vr1.commands.plan.live_bytes import FourBitLinear, LiveBytes
 from vr1.commands.plan.needs import Needs
 from vr1.commands.plan.shapes import empty_policy, largest_prompts
 from vr1.errors import UserError
+from vr1.policy.free_memory import SHARE
 from vr1.policy.logprobs import token_log_probs
 from vr1.policy.policy import Policy
-from vr1.policy.recomputation import SHARE, Recomputation
+from vr1.policy.recomputation import Recomputation
 from vr1.policy.reference import common_weights, copies_weights
 from vr1.prompts import PromptBatch
 from vr1.rollout.cache import GroupCache, cache_capacity
