@@ -7,7 +7,8 @@ The first command takes about nine minutes on one GPU of 80 GB or more (``PYTHON
 a checkout that is not installed). It needs torch, transformers, peft and lightning; bitsandbytes and TRL are used where
 they are installed. Weights are random, made on the device and never written. Each step has a time budget; a step that
 fails or cannot run says why, and the next one goes on. The file ``results.json`` is rewritten atomically after every
-measurement, so that nothing is lost whatever happens later. The second command prints the results as Markdown tables.
+measurement, so that nothing is lost whatever happens later. Steps that ``--only`` names are added to the results in the
+folder; ``plan`` needs no GPU. The second command prints the results as Markdown tables.
 
 ``--shape tiny --device cpu`` runs the same code in a minute, which is how it is tested.
 """
@@ -15,8 +16,13 @@ measurement, so that nothing is lost whatever happens later. The second command 
 import argparse
 from pathlib import Path
 
-from gpu_steps.report import render
-from gpu_steps.run import SHAPES, STEPS, Bench, measure
+from vr1.commands.allocator import use_expandable_segments
+
+# As a training does, before torch reads it.
+use_expandable_segments(None)
+
+from gpu_steps.report import render  # noqa: E402
+from gpu_steps.run import SHAPES, STEPS, Bench, measure  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +49,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in STEPS]:
         raise SystemExit(f"gpu: --only {','.join(unknown)}: no such step; there are {', '.join(STEPS)}")
     bench = Bench(device=options.device, shape=options.shape, out=options.out)
+    bench.load()
     measure(bench, names or list(STEPS), options.seconds)
     print(render(bench.file))
 

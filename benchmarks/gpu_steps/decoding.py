@@ -67,16 +67,16 @@ def run(bench: Bench) -> None:
     """Measure."""
     large = bench.device == "cuda"
     nf4 = Variant(lora=True, nf4=True)
-    variants = [Variant(), Variant(lora=True), replace(nf4, dequantized=True), nf4]
-    for variant in variants if large else variants[:2]:
+    variants = [Variant(lora=True), replace(nf4, dequantized=True), nf4, Variant()]
+    for variant in variants if large else [variants[0], variants[-1]]:
         with bench.part(variant.name):
             policy = random_policy(bench, variant).eval().requires_grad_(False)
             found: dict[str, Any] = {"weight_bytes": _weight_bytes(policy, variant.dequantized)}
-            for rows in (8, 16, 32, 128) if large else (8,):
+            for rows in (8, 32, 128) if large else (8,):
                 own = _Measurement(bench, policy, rows, found["weight_bytes"])
-                found[f"{rows} rows"] = {**own.eager(), "graph": own.graph()}
+                found[f"{rows} rows"] = {"graph": own.graph(), **own.eager()}
                 if rows == 8:
-                    found["8 rows"]["layers of transformers"] = own.transformers()
+                    found["8 rows"] |= own.launches() | {"layers of transformers": own.transformers()}
                 bench.record(**{variant.name: found})
 
 
@@ -89,8 +89,12 @@ class _Measurement:
         self.lengths = (8, 40) if bench.device == "cuda" else (2, 6)
 
     def eager(self) -> dict[str, Any]:
-        """Milliseconds a token, the bound, and what is launched and waited for."""
-        return self._times(self._decode, *self.lengths) | _launches(self.bench, self._decode, *self.lengths)
+        """Milliseconds a token, and the bound."""
+        return self._times(self._decode, *self.lengths)
+
+    def launches(self) -> dict[str, float]:
+        """What is launched and waited for with each token."""
+        return _launches(self.bench, self._decode, *self.lengths)
 
     def transformers(self) -> dict[str, Any]:
         """The same with the layers' own forward, as of models that vr1's decoder does not know."""
@@ -106,7 +110,13 @@ class _Measurement:
         if self.bench.device != "cuda":
             return "skipped: CUDA graphs require a GPU"
         graphs = StepGraphs()
-        found = self._times(lambda tokens: self._decode(tokens, graphs), 32, 96)
+
+        def decode(tokens: int) -> None:
+            self._decode(tokens, graphs)
+
+        found = self._times(decode, 32, 96)
+        if graphs.failure is None:
+            found["kernels"] = kernel_times(lambda: decode(96))
         return found if graphs.failure is None else f"failed: {graphs.failure}"
 
     def _decode(self, tokens: int, graphs: StepGraphs | None = None) -> None:
@@ -121,9 +131,10 @@ class _Measurement:
         token = (times[1] - times[0]) / (long - short)
         cache = sum(part.numel() * part.element_size() for part in (*self.prefix.keys, *self.prefix.values))
         found: dict[str, Any] = {"ms_per_token": 1e3 * token, "once_ms": 1e3 * (times[0] - short * token)}
-        bandwidth = self.bench.results.get("hardware", {}).get("read_gb_per_second")
-        if isinstance(bandwidth, float):
-            bound = (self.weight_bytes + cache) / (bandwidth * 1e9)
+        hardware = self.bench.results.get("hardware", {})
+        rates = [hardware.get(f"{what}_gb_per_second") for what in ("copy", "read")]
+        if rates := [rate for rate in rates if isinstance(rate, float)]:
+            bound = (self.weight_bytes + cache) / (max(rates) * 1e9)
             found |= {"bound_ms": 1e3 * bound, "times_the_bound": token / bound}
         return found
 
@@ -160,6 +171,21 @@ def _launches(bench: Bench, decode: Any, short: int, long: int) -> dict[str, flo
             "kernels_per_token": (kernels[1] - kernels[0]) / steps,
         }
     return found
+
+
+def kernel_times(work: Callable[[], Any], longest: int = 12) -> dict[str, float]:
+    """Milliseconds of the kernels that take longest, by their shortened names with the number of their launches."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    return longest_kernels(profile, longest)
+
+
+def longest_kernels(profile: torch.profiler.profile, longest: int = 12) -> dict[str, float]:
+    """As of `kernel_times`, of a profile that has ended; the sum of all is the first."""
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
+    found = {"all": sum(event.self_device_time_total for event in events) / 1e3}
+    return found | {f"{event.key[:90]} x{event.count}": event.self_device_time_total / 1e3 for event in events[:longest]}
 
 
 def random_prefix(policy: Policy, prompts: int, length: int, bench: Bench) -> Prefix:

@@ -8,7 +8,7 @@ from vr1.runs.tables import markdown_table
 
 
 def render(file: Path) -> str:
-    """The tables, one a step; what is nested is written with dots.
+    """The tables, one a step; tracebacks and lists of kernels are left out.
 
     Args:
         file: a ``results.json``.
@@ -17,7 +17,8 @@ def render(file: Path) -> str:
     parts = []
     for step, found in results.items():
         state, seconds = found.pop("state", "unfinished"), found.pop("seconds", None)
-        rows = [[name, _text(value)] for name, value in _flat(found) if not name.endswith("traceback")]
+        left_out = ("traceback", "kernels: ")
+        rows = [[name, _text(value)] for name, value in _flat(found) if not any(part in name for part in left_out)]
         head = f"## {step}\n\n{state}" + (f" in {seconds} s" if seconds is not None else "")
         parts.append(f"{head}\n\n{markdown_table(['', 'measured'], rows)}" if rows else head)
     return "\n\n".join(parts)

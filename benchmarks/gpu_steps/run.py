@@ -77,6 +77,11 @@ class Bench:
         """The trainer's accelerator."""
         return "gpu" if self.device == "cuda" else "cpu"
 
+    def load(self) -> None:
+        """Read the results that an earlier run has left in the folder; steps that run again replace theirs."""
+        if self.file.exists():
+            self.results = json.loads(self.file.read_text())
+
     def record(self, **values: Any) -> None:
         """Add results to the step that runs, and write the file atomically (temporary file, then rename)."""
         self.results.setdefault(self.step, {}).update(values)
@@ -88,15 +93,20 @@ class Bench:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """A part of a step that may fail alone: its error is a result, and the next part goes on."""
+        started, state = time.monotonic(), "done"
         try:
             yield
         except OverBudgetError:
+            state = "stopped"
             raise
         except SkippedError as error:
-            self.record(**{name: f"skipped: {error}"})
+            state = f"skipped: {error}"
+            self.record(**{name: state})
         except Exception as error:
-            self.record(**{name: f"failed: {type(error).__name__}: {error}", f"{name} traceback": _tail()})
+            state = f"failed: {type(error).__name__}: {error}"
+            self.record(**{name: state, f"{name} traceback": _tail()})
         finally:
+            print(f"  {name}: {state}, {time.monotonic() - started:.1f} s", flush=True)
             self.free()
 
     def checkpointing_trainer(
@@ -154,6 +164,7 @@ def measure(bench: Bench, names: Sequence[str], seconds: float) -> None:
     ends = time.monotonic() + seconds
     for index, name in enumerate(names):
         bench.step = name
+        bench.results.pop(name, None)
         shares = [STEPS[other][1] for other in names[index:]]
         budget = (ends - time.monotonic()) * shares[0] / sum(shares)
         started = time.monotonic()

@@ -1,6 +1,7 @@
 """The whole GRPO step of the large model under a Lightning trainer: its parts, tokens a second, and peak memory."""
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,8 +11,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from gpu_steps.decoding import longest_kernels
 from gpu_steps.models import Variant, random_policy, records, source_of
-from gpu_steps.run import Bench
+from gpu_steps.run import Bench, SkippedError
 from vr1.losses import GRPO
 from vr1.modules.grpo import GRPOModule
 from vr1.policy import Policy
@@ -63,6 +65,10 @@ def run(bench: Bench) -> None:
     for case in cases(bench):
         with bench.part(case.name):
             bench.record(**{case.name: step(bench, case)})
+    with bench.part("kernels"):
+        if bench.device != "cuda":
+            raise SkippedError("kernels are those of a GPU")
+        bench.record(kernels=step(bench, cases(bench)[0], profiled=True)["kernels"])
 
 
 class RandomModule(GRPOModule):
@@ -117,8 +123,30 @@ class _Watch(L.Callback):
         }
 
 
-def step(bench: Bench, case: Case) -> dict[str, Any]:
-    """Train the steps of one case."""
+class _Profile(L.Callback):
+    """The kernels of the last step's training pass: forward and backward of the policy."""
+
+    def __init__(self, module: GRPOModule, steps: int) -> None:
+        self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+        forward = module._forward
+
+        def profiled(*inputs: Any) -> Any:
+            if module.trainer.global_step == steps - 1:
+                self.profile.start()
+            return forward(*inputs)
+
+        module._forward = profiled  # type: ignore[method-assign]
+        self.steps = steps
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, *_: Any) -> None:
+        """End the profile."""
+        if trainer.global_step == self.steps - 1:
+            torch.cuda.synchronize()
+            self.profile.stop()
+
+
+def step(bench: Bench, case: Case, profiled: bool = False) -> dict[str, Any]:
+    """Train the steps of one case; with the kernels of the last training pass, whose times then are not of use."""
     if bench.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     L.seed_everything(0, verbose=False)
@@ -137,6 +165,7 @@ def step(bench: Bench, case: Case) -> dict[str, Any]:
         collate_fn=module.encoder,
     )
     watch = _Watch(bench)
+    profile = _Profile(module, len(case.tokens)) if profiled else None
     trainer = L.Trainer(
         accelerator=bench.accelerator,
         devices=1,
@@ -147,10 +176,16 @@ def step(bench: Bench, case: Case) -> dict[str, Any]:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[watch],
+        callbacks=[watch, *([profile] if profile else [])],
     )
-    trainer.fit(module, loader)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        trainer.fit(module, loader)
     last = watch.steps[-1]
     tokens = case.prompts * case.group * case.tokens[-1]
     prompt = int(module.encoder(records(bench, 1)).tokens.shape[1])
-    return {"steps": watch.steps, "tokens_per_second": tokens / last["seconds"], "prompt_tokens": prompt}
+    found = {"steps": watch.steps, "tokens_per_second": tokens / last["seconds"], "prompt_tokens": prompt}
+    # Such as of a graph that could not be captured.
+    if said := sorted({str(one.message).splitlines()[0] for one in caught if "vr1" in str(one.filename)}):
+        found["warnings"] = said
+    return found | ({"kernels": longest_kernels(profile.profile, 30)} if profile else {})
