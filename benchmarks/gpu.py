@@ -7,8 +7,9 @@ The first command takes about nine minutes on one GPU of 80 GB or more (``PYTHON
 a checkout that is not installed). It needs torch, transformers, peft and lightning; bitsandbytes and TRL are used where
 they are installed. Weights are random, made on the device and never written. Each step has a time budget; a step that
 fails or cannot run says why, and the next one goes on. The file ``results.json`` is rewritten atomically after every
-measurement, so that nothing is lost whatever happens later. Steps that ``--only`` names are added to the results in the
-folder; ``plan`` needs no GPU. The second command prints the results as Markdown tables.
+measurement, so that nothing is lost whatever happens later. A second run in the same folder goes on: it measures again
+whatever takes little time, and of decoding, trainings and the comparison with a CPU what has no result yet. The step
+``plan`` needs no GPU. The second command prints the results as Markdown tables.
 
 ``--shape tiny --device cpu`` runs the same code in a minute, which is how it is tested.
 """

@@ -20,12 +20,17 @@ from vr1.policy import Lora, PolicySource
 from vr1.prompts import PromptBatch, PromptEncoder
 from vr1.rollout import Sampling, generate
 from vr1.rollout.graphs import StepGraphs
+from vr1.rollout.kernels import Kernels
+from vr1.rollout.kernels.check import compare
 
 
 def run(bench: Bench) -> None:
     """Measure."""
-    with bench.part("greedy_tokens_equal_cpu"):
-        bench.record(greedy_tokens_equal_cpu=_greedy(bench))
+    if not bench.has("greedy_tokens_equal_cpu"):
+        with bench.part("greedy_tokens_equal_cpu"):
+            bench.record(greedy_tokens_equal_cpu=_greedy(bench))
+    with bench.part("kernels_against_torch"):
+        bench.record(kernels_against_torch=_kernels(bench))
     with bench.part("tokens_equal_with_graphs"):
         bench.record(tokens_equal_with_graphs=_graphs(bench))
     for name, source in _sources(bench).items():
@@ -34,6 +39,8 @@ def run(bench: Bench) -> None:
                 raise SkippedError("bitsandbytes is not installed")
             bench.record(**{f"sampler_gap {name}": sampler_gap(bench, source)})
     for name, source in _sources(bench).items():
+        if bench.has(f"training {name}"):
+            continue
         with bench.part(f"training {name}"):
             if source.quantize and not available("bitsandbytes"):
                 raise SkippedError("bitsandbytes is not installed")
@@ -62,7 +69,7 @@ def _prompts(source: PolicySource, count: int) -> PromptBatch:
 def _greedy(bench: Bench) -> float:
     """Share of equal tokens of greedy answers in float32, device against CPU."""
     source, greedy = PolicySource(), Sampling(group_size=1, temperature=0.0, max_new_tokens=_tokens(bench, 96))
-    prompts, tokenizer = _prompts(source, 16 if bench.device == "cuda" else 4), source.processor().tokenizer
+    prompts, tokenizer = _prompts(source, 4), source.processor().tokenizer
     torch.backends.cuda.matmul.allow_tf32 = False
     here = generate(source.load().eval(), prompts, greedy, tokenizer)
     there = generate(source.load().eval().to(bench.device), prompts.to(bench.device), greedy, tokenizer)
@@ -70,16 +77,31 @@ def _greedy(bench: Bench) -> float:
     return sum(first == second for first, second in pairs) / len(prompts)
 
 
+def _kernels(bench: Bench) -> dict[str, float]:
+    """Largest relative differences of vr1's decoding kernels, for the heads of several models."""
+    if bench.device != "cuda":
+        raise SkippedError("the kernels require a GPU")
+    device, found = torch.device("cuda"), {}
+    for heads, kv_heads, width in ((28, 4, 128), (16, 2, 128), (32, 8, 128), (4, 2, 16), (8, 8, 64)):
+        for dtype in (torch.float32, torch.bfloat16):
+            found[f"{heads}/{kv_heads}/{width} {dtype}"] = compare(heads, kv_heads, width, dtype, device)
+    return found
+
+
 def _graphs(bench: Bench) -> float | str:
-    """Share of equal sampled answers in float32, replayed against eager; or why no step was replayed."""
+    """Share of equal sampled answers in float32, replayed kernels against torch's operators; or why there were none."""
     if bench.device != "cuda":
         raise SkippedError("CUDA graphs require a GPU")
     source, sampling, graphs = PolicySource(), Sampling(group_size=8, max_new_tokens=200), StepGraphs()
     prompts, tokenizer = _prompts(source, 4).to(bench.device), source.processor().tokenizer
     policy = source.load().eval().to(bench.device)
-    eager, replayed = (generate(policy, prompts, sampling, tokenizer, graphs=way) for way in (None, graphs))
-    if graphs.failure is not None:
-        return f"failed: {graphs.failure}"
+    kernels = Kernels()
+    eager, replayed = (
+        generate(policy, prompts, sampling, tokenizer, graphs=way, kernels=own)
+        for way, own in ((None, None), (graphs, kernels))
+    )
+    if failure := graphs.failure or kernels.failure:
+        return f"failed: {failure}"
     pairs = zip(chain(*eager.texts), chain(*replayed.texts), strict=True)
     return sum(first == second for first, second in pairs) / (4 * sampling.group_size)
 

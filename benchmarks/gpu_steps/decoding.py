@@ -21,6 +21,7 @@ from vr1.policy.patches import four_bit_layers
 from vr1.rollout import Sampling, shared
 from vr1.rollout.decoder import ModelDecoder
 from vr1.rollout.graphs import StepGraphs
+from vr1.rollout.kernels import Kernels
 from vr1.rollout.weights import dequantized_bytes
 from vr1.types import Prefix
 
@@ -67,16 +68,24 @@ def run(bench: Bench) -> None:
     """Measure."""
     large = bench.device == "cuda"
     nf4 = Variant(lora=True, nf4=True)
-    variants = [Variant(lora=True), replace(nf4, dequantized=True), nf4, Variant()]
-    for variant in variants if large else [variants[0], variants[-1]]:
+    variants = {
+        Variant(lora=True): (8, 32, 128),
+        Variant(): (8, 32),
+        replace(nf4, dequantized=True): (8, 32),
+        nf4: (8,),
+    }
+    for number, (variant, all_rows) in enumerate(variants.items()):
+        if bench.has(variant.name) or (variant.nf4 and not large):
+            continue
         with bench.part(variant.name):
             policy = random_policy(bench, variant).eval().requires_grad_(False)
             found: dict[str, Any] = {"weight_bytes": _weight_bytes(policy, variant.dequantized)}
-            for rows in (8, 32, 128) if large else (8,):
+            for rows in all_rows if large else (8,):
                 own = _Measurement(bench, policy, rows, found["weight_bytes"])
-                found[f"{rows} rows"] = {"graph": own.graph(), **own.eager()}
-                if rows == 8:
-                    found["8 rows"] |= own.launches() | {"layers of transformers": own.transformers()}
+                found[f"{rows} rows"] = own.graph() if large else own.eager()
+                bench.record(**{variant.name: found})
+            if number == 0:
+                found["8 rows, more"] = _Measurement(bench, policy, 8, found["weight_bytes"]).more()
                 bench.record(**{variant.name: found})
 
 
@@ -86,15 +95,18 @@ class _Measurement:
     def __init__(self, bench: Bench, policy: Policy, rows: int, weight_bytes: float) -> None:
         self.bench, self.policy, self.rows, self.weight_bytes = bench, policy, rows, weight_bytes
         self.prefix = random_prefix(policy, rows // _GROUP, 1095 if bench.device == "cuda" else 64, bench)
-        self.lengths = (8, 40) if bench.device == "cuda" else (2, 6)
+        self.lengths = (4, 20) if bench.device == "cuda" else (2, 6)
+
+    def more(self) -> dict[str, Any]:
+        """Other ways to decode the same, and what is launched and waited for with each token."""
+        found: dict[str, Any] = {"eager": self.eager() | _launches(self.bench, self._decode, 2, 6)}
+        if self.bench.device == "cuda":
+            found["graph, torch's operators"] = self.graph(kernels=False)
+        return found | {"layers of transformers": self.transformers()}
 
     def eager(self) -> dict[str, Any]:
         """Milliseconds a token, and the bound."""
         return self._times(self._decode, *self.lengths)
-
-    def launches(self) -> dict[str, float]:
-        """What is launched and waited for with each token."""
-        return _launches(self.bench, self._decode, *self.lengths)
 
     def transformers(self) -> dict[str, Any]:
         """The same with the layers' own forward, as of models that vr1's decoder does not know."""
@@ -105,29 +117,29 @@ class _Measurement:
         finally:
             shared.make_decoder = before
 
-    def graph(self) -> dict[str, Any] | str:
+    def graph(self, kernels: bool = True) -> dict[str, Any] | str:
         """The same by a graph of the step; both lengths are captured once, within the first capacity of the cache."""
-        if self.bench.device != "cuda":
-            return "skipped: CUDA graphs require a GPU"
-        graphs = StepGraphs()
+        graphs, own = StepGraphs(), Kernels() if kernels else None
 
         def decode(tokens: int) -> None:
-            self._decode(tokens, graphs)
+            self._decode(tokens, graphs, own)
 
         found = self._times(decode, 32, 96)
-        if graphs.failure is None:
-            found["kernels"] = kernel_times(lambda: decode(96))
-        return found if graphs.failure is None else f"failed: {graphs.failure}"
+        if graphs.failure is not None:
+            return f"failed: {graphs.failure}"
+        if own is not None and own.failure is not None:
+            found["kernels failed"] = own.failure
+        return found | {"kernels": kernel_times(lambda: decode(96))}
 
-    def _decode(self, tokens: int, graphs: StepGraphs | None = None) -> None:
+    def _decode(self, tokens: int, graphs: StepGraphs | None = None, kernels: Kernels | None = None) -> None:
         uniform = torch.rand(self.rows, tokens, device=self.bench.device, dtype=torch.float64)
         sampling = Sampling(group_size=_GROUP, max_new_tokens=tokens)
         with torch.inference_mode():
-            shared.decode_shared(self.policy, self.prefix, sampling, uniform, graphs=graphs)
+            shared.decode_shared(self.policy, self.prefix, sampling, uniform, graphs=graphs, kernels=kernels)
 
     def _times(self, decode: Callable[[int], None], short: int, long: int) -> dict[str, Any]:
         # The difference leaves out what is done once a rollout.
-        times = [self.bench.seconds(decode, tokens, repeats=3, warmup=1) for tokens in (short, long)]
+        times = [self.bench.seconds(decode, tokens, repeats=2, warmup=1) for tokens in (short, long)]
         token = (times[1] - times[0]) / (long - short)
         cache = sum(part.numel() * part.element_size() for part in (*self.prefix.keys, *self.prefix.values))
         found: dict[str, Any] = {"ms_per_token": 1e3 * token, "once_ms": 1e3 * (times[0] - short * token)}
@@ -173,7 +185,7 @@ def _launches(bench: Bench, decode: Any, short: int, long: int) -> dict[str, flo
     return found
 
 
-def kernel_times(work: Callable[[], Any], longest: int = 12) -> dict[str, float]:
+def kernel_times(work: Callable[[], Any], longest: int = 45) -> dict[str, float]:
     """Milliseconds of the kernels that take longest, by their shortened names with the number of their launches."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work()
@@ -185,7 +197,9 @@ def longest_kernels(profile: torch.profiler.profile, longest: int = 12) -> dict[
     """As of `kernel_times`, of a profile that has ended; the sum of all is the first."""
     events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
     found = {"all": sum(event.self_device_time_total for event in events) / 1e3}
-    return found | {f"{event.key[:90]} x{event.count}": event.self_device_time_total / 1e3 for event in events[:longest]}
+    return found | {
+        f"{event.key[:90]} x{event.count}": event.self_device_time_total / 1e3 for event in events[:longest]
+    }
 
 
 def random_prefix(policy: Policy, prompts: int, length: int, bench: Bench) -> Prefix:

@@ -78,9 +78,14 @@ class Bench:
         return "gpu" if self.device == "cuda" else "cpu"
 
     def load(self) -> None:
-        """Read the results that an earlier run has left in the folder; steps that run again replace theirs."""
+        """Read the results that an earlier run has left in the folder."""
         if self.file.exists():
             self.results = json.loads(self.file.read_text())
+
+    def has(self, name: str) -> bool:
+        """Whether a part of the present step has a result, of an earlier run, that is not measured again."""
+        found = self.results.get(self.step, {}).get(name)
+        return isinstance(found, (dict, float))
 
     def record(self, **values: Any) -> None:
         """Add results to the step that runs, and write the file atomically (temporary file, then rename)."""
@@ -164,7 +169,6 @@ def measure(bench: Bench, names: Sequence[str], seconds: float) -> None:
     ends = time.monotonic() + seconds
     for index, name in enumerate(names):
         bench.step = name
-        bench.results.pop(name, None)
         shares = [STEPS[other][1] for other in names[index:]]
         budget = (ends - time.monotonic()) * shares[0] / sum(shares)
         started = time.monotonic()

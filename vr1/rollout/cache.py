@@ -60,6 +60,9 @@ class GroupCache:
         prompt_values: of each layer, ``[B * K, P, E]``.
     """
 
+    # Whether a step is computed by `vr1.rollout.kernels`.
+    has_kernels = False
+
     def __init__(self, prefix: Prefix, group: int) -> None:
         self._prompts, self._slots = len(prefix.mask), group
         device, dtype = prefix.keys[0].device, prefix.keys[0].dtype
@@ -87,6 +90,27 @@ class GroupCache:
         with without_autocast(self._device_type):
             output = self.attend(layer, query[:, :, 0], own, scores)
         return output.view(len(output), 1, *query.shape[1::2])
+
+    def rotate_and_attend(
+        self, layer: int, heads: Tensor, cosine: Tensor, signed_sine: Tensor, scores: Scores
+    ) -> Tensor:
+        """The same attention with queries, keys and values in one tensor, before queries and keys are rotated.
+
+        Args:
+            layer: number of the layer, from 0; layers are called in order.
+            heads: ``[R, H + 2 * K, E]``; changed in place.
+            cosine: ``[R, 1, E]`` of the rotary positions.
+            signed_sine: ``[R, 1, E]``, its first half negated.
+            scores: how scores are computed. Call it outside of autocast.
+
+        Returns:
+            ``[R, H * E]`` in the precision of ``heads``.
+        """
+        qk = heads[:, : -self.kv_heads]
+        swapped = qk.roll(heads.shape[-1] // 2, dims=-1)
+        # In place, so that queries and keys, which are views, are rotated.
+        torch.addcmul(qk * cosine, swapped, signed_sine, out=qk)
+        return self.attend(layer, heads[:, : -2 * self.kv_heads], heads[:, -2 * self.kv_heads :], scores)
 
     def attend(self, layer: int, query: Tensor, own: Tensor, scores: Scores) -> Tensor:
         """The same attention with keys and values in one tensor, which saves copies.

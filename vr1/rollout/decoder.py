@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import rms_norm
+from transformers.activations import SiLUActivation
 
 from vr1.policy.attention import Scores
 from vr1.policy.patches import SUPPORTED_LAYERS
@@ -78,7 +79,7 @@ class LayerDecoder(Decoder):
     def __init__(self, policy: Policy, cache: GroupCache, rows: int, dequantize: bool = False) -> None:
         text = policy.base.model.language_model
         self.policy, self.embed, self.rotary = policy, policy.base.get_input_embeddings(), text.rotary_emb
-        self.norm, self._cache, self._dequantize = fast_rms_norm(text.norm), cache, dequantize
+        self.norm, self._cache, self._dequantize = fast_rms_norm(text.norm, cache.has_kernels), cache, dequantize
         self._prepare(rows)
 
     def set_rows(self, rows: int) -> None:
@@ -122,7 +123,7 @@ class _Layer:
         self.number, self.cache, self.scores = number, cache, Scores(attention.scaling)
         self.head_width = attention.head_dim
         self.attention_norm, self.mlp_norm = (
-            fast_rms_norm(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+            fast_rms_norm(norm, cache.has_kernels) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         )
         # Qwen3 normalizes queries and keys; the other supported layers do not.
         self.qk_norms = [
@@ -133,7 +134,7 @@ class _Layer:
             prepare_linear([part], rows, dequantize) for part in (attention.o_proj, mlp.down_proj)
         )
         self.gate_and_up = prepare_linears([mlp.gate_proj, mlp.up_proj], rows, dequantize)
-        self.activation = mlp.act_fn
+        self.gated = _gate(mlp.act_fn, cache.has_kernels)
 
     def __call__(self, states: Tensor, cosine: Tensor, signed_sine: Tensor) -> Tensor:
         """States ``[R, D]`` after the layer.
@@ -145,20 +146,24 @@ class _Layer:
         """
         heads = self.qkv_proj(self.attention_norm(states)).view(len(states), -1, self.head_width)
         kv_heads = self.cache.kv_heads
-        query, keys_and_values = heads[:, : -2 * kv_heads], heads[:, -2 * kv_heads :]
-        for norm, part in zip(self.qk_norms, (query, keys_and_values[:, :kv_heads]), strict=False):
+        parts = heads[:, : -2 * kv_heads], heads[:, -2 * kv_heads : -kv_heads]
+        for norm, part in zip(self.qk_norms, parts, strict=False):
             part.copy_(norm(part))
-        qk = heads[:, :-kv_heads]
-        qk_swapped = qk.roll(self.head_width // 2, dims=-1)
-        # In place, so that query and keys_and_values, which are views, are rotated.
-        torch.addcmul(qk * cosine, qk_swapped, signed_sine, out=qk)
-        attended = self.cache.attend(self.number, query, keys_and_values, self.scores)
+        attended = self.cache.rotate_and_attend(self.number, heads, cosine, signed_sine, self.scores)
         states = self.o_proj(attended, residual=states)
-        gate, up = self.gate_and_up(self.mlp_norm(states))
-        return self.down_proj(self.activation(gate).mul_(up), residual=states)
+        return self.down_proj(self.gated(*self.gate_and_up(self.mlp_norm(states))), residual=states)
 
 
-def fast_rms_norm(norm: Any) -> Callable[[Tensor], Tensor]:
+def _gate(activation: Callable[[Tensor], Tensor], kernels: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """``activation(gate) * up`` of ``[R, D]`` each."""
+    if kernels and isinstance(activation, (nn.SiLU, SiLUActivation)):
+        from vr1.rollout.kernels.layers import gated
+
+        return gated
+    return lambda gate, up: activation(gate).mul_(up)
+
+
+def fast_rms_norm(norm: Any, kernels: bool = False) -> Callable[[Tensor], Tensor]:
     """An RMS norm of transformers as a function ``[..., D]`` -> ``[..., D]`` of fewer operators, in float32.
 
     ``x * rsqrt(mean(x^2) + epsilon) * weight``. Half precisions use torch's own, one kernel on a GPU, which computes in
@@ -166,7 +171,12 @@ def fast_rms_norm(norm: Any) -> Callable[[Tensor], Tensor]:
 
     Args:
         norm: with ``weight`` ``[D]`` and ``variance_epsilon``.
+        kernels: by one of `vr1.rollout.kernels`, of contiguous ``[R, D]``.
     """
+    if kernels:
+        from vr1.rollout.kernels.layers import rms_norm as kernel
+
+        return lambda states: kernel(states, norm.weight, norm.variance_epsilon)
     weight = norm.weight
     epsilon, inverse_width = torch.full((), norm.variance_epsilon, device=weight.device), 1 / len(weight)
 

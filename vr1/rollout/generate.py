@@ -14,6 +14,7 @@ from vr1.policy.policy import Policy
 from vr1.prompts import PromptBatch
 from vr1.rollout.graphs import StepGraphs
 from vr1.rollout.hf_generate import decode_unshared
+from vr1.rollout.kernels import Kernels
 from vr1.rollout.sampling import Sampling
 from vr1.rollout.shared import decode_shared
 from vr1.rollout.weights import RolloutWeights
@@ -34,6 +35,7 @@ def generate(
     with_graph: bool = False,
     weights: RolloutWeights | None = None,
     graphs: StepGraphs | None = None,
+    kernels: Kernels | None = None,
 ) -> Rollout:
     """Sample G completions for every prompt.
 
@@ -51,6 +53,7 @@ def generate(
             (`vr1.policy.policy.Policy.can_reuse_prefix`).
         weights: decides whether 4-bit weights are dequantized; None decides for this rollout alone.
         graphs: CUDA graphs of decoding steps; None runs each step eagerly.
+        kernels: decides whether steps use vr1's own kernels; None uses torch's operators.
 
     Returns:
         The rollout; every completion ends with its end token or is truncated at ``max_new_tokens``.
@@ -65,7 +68,7 @@ def generate(
     # Decoding consists of small operators, each of which is a tenth cheaper in inference mode.
     with torch.inference_mode():
         if prefix is not None:
-            completions = decode_shared(policy, prefix, sampling, uniform, weights=weights, graphs=graphs)
+            completions = decode_shared(policy, prefix, sampling, uniform, None, weights, graphs, kernels)
         else:
             completions = decode_unshared(policy, prompts, sampling, uniform)
     # Tensors made in inference mode cannot take part in training; copies can.

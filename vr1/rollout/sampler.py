@@ -20,6 +20,7 @@ from vr1.prompts import PromptBatch, PromptEncoder
 from vr1.rollout.batching import consecutive, join_rollouts, select_prefix, select_prompts
 from vr1.rollout.generate import generate
 from vr1.rollout.graphs import StepGraphs
+from vr1.rollout.kernels import Kernels
 from vr1.rollout.memory import rows_that_fit
 from vr1.rollout.sampling import Sampling
 from vr1.rollout.weights import RolloutWeights, check_room
@@ -172,6 +173,8 @@ class SharedPrefixSampler(Sampler):
             memory by prediction. The sampled tokens do not depend on it.
         graphs: replay each decoding step as a CUDA graph (`vr1.rollout.graphs`): ``auto`` on a GPU, where it saves the
             host's time for launching kernels, or ``off``. The completions are the same.
+        kernels: decode with vr1's own kernels (`vr1.rollout.kernels`): ``auto`` on a GPU, for models that
+            `vr1.rollout.decoder.LayerDecoder` decodes, or ``off``. They round differently than torch's operators.
 
     Raises:
         UserError: ``max_rows`` is below 1.
@@ -186,12 +189,18 @@ class SharedPrefixSampler(Sampler):
         torch.Size([1, 2, 4])
     """
 
-    def __init__(self, max_rows: int | Literal["auto"] = "auto", graphs: Literal["auto", "off"] = "auto") -> None:
+    def __init__(
+        self,
+        max_rows: int | Literal["auto"] = "auto",
+        graphs: Literal["auto", "off"] = "auto",
+        kernels: Literal["auto", "off"] = "auto",
+    ) -> None:
         if max_rows != "auto" and max_rows < 1:
             raise UserError(f"sampler.max_rows={max_rows} must be at least 1, or auto")
         self.max_rows: int | Literal["auto"] = max_rows
         self.graphs: Literal["auto", "off"] = graphs
-        self._graphs, self._weights = StepGraphs(), RolloutWeights()
+        self.kernels: Literal["auto", "off"] = kernels
+        self._graphs, self._weights, self._kernels = StepGraphs(), RolloutWeights(), Kernels()
 
     def setup(self, workload: Workload) -> None:
         """Check that the weights have room in the form that the policy's ``rollout_weights`` requires.
@@ -241,14 +250,15 @@ class SharedPrefixSampler(Sampler):
         if self.max_rows == "auto":
             fitting = rows_that_fit(policy, prompts, sampling, self._weights.reserved(policy))
         graphs = self._graphs if self.captures(prompts.tokens.device) else None
+        how = (with_graph, self._weights, graphs, None if self.kernels == "off" else self._kernels)
         parts = self.parts(len(prompts), sampling.group_size, fitting)
         if len(parts) == 1:
-            return generate(policy, prompts, sampling, tokenizer, draw, prefix, with_graph, self._weights, graphs)
+            return generate(policy, prompts, sampling, tokenizer, draw, prefix, *how)
         rollouts = []
         for part in parts:
             own = None if prefix is None else select_prefix(prefix, part)
             selected = select_prompts(prompts, part)
-            sampled = generate(policy, selected, sampling, tokenizer, draw, own, with_graph, self._weights, graphs)
+            sampled = generate(policy, selected, sampling, tokenizer, draw, own, *how)
             rollouts.append(sampled if with_graph else replace(sampled, prefix=None))
         prefixes = [rollout.prefix for rollout in rollouts if rollout.prefix is not None]
         if not with_graph or len(prefixes) < len(parts):

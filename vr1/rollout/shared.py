@@ -11,6 +11,7 @@ from vr1.policy.policy import Policy
 from vr1.rollout.cache import GroupCache, StaticGroupCache
 from vr1.rollout.decoder import make_decoder, runs_layers
 from vr1.rollout.graphs import GraphError, StepGraphs, StepState
+from vr1.rollout.kernels import KernelGroupCache, Kernels
 from vr1.rollout.rows import SampledRows
 from vr1.rollout.sampling import Decoded, Sampling
 from vr1.rollout.weights import RolloutWeights
@@ -33,6 +34,7 @@ def decode_shared(
     check_every: int | None = None,
     weights: RolloutWeights | None = None,
     graphs: StepGraphs | None = None,
+    kernels: Kernels | None = None,
 ) -> Decoded:
     """Sample G completions of each of B prompts.
 
@@ -45,18 +47,22 @@ def decode_shared(
             after every token on a CPU and after every 16 on a GPU, which works behind the host: each look waits for it.
         weights: decides whether 4-bit weights are dequantized; None decides for this rollout alone.
         graphs: captures steps and replays them; None runs each step eagerly.
+        kernels: decides whether vr1's own kernels are used; None uses torch's operators.
 
     Returns:
         B * G rows of completions.
     """
-    dequantize = (weights or RolloutWeights()).choose(policy, prefix, sampling, runs_layers(policy))
+    by_layers = runs_layers(policy)
+    dequantize = (weights or RolloutWeights()).choose(policy, prefix, sampling, by_layers)
     check_every = check_every or (1 if prefix.state.device.type == "cpu" else _CHECK_EVERY)
+    heads = policy.base.config.get_text_config().num_attention_heads
+    with_kernels = kernels is not None and by_layers and kernels.fit(prefix, heads)
     if graphs is not None and graphs.worthwhile(sampling.max_new_tokens):
         try:
-            return _decode(policy, prefix, sampling, uniform, check_every, dequantize, graphs)
+            return _decode(policy, prefix, sampling, uniform, check_every, dequantize, with_kernels, graphs)
         except GraphError as error:
             graphs.give_up(error)
-    return _decode(policy, prefix, sampling, uniform, check_every, dequantize, None)
+    return _decode(policy, prefix, sampling, uniform, check_every, dequantize, with_kernels, None)
 
 
 def _decode(
@@ -66,11 +72,13 @@ def _decode(
     uniform: Tensor,
     check_every: int,
     dequantize: bool,
+    kernels: bool,
     graphs: StepGraphs | None,
 ) -> Decoded:
     group, limit = sampling.group_size, sampling.max_new_tokens
     rows = SampledRows(policy, prefix, sampling, uniform)
-    cache = GroupCache(prefix, group) if graphs is None else StaticGroupCache(prefix, group)
+    kind = KernelGroupCache if kernels else GroupCache if graphs is None else StaticGroupCache
+    cache = kind(prefix, group)
     decoder = make_decoder(policy, cache, len(uniform), dequantize)
 
     def step() -> Tensor:
