@@ -95,6 +95,7 @@ FAULTS = [
         ("if not self._within_step:", "if True:"),
         ("if not self._within_step:", "if self._within_step:"),
         ("parameter.grad = None", "pass"),
+        ("with clippable(optimizer, self.trainer.precision_plugin):", "if True:"),
         ('{"step": self.trainer.global_step + 1}', '{"step": self.trainer.global_step}'),
         ("return (values * mask).sum() / mask.sum().clamp(min=1)", "return values.mean()"),
     ),
@@ -385,6 +386,8 @@ FAULTS = [
         "tests/test_optimizers.py",
         ("parameter.dim() == 2 and", "parameter.dim() >= 2 and"),
         ("optimizer.param_groups, optimizer.state = [group], self.state", "optimizer.state = self.state"),
+        ("scaled = not isinstance(precision, MixedPrecision) or precision.scaler is not None", "scaled = False"),
+        ("optimizer._step_supports_amp_scaling = True", "pass"),
     ),
     *_faults(
         "vr1/rewards/counts.py",
