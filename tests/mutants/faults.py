@@ -571,6 +571,7 @@ FAULTS = [
         ("reduce_dtype=torch.float32 if mixed else None", "reduce_dtype=None"),
         ("cast_forward_inputs=False", "cast_forward_inputs=True"),
         ("policies = self._module.policies()\n", "policies = [self._module.policy]\n"),
+        ("policy.no_op(None)", "policy.no_op()"),
     ),
     *_faults(
         "vr1/strategies/fully_sharded.py",
