@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
-from vr1.optimizers import MuonAdamW, gradient_norm
+from vr1.optimizers import MuonAdamW, clippable, gradient_norm
 
 
 def small_model() -> nn.ModuleDict:
@@ -97,3 +98,13 @@ def test_the_norm_of_all_gradients() -> None:
         parameter.grad = torch.randn_like(parameter)
     flat = torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
     torch.testing.assert_close(gradient_norm(optimizer), flat.norm())
+
+
+def test_gradients_that_a_fused_optimizer_will_unscale_are_not_clipped() -> None:
+    """In float16 they are scaled until its step."""
+    optimizer = torch.optim.AdamW(nn.Linear(2, 1).parameters(), fused=True)
+    scaled, unscaled = MixedPrecision("16-mixed", "cpu"), MixedPrecision("bf16-mixed", "cpu")
+    with clippable(optimizer, unscaled):
+        unscaled.clip_gradients(optimizer, 1.0)
+    with clippable(optimizer, scaled), pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        scaled.clip_gradients(optimizer, 1.0)

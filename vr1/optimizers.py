@@ -1,17 +1,19 @@
-"""Muon for the matrices of a model and AdamW for the rest, as one optimizer; norms of gradients; default optimizers."""
+"""Muon for the matrices of a model and AdamW for the rest, as one optimizer; norms and clipping; default optimizers."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from vr1.errors import UserError
 
-__all__ = ["MuonAdamW", "gradient_norm", "is_default_learning_rate", "named_lambdas"]
+__all__ = ["MuonAdamW", "clippable", "gradient_norm", "is_default_learning_rate", "named_lambdas"]
 
 Class = TypeVar("Class", bound=type)
 
@@ -64,6 +66,35 @@ def gradient_norm(optimizer: Optimizer) -> Tensor | None:
         return None
     norm = torch.nn.utils.get_total_norm(gradients)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+@contextmanager
+def clippable(optimizer: Optimizer, precision: Precision) -> Iterator[None]:
+    """A context in which Lightning clips the gradients of a fused optimizer wherever they are not scaled.
+
+    A fused optimizer undoes the scale of gradients in its step, so that they cannot be clipped before. Lightning
+    refuses this in every mixed precision, but only float16 has a scale: in bfloat16, gradients are what they are.
+
+    Args:
+        optimizer: any optimizer.
+        precision: the trainer's plugin.
+
+    Example:
+        >>> optimizer = AdamW(torch.nn.Linear(1, 1).parameters(), fused=True)
+        >>> bfloat16 = MixedPrecision("bf16-mixed", "cpu")
+        >>> with clippable(optimizer, bfloat16):
+        ...     bfloat16.clip_gradients(optimizer, 1.0)
+    """
+    scaled = not isinstance(precision, MixedPrecision) or precision.scaler is not None
+    if scaled or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        yield
+        return
+    # torch's mark of an optimizer that knows the scale, which nothing but a scaler reads otherwise.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
 
 
 class MuonAdamW(Optimizer):

@@ -321,3 +321,19 @@ def test_the_norm_of_the_gradient_is_logged_before_it_is_clipped(source, tmp_pat
     assert norm == pytest.approx(unclipped.rows[-1][f"{module.objective}/grad_norm"], rel=1e-6)
     assert norm > 0.01
     assert float(update(module, source).norm()) == pytest.approx(0.1 * (clip or norm), rel=1e-3)
+
+
+@pytest.mark.parametrize(("algorithm", "clip"), [("norm", 0.01), ("value", 1e-4)])
+def test_a_fused_optimizer_is_clipped_in_bfloat16_as_any_other(source, tmp_path, algorithm, clip):
+    """With an epsilon far above the gradients, AdamW moves the weights in proportion to them."""
+
+    def trained(fused, clip):
+        optimizer = partial(torch.optim.AdamW, lr=1.0, eps=10.0, weight_decay=0.0, fused=fused)
+        module = SFTModule(policy=source, optimizer=optimizer)
+        settings = {"gradient_clip_val": clip, "gradient_clip_algorithm": algorithm if clip else None}
+        fit(module, tmp_path, steps=3, precision="bf16-mixed", **settings)
+        return update(module, source)
+
+    ours, theirs, unclipped = trained(True, clip), trained(False, clip), trained(False, None)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+    assert 0 < float(theirs.norm()) < 0.5 * float(unclipped.norm())

@@ -95,6 +95,7 @@ FAULTS = [
         ("if not self._within_step:", "if True:"),
         ("if not self._within_step:", "if self._within_step:"),
         ("parameter.grad = None", "pass"),
+        ("with clippable(optimizer, self.trainer.precision_plugin):", "if True:"),
         ('{"step": self.trainer.global_step + 1}', '{"step": self.trainer.global_step}'),
         ("return (values * mask).sum() / mask.sum().clamp(min=1)", "return values.mean()"),
     ),
@@ -385,6 +386,8 @@ FAULTS = [
         "tests/test_optimizers.py",
         ("parameter.dim() == 2 and", "parameter.dim() >= 2 and"),
         ("optimizer.param_groups, optimizer.state = [group], self.state", "optimizer.state = self.state"),
+        ("scaled = not isinstance(precision, MixedPrecision) or precision.scaler is not None", "scaled = False"),
+        ("optimizer._step_supports_amp_scaling = True", "pass"),
     ),
     *_faults(
         "vr1/rewards/counts.py",
@@ -568,6 +571,7 @@ FAULTS = [
         ("reduce_dtype=torch.float32 if mixed else None", "reduce_dtype=None"),
         ("cast_forward_inputs=False", "cast_forward_inputs=True"),
         ("policies = self._module.policies()\n", "policies = [self._module.policy]\n"),
+        ("policy.no_op(None)", "policy.no_op()"),
     ),
     *_faults(
         "vr1/strategies/fully_sharded.py",

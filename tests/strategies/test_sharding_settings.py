@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard import _fsdp_state
 from torch.distributed.tensor import DTensor
 
 from tests.save_at import SaveAt
@@ -200,3 +202,58 @@ def test_a_reference_is_not_copied_from_shards(source, tmp_path):
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+class Forwards:
+    """Forwards that are no part of another, before which FSDP moves their arguments to a device, as on a GPU."""
+
+    def __init__(self, monkeypatch):
+        self.have_arguments, self.moved = [], 0
+        original, move = _fsdp_state.FSDPState._root_pre_forward, _fsdp_state._to_kwargs
+
+        def pre_forward(state, module, args, kwargs):
+            if state._state_ctx.iter_forward_root is None:
+                self.have_arguments.append(bool(args or kwargs))
+            # The one device of FSDP's list that has no fixed name.
+            with patch.object(torch._C, "_get_privateuse1_backend_name", lambda: "cpu"):
+                return original(state, module, args, kwargs)
+
+        def to_kwargs(*arguments):
+            self.moved += 1
+            return move(*arguments)
+
+        monkeypatch.setattr(_fsdp_state.FSDPState, "_root_pre_forward", pre_forward)
+        monkeypatch.setattr(_fsdp_state, "_to_kwargs", to_kwargs)
+
+
+def validated_and_trained(source, folder):
+    """The weights after a validation and two steps, with rollouts and a reference."""
+    module = GRPOModule(
+        policy=source,
+        sampling=Sampling(group_size=2, max_new_tokens=3),
+        evaluation=Sampling(group_size=1, temperature=0.0, max_new_tokens=3),
+        loss=GRPO(kl_coef=0.1),
+        seed=2,
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+    )
+    data = SceneDataModule(SceneStyle(), train_scenes=4, val_scenes=2, batch_size=2, num_workers=0, seed=3)
+    settings = {"limit_val_batches": 1, "num_sanity_val_steps": 1, "val_check_interval": 2}
+    run = trainer(folder, max_steps=2, strategy=FullySharded(), **settings)
+    try:
+        run.fit(module, data)
+        return {name: value.full_tensor().clone() for name, value in module.state_dict().items()}
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def test_forwards_whose_arguments_move_to_a_device(source, tmp_path, monkeypatch):
+    """On a GPU, torch 2.11 fails in a forward without any."""
+    expected = validated_and_trained(source, tmp_path)
+    with monkeypatch.context() as patched:
+        forwards = Forwards(patched)
+        weights = validated_and_trained(source, tmp_path)
+    assert all(forwards.have_arguments)
+    assert forwards.moved == len(forwards.have_arguments) > 0
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name

@@ -35,7 +35,7 @@ from vr1.metrics.answer_schema import QuestionKey
 from vr1.modules.evaluation import EvaluationMetrics, answer_prompts, complete_answers, predictions_of
 from vr1.modules.figures import StepFigures, on_device
 from vr1.modules.state import RunInfo, TrainingState
-from vr1.optimizers import gradient_norm, is_default_learning_rate, named_lambdas
+from vr1.optimizers import clippable, gradient_norm, is_default_learning_rate, named_lambdas
 from vr1.policy.loading import PolicySource
 from vr1.policy.mapped import load_mapped
 from vr1.policy.policy import Policy
@@ -282,7 +282,8 @@ class DetectionModule(L.LightningModule, ABC):
         norm = gradient_norm(optimizer)
         if norm is not None:
             self.log(f"{self.objective}/grad_norm", norm, batch_size=1)
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        with clippable(optimizer, self.trainer.precision_plugin):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def share_of(self, count: Tensor) -> Tensor:
         """This process's count over the mean count of all: weighted by it, a mean of their means is the mean of all."""

@@ -132,7 +132,7 @@ class Policy(nn.Module):
         """
         self._max_length_ratio = ratio
 
-    def no_op(self) -> None:
+    def no_op(self, nothing: None) -> None:
         """Compute nothing; a strategy that requires a first forward of the root module registers and calls this."""
 
     def can_reuse_prefix(self, sharded: bool) -> bool:

@@ -172,8 +172,9 @@ class FullySharded(ModelParallelStrategy):
             return
         policy: Any = self._module.policies()[0]
         policy.set_reshard_after_forward(False)
-        # The first forward that FSDP sees must be of the root module, not of a block.
-        policy.no_op()
+        # The first forward that FSDP sees must be of the root module, not of a block. With an argument: on a GPU, torch
+        # 2.11 moves all arguments there, and fails without any.
+        policy.no_op(None)
         for part in _sharded_parts(policy):
             part.unshard()
         self._gathered = True
