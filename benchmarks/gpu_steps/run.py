@@ -25,9 +25,9 @@ STEPS: dict[str, tuple[str, float]] = {
     "correctness": ("gpu_steps.correctness", 80),
     "kernels": ("gpu_steps.kernels", 40),
     "decoding": ("gpu_steps.decoding", 120),
-    "training": ("gpu_steps.training", 130),
+    "training": ("gpu_steps.training", 120),
     "plan": ("gpu_steps.memory", 40),
-    "trl": ("gpu_steps.peers", 50),
+    "trl": ("gpu_steps.peers", 70),
     "strategies": ("gpu_steps.strategies", 50),
 }
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from gpu_steps.decoding import longest_kernels
 from gpu_steps.models import Variant, random_policy, records, source_of
-from gpu_steps.run import Bench, SkippedError
+from gpu_steps.run import Bench
 from vr1.losses import GRPO
 from vr1.modules.grpo import GRPOModule
 from vr1.policy import Policy
@@ -62,17 +62,18 @@ def cases(bench: Bench) -> Sequence[Case]:
 
 def run(bench: Bench) -> None:
     """Measure."""
-    for case in cases(bench):
+    policy, variant = None, None
+    for number, case in enumerate(cases(bench)):
         if bench.has(case.name):
             continue
+        if case.variant != variant:
+            policy = None
+            bench.free()
         with bench.part(case.name):
-            bench.record(**{case.name: step(bench, case)})
-    if bench.has("kernels"):
-        return
-    with bench.part("kernels"):
-        if bench.device != "cuda":
-            raise SkippedError("kernels are those of a GPU")
-        bench.record(kernels=step(bench, cases(bench)[0], profiled=True)["kernels"])
+            policy, variant = policy or random_policy(bench, case.variant), case.variant
+            bench.record(**{case.name: step(bench, case, policy)})
+            if number == 0 and bench.device == "cuda":
+                bench.record(kernels=step(bench, case, policy, profiled=True)["kernels"])
 
 
 class RandomModule(GRPOModule):
@@ -80,12 +81,18 @@ class RandomModule(GRPOModule):
 
     def __init__(self, made: Policy, tokens: Sequence[int], **settings: Any) -> None:
         super().__init__(**settings)
-        self._made, self._tokens = made, tokens
+        # In a list, since the policy is to be a part of the module under its own name alone.
+        self._made, self._tokens = [made], tokens
 
     def configure_model(self) -> None:
         """Take the policy that was made on the device."""
-        self.policy = self._made
+        [self.policy] = self._made
         super().configure_model()
+
+    def on_train_end(self) -> None:
+        """Let go of the policy: Lightning moves what a module holds to the host when a training ends."""
+        self.policy, self.reference = torch.nn.Identity(), None  # type: ignore[assignment]
+        self._made.clear()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the length of this step's completions."""
@@ -149,13 +156,14 @@ class _Profile(L.Callback):
             self.profile.stop()
 
 
-def step(bench: Bench, case: Case, profiled: bool = False) -> dict[str, Any]:
+def step(bench: Bench, case: Case, policy: Policy, profiled: bool = False) -> dict[str, Any]:
     """Train the steps of one case; with the kernels of the last training pass, whose times then are not of use."""
+    bench.free()
     if bench.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     L.seed_everything(0, verbose=False)
     module = RandomModule(
-        random_policy(bench, case.variant),
+        policy,
         case.tokens,
         policy=source_of(bench, case.variant),
         sampling=Sampling(group_size=case.group, max_new_tokens=max(case.tokens)),
@@ -169,12 +177,12 @@ def step(bench: Bench, case: Case, profiled: bool = False) -> dict[str, Any]:
         collate_fn=module.encoder,
     )
     watch = _Watch(bench)
-    profile = _Profile(module, len(case.tokens)) if profiled else None
+    profile = _Profile(module, 2) if profiled else None
     trainer = L.Trainer(
         accelerator=bench.accelerator,
         devices=1,
         precision=bench.precision,
-        max_steps=len(case.tokens),
+        max_steps=2 if profiled else len(case.tokens),
         gradient_clip_val=1.0,
         logger=False,
         enable_checkpointing=False,
@@ -188,7 +196,12 @@ def step(bench: Bench, case: Case, profiled: bool = False) -> dict[str, Any]:
     last = watch.steps[-1]
     tokens = case.prompts * case.group * case.tokens[-1]
     prompt = int(module.encoder(records(bench, 1)).tokens.shape[1])
-    found = {"steps": watch.steps, "tokens_per_second": tokens / last["seconds"], "prompt_tokens": prompt}
+    found = {
+        "steps": watch.steps,
+        "tokens_per_second": tokens / last["seconds"],
+        "prompt_tokens": prompt,
+        "layers": len(policy.base.model.language_model.layers),
+    }
     # Such as of a graph that could not be captured.
     if said := sorted({str(one.message).splitlines()[0] for one in caught if "vr1" in str(one.filename)}):
         found["warnings"] = said

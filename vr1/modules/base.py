@@ -139,7 +139,7 @@ class DetectionModule(L.LightningModule, ABC):
         A strategy that shards them gets a policy without weights, and takes its part of each from `take_weights`.
         """
         # Lightning calls it once for each of fit, validate, test and predict.
-        if "policy" in dict(self.named_children()):
+        if "policy" in self._modules:
             return
         # Without a trainer, as in a notebook, no strategy shards anything.
         if self._trainer is not None and shards_weights(self._trainer.strategy):

@@ -25,7 +25,8 @@ from vr1.policy.products import Float32Head, autocast_dtype, multiply_into_float
 
 __all__ = ["Linear", "compute_dtype", "prepare_head", "prepare_linear", "prepare_linears"]
 
-# Inputs [R, I] and optionally a residual [R, O] that is added -> outputs [R, O].
+# Inputs [R, I] and optionally a residual [R, O], to which the outputs are added, in place where that is possible ->
+# outputs [R, O].
 Linear = Callable[..., Tensor]
 # With more rows than this, reordered weights are no faster.
 _MAX_REORDERED_ROWS = 32
@@ -180,7 +181,7 @@ def _base(layers: Sequence[nn.Linear], rows: int, dequantize: bool) -> Linear:
     def product(inputs: Tensor, residual: Tensor | None = None) -> Tensor:
         inputs = inputs.to(dtype)
         if residual is not None and bias is None and residual.dtype == dtype:
-            return torch.addmm(residual, inputs, transposed)
+            return residual.addmm_(inputs, transposed)
         result = torch.mm(inputs, transposed) if bias is None else torch.addmm(bias, inputs, transposed)
         return result if residual is None else residual + result
 
