@@ -45,6 +45,7 @@ _UPDATES = _restated("accumulation_and_updates")
 _ADAPTERS = _restated("adapters")
 _TRAINED = _restated("trained_model")
 _TOP_P = _restated("top_p")
+_KERNELS = "tests/rollout/test_kernels.py"
 
 FAULTS = [
     # Gradient checkpointing as far as necessary.
@@ -721,5 +722,86 @@ FAULTS = [
         "vr1/policy/reference.py",
         "tests/strategies/test_sharding_settings.py",
         ("            if isinstance(policy, FSDPModule):\n", "            if False:\n"),
+    ),
+    # Decoding kernels, and whether they are used.
+    *_faults(
+        "vr1/rollout/kernels/attention.py",
+        _KERNELS,
+        (
+            "scores = tl.dot(queries, key, input_precision=EXACT) * scaling\n        scores = tl.where((inside",
+            "scores = tl.dot(queries, key, input_precision=EXACT)\n        scores = tl.where((inside",
+        ),
+        ("(token >= first_seen)", "(token > first_seen)"),
+        ("begin = split * split_length", "begin = split * (split_length - 1)"),
+        (
+            "result = result * fade[:, None] + tl.dot(share.to(value.dtype), value, input_precision=EXACT)\n"
+            "        weight = weight * fade + tl.sum(share, 1)\n        highest = higher\n    index = (pair",
+            "result = result + tl.dot(share.to(value.dtype), value, input_precision=EXACT)\n"
+            "        weight = weight * fade + tl.sum(share, 1)\n        highest = higher\n    index = (pair",
+        ),
+        ('level = tl.where(higher == float("-inf"), 0.0, higher)', "level = higher"),
+        ("tokens = tl.load(slot) + 1", "tokens = tl.load(slot)"),
+        ("own + values_at + address[:, None]", "own + address[:, None]"),
+        ("if head >= H + K:", "if head > H + K:"),
+        ("(place + E // 2) % E", "(place + 1) % E"),
+        ("row * row_stride + head * E", "(row * (H + 2 * K) + head) * E"),
+        ("slot, head = number // G, kv_head * G + number % G", "slot, head = number // G, kv_head + number % G * K"),
+        ("block * QUERIES + tl.arange", "tl.arange"),
+        ("weight, result = weight * fade, result * fade[:, None]", "result = result * fade[:, None]"),
+        ("weight += fade * tl.load(total + other", "weight += tl.load(total + other"),
+        ("triton.cdiv(slots * group, _QUERIES)", "triton.cdiv(slots, _QUERIES)"),
+        ("_QUERIES, _KEYS = 64, 32", "_QUERIES, _KEYS = 64, 128"),
+    ),
+    *_faults(
+        "vr1/rollout/kernels/layers.py",
+        _KERNELS,
+        ("tl.sum(values * values, 0) / D", "tl.sum(values * values, 0) / BLOCK"),
+        ("up + row * up_stride", "up + row * gate_stride"),
+        ("first / (1 + tl.exp(-first))", "first / (1 + tl.exp(first))"),
+    ),
+    *_faults(
+        "vr1/rollout/kernels/cache.py",
+        _KERNELS,
+        (
+            "        self._first_token = self._first_token[remaining]\n        self._lay_out()\n",
+            "        self._first_token = self._first_token[remaining]\n",
+        ),
+        ("self._first_token = self._first_token[remaining]", "pass"),
+        ("(self._slot_of_row[rows] // self._slots).unique_consecutive()", "rows.unique() // self._slots"),
+        ("torch.full((self._prompts * self._slots,), -1", "torch.full((self._prompts * self._slots,), 0"),
+        ("if layer == 0:", "if layer == len(self._own) - 1:"),
+        (
+            "self._prompts, self.kv_heads, self._slots, self._capacity,",
+            "self._prompts, self.kv_heads, self._slots, 128,",
+        ),
+    ),
+    *_faults(
+        "vr1/rollout/kernels/check.py",
+        _KERNELS,
+        ("if not difference <= _BOUNDS[dtype]:", "if difference > _BOUNDS[dtype]:"),
+        ("        self.failure = reason\n", "        pass\n"),
+        ("if self.failure is not None or ", "if "),
+        ("        self._tried.add(kind)\n", ""),
+        ("kind = (heads, kv_heads, width, dtype, device)", "kind = (kv_heads, width, dtype, device)"),
+        ("autocast_dtype(device.type) or prefix.keys[0].dtype", "prefix.keys[0].dtype"),
+        ("return max(differences)", "return differences[-1]"),
+    ),
+    *_faults(
+        "vr1/rollout/shared.py",
+        _KERNELS,
+        ("kernels is not None and by_layers and", "kernels is not None and"),
+        ("dequantize, with_kernels, graphs)", "dequantize, False, graphs)"),
+        ("dequantize, with_kernels, None)", "dequantize, False, None)"),
+    ),
+    *_faults(
+        "vr1/rollout/sampler.py",
+        _KERNELS,
+        ('None if self.kernels == "off" else self._kernels', "self._kernels"),
+        ('None if self.kernels == "off" else self._kernels', "Kernels()"),
+    ),
+    *_faults(
+        "vr1/rollout/decoder.py",
+        _KERNELS,
+        ("kernel(states, norm.weight, norm.variance_epsilon)", "kernel(states, norm.weight, 1e-2)"),
     ),
 ]

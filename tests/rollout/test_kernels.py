@@ -1,0 +1,439 @@
+"""vr1's kernels of a decoding step, interpreted on a CPU, against plain loops; rollouts with them; their choice."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="CPU-only wheels of torch come without Triton")
+
+from tests.policy.tiny_models import write_tiny
+from tests.rollout import kernel_reference
+from tests.rollout.emulated_graphs import EmulatedCapture
+from tests.rollout.kernel_reference import Case, rotated
+from tests.rollout.test_graphs import assert_same, encoder_of, loaded
+from tests.rollout.triton_on_cpu import KERNELS, Launches, compiled, interpreted_kernels
+from vr1.policy import Lora, PolicySource
+from vr1.rollout import Sampling, SharedPrefixSampler, cache, generate, sampler, shared
+from vr1.rollout.cache import StaticGroupCache
+from vr1.rollout.graphs import StepGraphs
+from vr1.rollout.kernels import KernelGroupCache, Kernels, attention, check, layers
+
+CPU = torch.device("cpu")
+# Shared memory of a program: of GPUs for consumers, and of an A100.
+CONSUMER, SERVER = 99 * 1024, 163 * 1024
+
+
+@pytest.fixture
+def interpreted():
+    with interpreted_kernels() as patch:
+        yield patch
+
+
+@pytest.fixture
+def by_torch(monkeypatch):
+    """Operators of torch in the place of the kernels, which take a second a token in the interpreter."""
+    for module, names in ((attention, ("attend", "rotate_and_store")), (layers, ("gated", "rms_norm"))):
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(kernel_reference, name))
+
+
+class Always(Kernels):
+    """Kernels that are used on a CPU too."""
+
+    def fit(self, prefix, heads):
+        return True
+
+
+def noted_caches(monkeypatch):
+    """The caches of all rollouts by kernels from now on; ``selected`` counts how often rows have left."""
+    caches = []
+
+    class Noted(KernelGroupCache):
+        selected = 0
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            caches.append(self)
+
+        def select(self, rows):
+            super().select(rows)
+            self.selected += 1
+
+    monkeypatch.setattr(shared, "KernelGroupCache", Noted)
+    return caches
+
+
+def gap(found, expected):
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+# H, K, E, P, padding, where rows are stored, W, own tokens; then how prompts are divided: splits, blocks of queries.
+CASES = {
+    # Two blocks of queries; the slots of the second prompt are mostly empty.
+    "qwen": ((28, 4, 128, 45, [0, 7], [0, 1, 8, 9, 13], 10, 1), (1, 2)),
+    # Splits that see padding alone, or no token at all; two blocks of own tokens.
+    "splits": ((6, 2, 32, 300, [0, 130], [1, 3, 5], 3, 33), (8, 1)),
+    # One query to a key head; prompts shorter than a block, one of a single token; the last token fills a block.
+    "short": ((4, 4, 16, 5, [0, 4], [0, 1, 2], 2, 32), (1, 1)),
+    "two splits": ((4, 2, 16, 70, [9], [0, 1], 2, 70), (2, 1)),
+}
+
+
+@pytest.mark.parametrize(("case", "parts"), CASES.values(), ids=CASES)
+def test_attention_equals_plain_loops(interpreted, case, parts):
+    drawn = Case.random(*case)
+    launches = Launches(attention._attend_prompts)
+    interpreted.setattr(attention, "_attend_prompts", launches)
+    expected = drawn.expected()
+    found = attention.attend(**vars(drawn))
+    assert gap(found.view(expected.shape), expected) < 1e-6
+    assert launches.grids == [(len(drawn.prompt_keys), *parts)]
+    # What stands for the kernel in longer rollouts computes the same.
+    assert gap(kernel_reference.attend(**vars(drawn)).view(expected.shape), expected) < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "size", "bound"), [(torch.float32, 300, 1e-5), (torch.float16, 1, 1e-3)], ids=str)
+def test_attention_of_large_scores_and_in_half_precision(interpreted, dtype, size, bound):
+    drawn = Case.random(6, 2, 32, 70, [0, 40], [0, 1, 5], 3, 40, dtype=dtype, size=size)
+    expected = drawn.expected()
+    found = attention.attend(**vars(drawn))
+    assert found.dtype == dtype
+    assert gap(found.view(expected.shape), expected) < bound
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(28, 4, 128), (6, 2, 32), (4, 4, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rotates_and_stores(interpreted, heads, kv_heads, width, dtype):
+    rows = 2 if heads > 6 else 3
+    drawn = Case.random(heads, kv_heads, width, 5, [0, 0], [0, 4, 5][:rows], 3, 7, dtype=dtype)
+    before, own = drawn.own.clone(), drawn.own
+    total = heads + 2 * kv_heads
+    # Rows of a wider tensor, whose further columns are no numbers.
+    wide = torch.full((rows, total + 3, width), torch.nan, dtype=dtype)
+    new = wide[:, 2 : total + 2].copy_(torch.randn(rows, total, width))
+    cosine, sine = torch.randn(2, rows, width).to(dtype)
+    by_torch = own.clone()
+    arguments = drawn.slot_of_row, drawn.slot
+    query = attention.rotate_and_store(new, cosine, sine, own, *arguments)
+    turned = rotated(new[:, :-kv_heads], cosine, sine)
+    bound = 1e-6 if dtype == torch.float32 else 1e-3
+    assert query.dtype == dtype
+    assert gap(query, turned[:, :heads]) < bound
+    for row, place in enumerate(drawn.slot_of_row.tolist()):
+        stored = own[:, place // 3, :, place % 3, 6]
+        assert gap(stored[0], turned[row, heads:]) < bound
+        assert torch.equal(stored[1], new[row, -kv_heads:])
+        before[:, place // 3, :, place % 3, 6] = stored
+    assert torch.equal(own, before), "something else was changed"
+    if dtype == torch.float32:
+        other = kernel_reference.rotate_and_store(new, cosine, sine, by_torch, *arguments)
+        torch.testing.assert_close((query, own), (other, by_torch))
+
+
+@pytest.mark.parametrize("width", [1, 300, 1024])
+def test_norm(interpreted, width):
+    # In the smallest row the epsilon decides.
+    states = torch.randn(3, width) * torch.tensor([1e-4, 1.0, 100.0])[:, None]
+    weight = torch.randn(width)
+    scale = (states.double().square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    found = layers.rms_norm(states, weight, 1e-6)
+    torch.testing.assert_close(found.double(), states * scale * weight.double(), atol=0, rtol=1e-5)
+    half = layers.rms_norm(states.half(), weight, 1e-6)
+    assert half.dtype == torch.float16
+
+
+@pytest.mark.parametrize("width", [3, 1024, 1500])
+def test_gate(interpreted, width):
+    both = torch.randn(2, 2 * width + 1) * 10
+    gate, up = both[:, :width], both[:, width + 1 :]
+    expected = gate.double() / (1 + (-gate.double()).exp()) * up.double()
+    torch.testing.assert_close(layers.gated(gate, up).double(), expected, atol=1e-6, rtol=1e-5)
+    separate = layers.gated(gate, up.contiguous())
+    torch.testing.assert_close(separate.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture
+def family(request, source, tmp_path):
+    """Qwen2.5-VL, or Qwen3-VL, which normalizes queries and keys."""
+    if request.param == "qwen2_5_vl":
+        return source
+    write_tiny(request.param, tmp_path)
+    return PolicySource(path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "lora"), [("qwen2_5_vl", None), ("qwen3_vl", Lora(rank=2))], ids=str, indirect=["family"]
+)
+def test_rollouts_by_interpreted_kernels(interpreted, family, records, monkeypatch, lora):
+    policy, encoder = loaded(family, lora=lora), encoder_of(family)
+    prompts, tokenizer = encoder(records[:2]), encoder.processor.tokenizer
+    sampling = Sampling(group_size=2, max_new_tokens=4)
+    policy.base.generation_config.eos_token_id = [1]
+    unending = generate(policy, prompts, sampling, tokenizer)
+    # The first prompt loses a row, and then there is one row less to compute.
+    policy.base.generation_config.eos_token_id = [int(unending.tokens[0, 0, 1])]
+    expected = generate(policy, prompts, sampling, tokenizer)
+    assert not expected.mask[0, 0, 2:].any()
+    assert int(expected.mask[..., -1].sum()) == 3
+    caches = noted_caches(monkeypatch)
+    found = generate(policy, prompts, sampling, tokenizer, kernels=Always())
+    assert_same(found, expected)
+    assert found.texts == expected.texts
+    assert [cache.selected for cache in caches] == [1]
+
+
+@pytest.mark.parametrize(
+    ("family", "lora", "graphs"),
+    [("qwen2_5_vl", Lora(rank=2), False), ("qwen2_5_vl", None, True), ("qwen3_vl", Lora(rank=2), True)],
+    ids=str,
+    indirect=["family"],
+)
+@torch.no_grad()
+def test_long_rollouts_while_rows_leave_and_the_cache_grows(by_torch, family, records, monkeypatch, lora, graphs):
+    policy, encoder = loaded(family, lora=lora), encoder_of(family)
+    policy.base.generation_config.eos_token_id = list(range(300, 310))
+    prompts, tokenizer = encoder(records), encoder.processor.tokenizer
+    sampling, capture = Sampling(group_size=6, max_new_tokens=100), EmulatedCapture()
+    expected = generate(policy, prompts, sampling, tokenizer, draw=4)
+    assert int(expected.mask.sum(-1).max()) > 70
+    monkeypatch.setattr(cache, "_STATIC_CAPACITY", 32)
+    monkeypatch.setattr(shared, "_COMPACT_GRAPH_BELOW", 0.75)
+    caches = noted_caches(monkeypatch)
+    replays = StepGraphs(capture) if graphs else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = generate(policy, prompts, sampling, tokenizer, draw=4, graphs=replays, kernels=Always())
+    assert_same(found, expected)
+    assert found.texts == expected.texts
+    (used,) = caches
+    assert used.selected >= 2
+    assert used.capacity == 128
+    assert not graphs or (capture.captured >= 3 and capture.replayed > 20)
+
+
+@pytest.mark.parametrize("attends", [True, False])
+def test_a_cache_by_kernels_equals_one_by_torch(by_torch, attends):
+    """Prompts lose rows, and all of them, in several orders."""
+    from vr1.policy.attention import Scores
+    from vr1.types import Prefix
+
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator)
+
+    mask = torch.arange(11) >= torch.tensor([0, 3, 1, 7])[:, None]
+    prefix = Prefix(
+        keys=[drawn(4, 2, 11, 8) for _ in range(2)],
+        values=[drawn(4, 2, 11, 8) for _ in range(2)],
+        state=drawn(4, 1),
+        mask=mask,
+        next_position=mask.sum(1),
+    )
+    caches, rows = [StaticGroupCache(prefix, 3), KernelGroupCache(prefix, 3)], 12
+    leaving = {2: [0, 1, 3, 4, 6, 8, 10], 4: [0, 2, 4, 6] if attends else [1, 2, 3], 6: [1, 3] if attends else [2]}
+    for token in range(9):
+        for layer in range(2):
+            new, cosine, sine = drawn(rows, 8, 8), drawn(rows, 1, 8), drawn(rows, 1, 8)
+            results = [one.rotate_and_attend(layer, new.clone(), cosine, sine, Scores(0.3)) for one in caches]
+            torch.testing.assert_close(*results)
+        if token in leaving:
+            rows = len(leaving[token])
+            for one in caches:
+                one.select(torch.tensor(leaving[token]))
+
+
+def test_interpreting_leaves_nothing_behind():
+    import triton.language as tl
+
+    places = (tl, tl.core, tl.math, tl.standard, tl.tensor, attention, layers)
+    before = [dict(vars(place)) for place in places]
+    with interpreted_kernels() as patch:
+        patch.setattr(attention, "_attend_own", None)
+        layers.gated(torch.ones(1, 2), torch.ones(1, 2))
+        layers.rms_norm(torch.ones(1, 2), torch.ones(2), 1e-6)
+    assert [dict(vars(place)) for place in places] == before
+
+
+def test_comparing_finds_no_difference(interpreted):
+    assert check.compare(2, 1, 16, torch.float32, CPU) < 1e-5
+
+
+def one_token_too_few(attend):
+    def faulty(*arguments, slot=None):
+        *most, slot, scaling = arguments
+        return attend(*most, (slot - 1).clamp(min=0), scaling)
+
+    return faulty
+
+
+FAULTS = {
+    "attend": (attention, one_token_too_few),
+    "rotate_and_store": (
+        attention,
+        lambda function: lambda heads, cosine, sine, *others: function(heads, cosine, -sine, *others),
+    ),
+    "rms_norm": (layers, lambda function: lambda *arguments: function(*arguments) * 1.1),
+    "gated": (layers, lambda function: lambda gate, up: function(up, gate)),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_comparing_finds_a_fault_of_each_kernel(by_torch, monkeypatch, name):
+    module, fault = FAULTS[name]
+    assert check.compare(2, 1, 16, torch.float32, CPU) < 1e-5
+    monkeypatch.setattr(module, name, fault(getattr(module, name)))
+    assert check.compare(2, 1, 16, torch.float32, CPU) > 2 * max(check._BOUNDS.values())
+
+
+def prefix_on(device, width=16, dtype=torch.float32, kv_heads=2):
+    """What `Kernels.fit` looks at of a prefix, on a device that need not be there."""
+    return SimpleNamespace(
+        keys=[SimpleNamespace(device=torch.device(device), shape=(3, kv_heads, 5, width), dtype=dtype)]
+    )
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """The arguments of every comparison, and what it returns or raises: an entry of ``result``."""
+    noted = SimpleNamespace(calls=[], result=[1e-7])
+
+    def compare(*arguments):
+        noted.calls.append(arguments)
+        if isinstance(noted.result[0], Exception):
+            raise noted.result[0]
+        return noted.result[0]
+
+    monkeypatch.setattr(check, "compare", compare)
+    return noted
+
+
+def test_each_kind_of_model_is_compared_once(compared, monkeypatch):
+    kernels, cuda = Kernels(), torch.device("cuda", 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not kernels.fit(prefix_on("cpu"), 4)
+        assert not kernels.fit(prefix_on("cuda:0", width=80), 4)
+        assert not kernels.fit(prefix_on("cuda:0", dtype=torch.float64), 4)
+        assert compared.calls == []
+        for _ in range(2):
+            assert kernels.fit(prefix_on("cuda:0"), 4)
+        assert compared.calls == [(4, 2, 16, torch.float32, cuda)]
+        assert kernels.fit(prefix_on("cuda:0", dtype=torch.float16), 4)
+        assert kernels.fit(prefix_on("cuda:0"), 8)
+        monkeypatch.setattr(check, "autocast_dtype", lambda _: torch.bfloat16)
+        assert kernels.fit(prefix_on("cuda:0"), 4)
+    assert compared.calls[1:] == [
+        (4, 2, 16, torch.float16, cuda),
+        (8, 2, 16, torch.float32, cuda),
+        (4, 2, 16, torch.bfloat16, cuda),
+    ]
+    assert kernels.failure is None
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (RuntimeError("no compiler\nand much more"), "RuntimeError: no compiler"),
+        (ValueError(), "ValueError: "),
+        (0.5, "their results differ from torch's by 0.5, 0.005 is allowed"),
+        (float("nan"), "their results differ from torch's by nan, 0.005 is allowed"),
+        (None, "Triton is not installed"),
+    ],
+    ids=str,
+)
+def test_kernels_that_do_not_work_are_given_up_with_one_warning(compared, monkeypatch, result, reason):
+    kernels = Kernels()
+    if result is None:
+        monkeypatch.setattr(check, "find_spec", lambda _: None)
+    compared.result[0] = result
+    with pytest.warns(UserWarning, match="decoding kernels") as caught:
+        assert not kernels.fit(prefix_on("cuda"), 4)
+    assert [str(warning.message) for warning in caught] == [
+        f"decoding kernels: {reason}; decoding goes on without them, which is slower"
+    ]
+    assert kernels.failure == reason
+    assert len(compared.calls) == (0 if result is None else 1)
+    # Later rollouts do not try again, also of other models.
+    compared.result[0] = 1e-7
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not kernels.fit(prefix_on("cuda"), 4)
+        assert not kernels.fit(prefix_on("cuda"), 8)
+
+
+def test_layers_of_another_build_use_no_kernels(source, prompts, encoder, monkeypatch):
+    policy = source.load().eval()
+
+    class OtherLayer(type(policy.base.model.language_model.layers[0])):
+        pass
+
+    sampling, tokenizer = Sampling(group_size=2, max_new_tokens=3), encoder.processor.tokenizer
+    expected = generate(policy, prompts, sampling, tokenizer)
+    policy.base.model.language_model.layers[-1].__class__ = OtherLayer
+    monkeypatch.setattr(shared, "KernelGroupCache", lambda *_: pytest.fail("a cache by kernels"))
+    assert torch.equal(generate(policy, prompts, sampling, tokenizer, kernels=Always()).tokens, expected.tokens)
+
+
+def test_the_setting_of_the_sampler(source, prompts, encoder, monkeypatch):
+    passed = []
+
+    def noted(*arguments):
+        passed.append(arguments[-1])
+        return generate(*arguments)
+
+    monkeypatch.setattr(sampler, "generate", noted)
+    policy, sampling = source.load().eval(), Sampling(group_size=2, max_new_tokens=2)
+    for setting in ("auto", "off"):
+        one = SharedPrefixSampler(kernels=setting)
+        for _ in range(2):
+            one.sample(policy, prompts, sampling, encoder.processor.tokenizer)
+    assert isinstance(passed[0], Kernels)
+    assert passed[1] is passed[0], "what a process has found out is forgotten"
+    assert passed[2:] == [None, None]
+
+
+def launched(monkeypatch, dtype):
+    """The kernels with the arguments that they are launched with, for a model of 7 billion parameters."""
+    notes = {}
+    for module, names in KERNELS.items():
+        for name in names:
+            notes[name] = getattr(module, name), Launches()
+            monkeypatch.setattr(module, name, notes[name][1])
+    drawn = Case.random(28, 4, 128, 100, [0], range(16), 16, 40, dtype=dtype)
+    heads, angles = torch.empty(16, 36, 128, dtype=dtype), torch.empty(16, 128, dtype=dtype)
+    attention.rotate_and_store(heads, angles, angles, drawn.own, drawn.slot_of_row, drawn.slot)
+    attention.attend(**vars(drawn))
+    states = torch.empty(16, 3584, dtype=dtype)
+    layers.rms_norm(states, states[0], 1e-6)
+    layers.gated(states, states)
+    monkeypatch.undo()
+    return [(kernel, noted.calls[0]) for kernel, noted in notes.values()]
+
+
+# Compiling takes seconds: in float32, attention alone, of which tiles are twice as large.
+@pytest.mark.parametrize(
+    ("dtype", "capability", "limit"),
+    [(torch.bfloat16, 80, CONSUMER), (torch.bfloat16, 90, CONSUMER), (torch.float32, 80, SERVER)],
+    ids=str,
+)
+def test_kernels_compile_for_gpus(monkeypatch, tmp_path, dtype, capability, limit):
+    from triton import knobs
+
+    try:
+        knobs.nvidia.ptxas.version  # noqa: B018
+    except Exception as error:
+        pytest.skip(f"no ptxas: {error}")
+    kernels = launched(monkeypatch, dtype)
+    # An empty cache; and what Triton 3.9 warns about if it is not set.
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    for kernel, call in kernels:
+        if dtype == torch.bfloat16 or "attend" in kernel.__name__:
+            result = compiled(kernel, call, capability)
+            print(kernel.__name__, capability, result.metadata.shared)
+            assert result.metadata.shared <= limit, kernel.__name__
+            assert result.asm["cubin"]
