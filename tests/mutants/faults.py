@@ -46,6 +46,12 @@ _ADAPTERS = _restated("adapters")
 _TRAINED = _restated("trained_model")
 _TOP_P = _restated("top_p")
 _KERNELS = "tests/rollout/test_kernels.py"
+_ATTENTION = tuple(f"{_KERNELS}::test_{name}" for name in ("attention_equals_plain_loops", "rotates_and_stores"))
+_CACHE = tuple(
+    f"{_KERNELS}::test_{name}"
+    for name in ("a_cache_by_kernels_equals_one_by_torch", "long_rollouts_while_rows_leave_and_the_cache_grows")
+)
+_CHOICE = "tests/rollout/test_kernel_choice.py"
 
 FAULTS = [
     # Gradient checkpointing as far as necessary.
@@ -726,7 +732,7 @@ FAULTS = [
     # Decoding kernels, and whether they are used.
     *_faults(
         "vr1/rollout/kernels/attention.py",
-        _KERNELS,
+        _ATTENTION,
         (
             "scores = tl.dot(queries, key, input_precision=EXACT) * scaling\n        scores = tl.where((inside",
             "scores = tl.dot(queries, key, input_precision=EXACT)\n        scores = tl.where((inside",
@@ -744,32 +750,32 @@ FAULTS = [
         ("own + values_at + address[:, None]", "own + address[:, None]"),
         ("if head >= H + K:", "if head > H + K:"),
         ("(place + E // 2) % E", "(place + 1) % E"),
+        ("+ swapped * tl.load(sine", "- swapped * tl.load(sine"),
         ("row * row_stride + head * E", "(row * (H + 2 * K) + head) * E"),
         ("slot, head = number // G, kv_head * G + number % G", "slot, head = number // G, kv_head + number % G * K"),
         ("block * QUERIES + tl.arange", "tl.arange"),
         ("weight, result = weight * fade, result * fade[:, None]", "result = result * fade[:, None]"),
         ("weight += fade * tl.load(total + other", "weight += tl.load(total + other"),
         ("triton.cdiv(slots * group, _QUERIES)", "triton.cdiv(slots, _QUERIES)"),
-        ("_QUERIES, _KEYS = 64, 32", "_QUERIES, _KEYS = 64, 128"),
     ),
     *_faults(
         "vr1/rollout/kernels/layers.py",
-        _KERNELS,
+        (f"{_KERNELS}::test_norm", f"{_KERNELS}::test_gate"),
         ("tl.sum(values * values, 0) / D", "tl.sum(values * values, 0) / BLOCK"),
         ("up + row * up_stride", "up + row * gate_stride"),
         ("first / (1 + tl.exp(-first))", "first / (1 + tl.exp(first))"),
     ),
     *_faults(
         "vr1/rollout/kernels/cache.py",
-        _KERNELS,
+        _CACHE,
         (
             "        self._first_token = self._first_token[remaining]\n        self._lay_out()\n",
             "        self._first_token = self._first_token[remaining]\n",
         ),
         ("self._first_token = self._first_token[remaining]", "pass"),
         ("(self._slot_of_row[rows] // self._slots).unique_consecutive()", "rows.unique() // self._slots"),
-        ("torch.full((self._prompts * self._slots,), -1", "torch.full((self._prompts * self._slots,), 0"),
-        ("if layer == 0:", "if layer == len(self._own) - 1:"),
+        ("self._row[self._slot_of_row] =", "self._row[: len(self._slot)] ="),
+        ("if layer == 0:", "if layer == 1:"),
         (
             "self._prompts, self.kv_heads, self._slots, self._capacity,",
             "self._prompts, self.kv_heads, self._slots, 128,",
@@ -777,31 +783,36 @@ FAULTS = [
     ),
     *_faults(
         "vr1/rollout/kernels/check.py",
-        _KERNELS,
+        _CHOICE,
         ("if not difference <= _BOUNDS[dtype]:", "if difference > _BOUNDS[dtype]:"),
         ("        self.failure = reason\n", "        pass\n"),
         ("if self.failure is not None or ", "if "),
         ("        self._tried.add(kind)\n", ""),
         ("kind = (heads, kv_heads, width, dtype, device)", "kind = (kv_heads, width, dtype, device)"),
         ("autocast_dtype(device.type) or prefix.keys[0].dtype", "prefix.keys[0].dtype"),
+    ),
+    *_faults(
+        "vr1/rollout/kernels/check.py",
+        f"{_KERNELS}::test_comparing_finds_a_fault_of_each_kernel",
         ("return max(differences)", "return differences[-1]"),
+        ("differences.append(_difference(*results))", "differences[:] = [_difference(*results)]"),
     ),
     *_faults(
         "vr1/rollout/shared.py",
-        _KERNELS,
+        (_CHOICE, *_CACHE),
         ("kernels is not None and by_layers and", "kernels is not None and"),
         ("dequantize, with_kernels, graphs)", "dequantize, False, graphs)"),
         ("dequantize, with_kernels, None)", "dequantize, False, None)"),
     ),
     *_faults(
         "vr1/rollout/sampler.py",
-        _KERNELS,
+        _CHOICE,
         ('None if self.kernels == "off" else self._kernels', "self._kernels"),
         ('None if self.kernels == "off" else self._kernels', "Kernels()"),
     ),
     *_faults(
         "vr1/rollout/decoder.py",
-        _KERNELS,
+        _CACHE,
         ("kernel(states, norm.weight, norm.variance_epsilon)", "kernel(states, norm.weight, 1e-2)"),
     ),
 ]

@@ -1,7 +1,6 @@
-"""vr1's kernels of a decoding step, interpreted on a CPU, against plain loops; rollouts with them; their choice."""
+"""vr1's kernels of a decoding step, interpreted on a CPU, against plain loops, and rollouts with them."""
 
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +14,12 @@ from tests.rollout.kernel_reference import Case, rotated
 from tests.rollout.test_graphs import assert_same, encoder_of, loaded
 from tests.rollout.triton_on_cpu import KERNELS, Launches, compiled, interpreted_kernels
 from vr1.policy import Lora, PolicySource
-from vr1.rollout import Sampling, SharedPrefixSampler, cache, generate, sampler, shared
+from vr1.policy.attention import Scores
+from vr1.rollout import Sampling, cache, generate, shared
 from vr1.rollout.cache import StaticGroupCache
 from vr1.rollout.graphs import StepGraphs
 from vr1.rollout.kernels import KernelGroupCache, Kernels, attention, check, layers
+from vr1.types import Prefix
 
 CPU = torch.device("cpu")
 # Shared memory of a program: of GPUs for consumers, and of an A100.
@@ -164,7 +165,10 @@ def family(request, source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "lora"), [("qwen2_5_vl", None), ("qwen3_vl", Lora(rank=2))], ids=str, indirect=["family"]
+    ("family", "lora"),
+    [("qwen2_5_vl", None), ("qwen3_vl", Lora(rank=2))],
+    ids=["all weights", "LoRA of Qwen3-VL"],
+    indirect=["family"],
 )
 def test_rollouts_by_interpreted_kernels(interpreted, family, records, monkeypatch, lora):
     policy, encoder = loaded(family, lora=lora), encoder_of(family)
@@ -187,7 +191,7 @@ def test_rollouts_by_interpreted_kernels(interpreted, family, records, monkeypat
 @pytest.mark.parametrize(
     ("family", "lora", "graphs"),
     [("qwen2_5_vl", Lora(rank=2), False), ("qwen2_5_vl", None, True), ("qwen3_vl", Lora(rank=2), True)],
-    ids=str,
+    ids=["eager", "graphs", "graphs of Qwen3-VL"],
     indirect=["family"],
 )
 @torch.no_grad()
@@ -196,7 +200,7 @@ def test_long_rollouts_while_rows_leave_and_the_cache_grows(by_torch, family, re
     policy.base.generation_config.eos_token_id = list(range(300, 310))
     prompts, tokenizer = encoder(records), encoder.processor.tokenizer
     sampling, capture = Sampling(group_size=6, max_new_tokens=100), EmulatedCapture()
-    expected = generate(policy, prompts, sampling, tokenizer, draw=4)
+    expected = generate(policy, prompts, sampling, tokenizer, draw=5)
     assert int(expected.mask.sum(-1).max()) > 70
     monkeypatch.setattr(cache, "_STATIC_CAPACITY", 32)
     monkeypatch.setattr(shared, "_COMPACT_GRAPH_BELOW", 0.75)
@@ -204,21 +208,22 @@ def test_long_rollouts_while_rows_leave_and_the_cache_grows(by_torch, family, re
     replays = StepGraphs(capture) if graphs else None
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        found = generate(policy, prompts, sampling, tokenizer, draw=4, graphs=replays, kernels=Always())
+        found = generate(policy, prompts, sampling, tokenizer, draw=5, graphs=replays, kernels=Always())
     assert_same(found, expected)
     assert found.texts == expected.texts
     (used,) = caches
-    assert used.selected >= 2
+    assert used.selected
     assert used.capacity == 128
     assert not graphs or (capture.captured >= 3 and capture.replayed > 20)
 
 
-@pytest.mark.parametrize("attends", [True, False])
-def test_a_cache_by_kernels_equals_one_by_torch(by_torch, attends):
-    """Prompts lose rows, and all of them, in several orders."""
-    from vr1.policy.attention import Scores
-    from vr1.types import Prefix
-
+# After some tokens, which rows stay: gaps in a group, prompts without any row, one row alone.
+@pytest.mark.parametrize(
+    "leaving",
+    [{2: [0, 1, 3, 4, 6, 8, 10], 4: [0, 2, 4, 6], 6: [1, 3]}, {2: [1, 3, 4, 5, 9, 10], 4: [1, 2, 3], 6: [2]}],
+    ids=str,
+)
+def test_a_cache_by_kernels_equals_one_by_torch(by_torch, leaving):
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape):
@@ -233,7 +238,6 @@ def test_a_cache_by_kernels_equals_one_by_torch(by_torch, attends):
         next_position=mask.sum(1),
     )
     caches, rows = [StaticGroupCache(prefix, 3), KernelGroupCache(prefix, 3)], 12
-    leaving = {2: [0, 1, 3, 4, 6, 8, 10], 4: [0, 2, 4, 6] if attends else [1, 2, 3], 6: [1, 3] if attends else [2]}
     for token in range(9):
         for layer in range(2):
             new, cosine, sine = drawn(rows, 8, 8), drawn(rows, 1, 8), drawn(rows, 1, 8)
@@ -288,114 +292,6 @@ def test_comparing_finds_a_fault_of_each_kernel(by_torch, monkeypatch, name):
     assert check.compare(2, 1, 16, torch.float32, CPU) > 2 * max(check._BOUNDS.values())
 
 
-def prefix_on(device, width=16, dtype=torch.float32, kv_heads=2):
-    """What `Kernels.fit` looks at of a prefix, on a device that need not be there."""
-    return SimpleNamespace(
-        keys=[SimpleNamespace(device=torch.device(device), shape=(3, kv_heads, 5, width), dtype=dtype)]
-    )
-
-
-@pytest.fixture
-def compared(monkeypatch):
-    """The arguments of every comparison, and what it returns or raises: an entry of ``result``."""
-    noted = SimpleNamespace(calls=[], result=[1e-7])
-
-    def compare(*arguments):
-        noted.calls.append(arguments)
-        if isinstance(noted.result[0], Exception):
-            raise noted.result[0]
-        return noted.result[0]
-
-    monkeypatch.setattr(check, "compare", compare)
-    return noted
-
-
-def test_each_kind_of_model_is_compared_once(compared, monkeypatch):
-    kernels, cuda = Kernels(), torch.device("cuda", 0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not kernels.fit(prefix_on("cpu"), 4)
-        assert not kernels.fit(prefix_on("cuda:0", width=80), 4)
-        assert not kernels.fit(prefix_on("cuda:0", dtype=torch.float64), 4)
-        assert compared.calls == []
-        for _ in range(2):
-            assert kernels.fit(prefix_on("cuda:0"), 4)
-        assert compared.calls == [(4, 2, 16, torch.float32, cuda)]
-        assert kernels.fit(prefix_on("cuda:0", dtype=torch.float16), 4)
-        assert kernels.fit(prefix_on("cuda:0"), 8)
-        monkeypatch.setattr(check, "autocast_dtype", lambda _: torch.bfloat16)
-        assert kernels.fit(prefix_on("cuda:0"), 4)
-    assert compared.calls[1:] == [
-        (4, 2, 16, torch.float16, cuda),
-        (8, 2, 16, torch.float32, cuda),
-        (4, 2, 16, torch.bfloat16, cuda),
-    ]
-    assert kernels.failure is None
-
-
-@pytest.mark.parametrize(
-    ("result", "reason"),
-    [
-        (RuntimeError("no compiler\nand much more"), "RuntimeError: no compiler"),
-        (ValueError(), "ValueError: "),
-        (0.5, "their results differ from torch's by 0.5, 0.005 is allowed"),
-        (float("nan"), "their results differ from torch's by nan, 0.005 is allowed"),
-        (None, "Triton is not installed"),
-    ],
-    ids=str,
-)
-def test_kernels_that_do_not_work_are_given_up_with_one_warning(compared, monkeypatch, result, reason):
-    kernels = Kernels()
-    if result is None:
-        monkeypatch.setattr(check, "find_spec", lambda _: None)
-    compared.result[0] = result
-    with pytest.warns(UserWarning, match="decoding kernels") as caught:
-        assert not kernels.fit(prefix_on("cuda"), 4)
-    assert [str(warning.message) for warning in caught] == [
-        f"decoding kernels: {reason}; decoding goes on without them, which is slower"
-    ]
-    assert kernels.failure == reason
-    assert len(compared.calls) == (0 if result is None else 1)
-    # Later rollouts do not try again, also of other models.
-    compared.result[0] = 1e-7
-    monkeypatch.undo()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not kernels.fit(prefix_on("cuda"), 4)
-        assert not kernels.fit(prefix_on("cuda"), 8)
-
-
-def test_layers_of_another_build_use_no_kernels(source, prompts, encoder, monkeypatch):
-    policy = source.load().eval()
-
-    class OtherLayer(type(policy.base.model.language_model.layers[0])):
-        pass
-
-    sampling, tokenizer = Sampling(group_size=2, max_new_tokens=3), encoder.processor.tokenizer
-    expected = generate(policy, prompts, sampling, tokenizer)
-    policy.base.model.language_model.layers[-1].__class__ = OtherLayer
-    monkeypatch.setattr(shared, "KernelGroupCache", lambda *_: pytest.fail("a cache by kernels"))
-    assert torch.equal(generate(policy, prompts, sampling, tokenizer, kernels=Always()).tokens, expected.tokens)
-
-
-def test_the_setting_of_the_sampler(source, prompts, encoder, monkeypatch):
-    passed = []
-
-    def noted(*arguments):
-        passed.append(arguments[-1])
-        return generate(*arguments)
-
-    monkeypatch.setattr(sampler, "generate", noted)
-    policy, sampling = source.load().eval(), Sampling(group_size=2, max_new_tokens=2)
-    for setting in ("auto", "off"):
-        one = SharedPrefixSampler(kernels=setting)
-        for _ in range(2):
-            one.sample(policy, prompts, sampling, encoder.processor.tokenizer)
-    assert isinstance(passed[0], Kernels)
-    assert passed[1] is passed[0], "what a process has found out is forgotten"
-    assert passed[2:] == [None, None]
-
-
 def launched(monkeypatch, dtype):
     """The kernels with the arguments that they are launched with, for a model of 7 billion parameters."""
     notes = {}
@@ -414,13 +310,17 @@ def launched(monkeypatch, dtype):
     return [(kernel, noted.calls[0]) for kernel, noted in notes.values()]
 
 
-# Compiling takes seconds: in float32, attention alone, of which tiles are twice as large.
+# Compiling takes seconds, so of the second generation only products, and in float32 only the largest tiles.
 @pytest.mark.parametrize(
-    ("dtype", "capability", "limit"),
-    [(torch.bfloat16, 80, CONSUMER), (torch.bfloat16, 90, CONSUMER), (torch.float32, 80, SERVER)],
-    ids=str,
+    ("dtype", "capability", "names", "limit"),
+    [
+        (torch.bfloat16, 80, "", CONSUMER),
+        (torch.bfloat16, 90, "_attend", CONSUMER),
+        (torch.float32, 80, "_attend_p", SERVER),
+    ],
+    ids=["bfloat16, sm_80", "bfloat16, sm_90", "float32, sm_80"],
 )
-def test_kernels_compile_for_gpus(monkeypatch, tmp_path, dtype, capability, limit):
+def test_kernels_compile_for_gpus(monkeypatch, tmp_path, dtype, capability, names, limit):
     from triton import knobs
 
     try:
@@ -431,9 +331,9 @@ def test_kernels_compile_for_gpus(monkeypatch, tmp_path, dtype, capability, limi
     # An empty cache; and what Triton 3.9 warns about if it is not set.
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
-    for kernel, call in kernels:
-        if dtype == torch.bfloat16 or "attend" in kernel.__name__:
-            result = compiled(kernel, call, capability)
-            print(kernel.__name__, capability, result.metadata.shared)
-            assert result.metadata.shared <= limit, kernel.__name__
-            assert result.asm["cubin"]
+    chosen = [(kernel, call) for kernel, call in kernels if kernel.__name__.startswith(names)]
+    assert len(chosen) == {"": 5, "_attend": 2, "_attend_p": 1}[names]
+    for kernel, call in chosen:
+        result = compiled(kernel, call, capability)
+        assert result.metadata.shared <= limit, kernel.__name__
+        assert result.asm["cubin"]
