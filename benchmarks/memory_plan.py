@@ -4,16 +4,15 @@
     python benchmarks/memory_plan.py "24M, LoRA, G 8"
 
 Each shape is trained for two steps in a process of its own, so that the second meets the optimizer states and gradients
-of the first. What is measured is the physical memory of the process (``VmHWM``) above that of the same process after a
-run of the smallest size, when everything is imported, less the pages of the weights' file that nothing uses any more;
-glibc is set to return freed tensors to the system at once, and oneDNN to keep few of its compiled products.
+of the first. What is measured are the bytes that torch's allocator has given to tensors, at their peak, and the weights
+that the allocator does not know, since they are mapped from their file or loaded by other threads. That is exact, and
+the same in every run. MKL's order of weights, which decoding uses on a CPU alone, is off: beside a second copy of each
+weight, torch allocates 7 to 24 MiB for it that are never written.
 Completions never end before their limit, and images are shown at the largest size: what the plan is about. With
 "unequal prompts" their lengths differ by several tokens; without, they differ as those of three names do.
 """
 
-import gc
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
-from process_memory import resident
+from tensor_memory import allocations, elsewhere
 
 _MIB = 2**20
 _SIZES = {
@@ -38,17 +37,6 @@ _SIZES = {
         "vision_heads": 8,
         "vision_intermediate": 768,
     }
-}
-# Memory that libraries keep on a CPU beside tensors, and that a GPU does not need; they read this as a process starts.
-_ENVIRONMENT = {
-    # glibc returns freed memory of any size at once: its free lists would count.
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    # oneDNN, which multiplies bfloat16 matrices on a CPU, compiles code for every size of a product and keeps that of
-    # the last 1,024. In the two shapes of mixed precision that is 25 MiB (all weights) and 41 MiB (LoRA, 168 sizes);
-    # 32 are enough for a layer. Of tensors alone, torch's allocator has 840 and 415 MiB there, with the mapped weights.
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
-    "OMP_NUM_THREADS": "1",
 }
 # Model, settings of the policy and how many batches a step has, prompts, completions of each, tokens of each.
 CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
@@ -92,9 +80,7 @@ def compare(out: Path = Path("runs/memory_plan.json"), only: str = "") -> None:
     rows = []
     print("| shape | predicted MiB | measured MiB | predicted / measured |\n|---|---|---|---|")
     for name in (name for name in CASES if only in name):
-        ran = subprocess.run(
-            [sys.executable, __file__, name], env=os.environ | _ENVIRONMENT, capture_output=True, text=True, check=False
-        )
+        ran = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=False)
         if ran.returncode:
             raise SystemExit(f"{name}: {ran.stderr}")
         row = json.loads(ran.stdout.splitlines()[-1])
@@ -110,33 +96,19 @@ def measure(name: str) -> dict[str, float]:
     import torch
 
     from vr1.commands.plan.predict import predict
+    from vr1.rollout import linear
 
+    # Attention on a CPU allocates a buffer for each thread.
+    torch.set_num_threads(1)
+    linear._MAX_REORDERED_ROWS = 0
     with tempfile.TemporaryDirectory() as folder:
         needs = _needs(name, Path(folder))
         fewest = 2 if "unequal" in name else needs.categories
-        smallest = replace(needs, prompts=1, group_size=2, completion_tokens=2, accumulate=1)
-        _train(smallest, Path(folder), fewest)
-        gc.collect()
-        base, base_mapped = resident("VmRSS"), resident("RssFile")
-        Path("/proc/self/clear_refs").write_text("5")
-        policy = _train(needs, Path(folder), fewest)
-        measured = resident("VmHWM") - base
-        # Weights are read from their mapped file. After quantization it stays mapped until the system needs the
-        # memory.
-        mapped = sum(
-            part.numel() * part.element_size()
-            for part in policy.parameters()
-            if not part.requires_grad and part.is_floating_point()
-        )
-        measured -= max(0, resident("RssFile") - base_mapped - mapped)
+        peak, allocated, policy = allocations(lambda: _train(needs, Path(folder), fewest))
+        weights = elsewhere([*policy.parameters(), *policy.buffers()], allocated)
         prediction = predict(needs)
     parts = {part: size / _MIB for part, size in prediction.moments[prediction.worst].items()}
-    return {
-        "predicted": prediction.peak / _MIB,
-        "measured": measured / _MIB,
-        "threads": torch.get_num_threads(),
-        **parts,
-    }
+    return {"predicted": prediction.peak / _MIB, "measured": (peak + weights) / _MIB, **parts}
 
 
 def _needs(name: str, folder: Path) -> Any:
@@ -207,8 +179,6 @@ def _train(needs: Any, folder: Path, fewest_categories: int) -> Any:
 
 if __name__ == "__main__":
     if len(sys.argv) == 2 and sys.argv[1] in CASES:
-        if not os.environ.items() >= _ENVIRONMENT.items():
-            os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | _ENVIRONMENT)
         print(json.dumps(measure(sys.argv[1])))
     else:
         auto_cli(compare, as_positional=False)
