@@ -1,7 +1,7 @@
 """What a GPU makes of vr1: kernels, decoding, the whole GRPO step, memory, and the same results as on a CPU.
 
     python benchmarks/gpu.py --out runs/gpu
-    python benchmarks/gpu.py --render runs/gpu/results.json
+    python benchmarks/gpu.py --render runs/gpu/results.json --picture runs/gpu/results.png
 
 The first command takes about nine minutes on one GPU of 80 GB or more (``PYTHONPATH=. python benchmarks/gpu.py ...`` in
 a checkout that is not installed). It needs torch, transformers, peft and lightning; bitsandbytes and TRL are used where
@@ -9,7 +9,7 @@ they are installed. Weights are random, made on the device and never written. Ea
 fails or cannot run says why, and the next one goes on. The file ``results.json`` is rewritten atomically after every
 measurement, so that nothing is lost whatever happens later. A second run in the same folder goes on: it measures again
 whatever takes little time, and of decoding, trainings and the comparison with a CPU what has no result yet. The step
-``plan`` needs no GPU. The second command prints the results as Markdown tables.
+``plan`` needs no GPU. The second command prints the results as Markdown tables and draws some of them.
 
 ``--shape tiny --device cpu`` runs the same code in a minute, which is how it is tested.
 """
@@ -22,6 +22,7 @@ from vr1.commands.allocator import use_expandable_segments
 # As a training does, before torch reads it.
 use_expandable_segments(None)
 
+from gpu_steps.picture import draw  # noqa: E402
 from gpu_steps.report import render  # noqa: E402
 from gpu_steps.run import SHAPES, STEPS, Bench, measure  # noqa: E402
 
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     what = options.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, metavar="FOLDER", help="measure, and write results.json there")
     what.add_argument("--render", type=Path, metavar="FILE", help="print the results in FILE as a table")
+    options.add_argument("--picture", type=Path, metavar="FILE", help="with --render: a picture to write")
     options.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options.add_argument("--shape", choices=SHAPES, default="qwen2.5-vl-7b", help="sizes of the model")
     options.add_argument("--seconds", type=float, default=540, help="time for everything; steps get their shares of it")
@@ -45,6 +47,8 @@ def main() -> None:
     options = parser().parse_args()
     if options.render is not None:
         print(render(options.render))
+        if options.picture is not None:
+            draw(options.render, options.picture)
         return
     names = [name for name in options.only.split(",") if name]
     if unknown := [name for name in names if name not in STEPS]:

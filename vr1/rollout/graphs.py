@@ -14,7 +14,7 @@ A wrong graph would not fail but sample other tokens. So each is tried first: a 
 the graph, from the same state, and have to agree. Whatever fails or differs, the rollout starts again without graphs
 and gives the same completions, and so do all later ones of this process, after one warning.
 
-So far, graphs have only been replayed by an emulation on a CPU in the tests, never on a GPU.
+The tests replay an emulation on a CPU; `benchmarks/gpu.py` replays graphs on a GPU (`docs/results/gpu.md`).
 """
 
 import gc
