@@ -7,6 +7,8 @@
 | attention function ``vr1`` (`vr1.policy.attention.attend`) | language models that share prompts | who sees whom |
 | last layer's MLP for one token a prompt | the layers in `SUPPORTED_LAYERS` | nothing reads the other tokens |
 | logits in float32 | the head, a ``Linear`` layer | 16 bits round them |
+| RMS norms in fewer operators (`vr1.policy.norms`) | `vr1.policy.norms.RMS_NORMS` | thirty passes and copies |
+| adapters added by a product (`vr1.policy.adapters`) | peft's LoRA ``Linear``, ``Linear4bit`` | copies of inputs |
 | no gradients of embeddings | models with hooks of ``enable_input_require_grads`` | no backward of vision |
 | no repacked 4-bit weights | ``bitsandbytes.nn.Linear4bit`` | repacked weights have no gradient on CPUs |
 
@@ -33,7 +35,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb_vision,
 )
 
+from vr1.policy.adapters import fuse_adapters
 from vr1.policy.attention import PromptAttention, attend
+from vr1.policy.norms import RMS_NORMS, fuse_norm
 from vr1.policy.products import Float32Head
 
 __all__ = ["SUPPORTED_LAYERS", "apply_patches", "four_bit_layers", "transformer_blocks"]
@@ -77,6 +81,9 @@ def apply_patches(network: nn.Module, share_prompts: bool = False) -> None:
             layer.__class__ = _PatchProduct
         elif type(layer) is Qwen2_5_VLVisionAttention:
             layer.__class__ = _BatchedWindowAttention
+        elif type(layer).__name__ in RMS_NORMS:
+            fuse_norm(layer)
+    fuse_adapters(network)
     for layer in four_bit_layers(network).values():
         # On some CPUs bitsandbytes repacks the weights at the first forward in evaluation, for good, for a product
         # without gradient: layers below could no longer be trained.

@@ -1,0 +1,101 @@
+"""RMS norms of `vr1.policy.norms` against the formula in float64, and against transformers' own."""
+
+import copy
+
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
+
+from vr1.policy import PolicySource
+from vr1.policy.norms import RMS_NORMS, fuse_norm
+
+
+def norm_of(kind=LlamaRMSNorm, width=24, dtype=torch.float32):
+    norm = kind(width, eps=1e-3).to(dtype)
+    torch.nn.init.normal_(norm.weight)
+    return norm
+
+
+def formula(states, weight, epsilon):
+    return weight * states / (states.square().mean(-1, keepdim=True) + epsilon).sqrt()
+
+
+@pytest.mark.parametrize("shape", [(24,), (5, 24), (2, 3, 24), (2, 3, 4, 24)])
+def test_value_and_gradients_are_those_of_the_formula(shape):
+    norm, states = norm_of(), torch.randn(shape, requires_grad=True)
+    exact_states, exact_weight = (part.detach().double().requires_grad_() for part in (states, norm.weight))
+    fuse_norm(norm)
+    direction = torch.randn(shape)
+    expected = formula(exact_states, exact_weight, 1e-3)
+    found = norm(states)
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+    (expected * direction.double()).sum().backward()
+    (found * direction).sum().backward()
+    torch.testing.assert_close(states.grad, exact_states.grad.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.weight.grad, exact_weight.grad.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen3VLTextRMSNorm])
+def test_bfloat16_is_nearer_to_the_formula_than_transformers(kind):
+    norm, states = norm_of(kind, 64, torch.bfloat16), torch.randn(100, 64, dtype=torch.bfloat16)
+    exact = formula(states.double(), norm.weight.double(), 1e-3)
+    before = (norm(states).double() - exact).abs().mean()
+    fuse_norm(norm)
+    found = norm(states)
+    assert found.dtype == torch.bfloat16
+    assert (found.double() - exact).abs().mean() < before
+
+
+def test_gradients_of_bfloat16_have_its_precision():
+    norm, states = norm_of(dtype=torch.bfloat16), torch.randn(4, 24, dtype=torch.bfloat16, requires_grad=True)
+    fuse_norm(norm)
+    norm(states).sum().backward()
+    assert states.grad.dtype == norm.weight.grad.dtype == torch.bfloat16
+
+
+def test_nothing_is_computed_for_what_is_not_trained():
+    norm, states = norm_of(), torch.randn(4, 24, requires_grad=True)
+    norm.requires_grad_(False)
+    fuse_norm(norm)
+    norm(states).sum().backward()
+    assert norm.weight.grad is None
+    assert states.grad is not None
+    with torch.no_grad():
+        assert not norm(states).requires_grad
+
+
+def test_only_the_input_and_a_number_a_token_are_stored():
+    norm, states = norm_of(), torch.randn(4, 24, requires_grad=True)
+    fuse_norm(norm)
+    stored = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: stored.append(part) or part, lambda part: part):
+        norm(states)
+    assert sorted(part.numel() for part in stored) == [4, 24, 4 * 24]
+
+
+def test_states_of_zeros_have_a_finite_gradient():
+    norm, states = norm_of(), torch.zeros(2, 24, requires_grad=True)
+    fuse_norm(norm)
+    norm(states).sum().backward()
+    torch.testing.assert_close(states.grad, (norm.weight / 1e-3**0.5).expand(2, 24).detach())
+
+
+def test_class_keeps_its_name_and_a_copy_works():
+    norm = norm_of()
+    fuse_norm(norm)
+    assert isinstance(norm, LlamaRMSNorm)
+    assert type(norm).__name__ == "LlamaRMSNorm"
+    other = copy.deepcopy(norm)
+    states = torch.randn(3, 24)
+    assert torch.equal(other(states), norm(states))
+    second = norm_of()
+    fuse_norm(second)
+    assert type(second) is type(norm)
+
+
+def test_every_norm_of_a_policy_is_fused():
+    policy = PolicySource().load()
+    norms = [part for part in policy.modules() if type(part).__name__ in RMS_NORMS]
+    assert norms
+    assert {type(part).forward.__module__ for part in norms} == {"vr1.policy.norms"}
