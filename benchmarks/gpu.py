@@ -17,14 +17,11 @@ whatever takes little time, and of decoding, trainings and the comparison with a
 import argparse
 from pathlib import Path
 
+from gpu_steps.picture import draw
+from gpu_steps.report import render
+from gpu_steps.run import SHAPES, STEPS, Bench, measure
+
 from vr1.commands.allocator import use_expandable_segments
-
-# As a training does, before torch reads it.
-use_expandable_segments(None)
-
-from gpu_steps.picture import draw  # noqa: E402
-from gpu_steps.report import render  # noqa: E402
-from gpu_steps.run import SHAPES, STEPS, Bench, measure  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +50,8 @@ def main() -> None:
     names = [name for name in options.only.split(",") if name]
     if unknown := [name for name in names if name not in STEPS]:
         raise SystemExit(f"gpu: --only {','.join(unknown)}: no such step; there are {', '.join(STEPS)}")
+    # As a training does, before torch's first tensor on a GPU.
+    use_expandable_segments(None)
     bench = Bench(device=options.device, shape=options.shape, out=options.out)
     bench.load()
     measure(bench, names or list(STEPS), options.seconds)

@@ -8,6 +8,7 @@ from pathlib import Path
 import gpu
 import pytest
 from gpu_steps.report import render
+from PIL import Image
 from gpu_steps.run import STEPS, Bench, OverBudgetError, SkippedError, measure
 
 ROOT = Path(__file__).parents[2]
@@ -41,12 +42,13 @@ def test_results_say_what_they_should(results):
     assert found["correctness"]["sampler_gap float32"]["mean"] < 1e-4
     training = found["correctness"]["training LoRA"]
     assert training == {"kl_at_first_step": pytest.approx(0, abs=1e-5), "largest_difference_after_resume": 0}
-    rows = found["decoding"]["bf16 + LoRA"]["8 rows"]
-    assert rows["dispatches_per_token"] > 0
-    assert rows["layers of transformers"]["ms_per_token"] > 0
-    assert rows["graph"] == "skipped: CUDA graphs require a GPU"
+    ways = found["decoding"]["bf16 + LoRA"]["8 rows, more"]
+    assert ways["eager"]["dispatches_per_token"] > 0
+    assert ways["layers of transformers"]["ms_per_token"] > 0
     [case] = [case for name, case in found["training"].items() if name.startswith("bf16")]
     assert [step["seconds"] > 0 for step in case["steps"]] == [True, True]
+    # The model that was made, not the embedded one, which has 5.
+    assert case["layers"] == 6
     assert found["strategies"]["FSDP2"] == pytest.approx(found["strategies"]["DDP"], abs=1e-5)
 
 
@@ -54,6 +56,29 @@ def test_table_has_every_step(results):
     table = render(results)
     assert [line for line in table.splitlines() if line.startswith("## ")] == [f"## {name}" for name in STEPS]
     assert "| greedy_tokens_equal_cpu | 1 |" in table
+
+
+def test_second_run_measures_what_has_no_result(tmp_path, results):
+    (tmp_path / "results.json").write_text(results.read_text())
+    bench = Bench(device="cpu", shape="tiny", out=tmp_path)
+    bench.load()
+    [name] = [name for name in bench.results["training"] if name.startswith("bf16")]
+    bench.results["training"][name]["steps"] = "as it was"
+    bench.results["decoding"].pop("bf16")
+    measure(bench, ["training", "decoding"], seconds=200)
+    found = json.loads(bench.file.read_text())
+    assert found["training"][name]["steps"] == "as it was"
+    assert found["decoding"]["bf16"]["8 rows"]["ms_per_token"] > 0
+    assert found["correctness"] == json.loads(results.read_text())["correctness"]
+
+
+def test_picture_of_the_published_results(tmp_path, monkeypatch, capsys):
+    published = ROOT / "benchmarks" / "results" / "gpu" / "h200.json"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--render", str(published), "--picture", str(tmp_path / "gpu.png")])
+    gpu.main()
+    with Image.open(tmp_path / "gpu.png") as picture:
+        assert picture.size > (800, 200)
+    assert "| trl_over_vr1 | 6.78 |" in capsys.readouterr().out
 
 
 def test_failure_keeps_earlier_results_and_the_next_step_runs(tmp_path, monkeypatch):
