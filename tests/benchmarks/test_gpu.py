@@ -8,8 +8,8 @@ from pathlib import Path
 import gpu
 import pytest
 from gpu_steps.report import render
-from PIL import Image
 from gpu_steps.run import STEPS, Bench, OverBudgetError, SkippedError, measure
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 

@@ -66,12 +66,14 @@ def test_nothing_is_computed_for_what_is_not_trained():
 
 
 def test_only_the_input_and_a_number_a_token_are_stored():
-    norm, states = norm_of(), torch.randn(4, 24, requires_grad=True)
+    norm, states = norm_of(dtype=torch.bfloat16), torch.randn(4, 24, dtype=torch.bfloat16, requires_grad=True)
     fuse_norm(norm)
     stored = []
     with torch.autograd.graph.saved_tensors_hooks(lambda part: stored.append(part) or part, lambda part: part):
         norm(states)
     assert sorted(part.numel() for part in stored) == [4, 24, 4 * 24]
+    # Not a copy in float32.
+    assert {part.data_ptr() for part in stored} >= {states.data_ptr(), norm.weight.data_ptr()}
 
 
 def test_states_of_zeros_have_a_finite_gradient():
