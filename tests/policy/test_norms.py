@@ -1,6 +1,7 @@
 """RMS norms of `vr1.policy.norms` against the formula in float64, and against transformers' own."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_states_of_zeros_have_a_finite_gradient():
     torch.testing.assert_close(states.grad, (norm.weight / 1e-3**0.5).expand(2, 24).detach())
 
 
-def test_class_keeps_its_name_and_a_copy_works():
+def test_class_keeps_its_name_and_can_be_copied_and_pickled():
     norm = norm_of()
     fuse_norm(norm)
     assert isinstance(norm, LlamaRMSNorm)
@@ -91,6 +92,11 @@ def test_class_keeps_its_name_and_a_copy_works():
     other = copy.deepcopy(norm)
     states = torch.randn(3, 24)
     assert torch.equal(other(states), norm(states))
+    read = pickle.loads(pickle.dumps(norm))
+    assert torch.equal(read(states), norm(states))
+    assert type(read) is type(other) is type(norm)
+    fuse_norm(norm)
+    assert type(read) is type(norm)
     second = norm_of()
     fuse_norm(second)
     assert type(second) is type(norm)

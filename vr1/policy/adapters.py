@@ -16,6 +16,7 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from vr1.policy.forwards import replace_forward
 from vr1.policy.products import autocast_dtype
 
 __all__ = ["fuse_adapters"]
@@ -42,22 +43,13 @@ def fuse_adapters(network: nn.Module) -> None:
         kinds.append(lora.Linear4bit)
     for layer in network.modules():
         if type(layer) in kinds:
-            layer.__class__ = _fused(type(layer))
+            replace_forward(layer, _forward)
 
 
-_CLASSES: dict[type, type] = {}
-
-
-def _fused(kind: type) -> Any:
-    """A class of the same name that adds plain adapters by `_forward`; one for each class."""
-    if kind not in _CLASSES:
-
-        def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            name = None if args or kwargs else _plain_adapter(self, x)
-            return kind.forward(self, x, *args, **kwargs) if name is None else _forward(self, x, name)  # type: ignore
-
-        _CLASSES[kind] = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
-    return _CLASSES[kind]
+def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    name = None if args or kwargs else _plain_adapter(self, x)
+    result: Tensor = self.replaced.forward(self, x, *args, **kwargs) if name is None else _with_adapter(self, x, name)
+    return result
 
 
 def _plain_adapter(layer: Any, x: Tensor) -> str | None:
@@ -72,7 +64,7 @@ def _plain_adapter(layer: Any, x: Tensor) -> str | None:
     return name if layer.lora_B[name].bias is None and (same or autocast_dtype(x.device.type)) else None
 
 
-def _forward(layer: Any, x: Tensor, name: str) -> Tensor:
+def _with_adapter(layer: Any, x: Tensor, name: str) -> Tensor:
     base = layer.base_layer(x)
     low = linear(layer.lora_dropout[name](x), layer.lora_A[name].weight)
     scaled = layer.lora_B[name].weight * layer.scaling[name]

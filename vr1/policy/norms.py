@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import rms_norm
 
+from vr1.policy.forwards import replace_forward
 from vr1.policy.products import without_autocast
 
 __all__ = ["RMS_NORMS", "fuse_norm"]
@@ -45,17 +46,7 @@ def fuse_norm(norm: nn.Module) -> None:
         >>> torch.allclose(norm(states), before, atol=1e-6)
         True
     """
-    norm.__class__ = _fused(type(norm))
-
-
-_CLASSES: dict[type, type] = {}
-
-
-def _fused(kind: type) -> Any:
-    """A class of the same name whose forward is `_norm`; one for each class, so that instances can be compared."""
-    if kind not in _CLASSES:
-        _CLASSES[kind] = type(kind.__name__, (kind,), {"forward": _norm, "__module__": kind.__module__})
-    return _CLASSES[kind]
+    replace_forward(norm, _norm)
 
 
 def _norm(self: Any, hidden_states: Tensor) -> Tensor:
