@@ -15,7 +15,7 @@ from vr1.policy.loading import PolicySource
 from vr1.policy.policy import Policy
 from vr1.prompts import PromptEncoder
 from vr1.rewards import Reward
-from vr1.rollout import Sampling
+from vr1.rollout import Sampling, SharedPrefixSampler
 from vr1.types import DetectionRecord, Prediction, Targets, as_boxes
 
 _NOTHING = Targets(boxes_xyxy=as_boxes([]), labels=())
@@ -58,6 +58,8 @@ class Detector:
         self.source, self.policy, self.name = source, policy.eval(), name or source.path
         self.family, self.reward, self.sampling = family or source.family(), reward or Reward(), sampling
         self.encoder = PromptEncoder(source.processor(), self.family, max_prompt_tokens)
+        # One for all answers, since it remembers what it has tried.
+        self._sampler = SharedPrefixSampler()
 
     @classmethod
     def load(
@@ -133,7 +135,12 @@ class Detector:
         prompts = self.encoder([record]).to(next(self.policy.parameters()).device)
         with torch.inference_mode():
             answers = answer_prompts(
-                self.policy, prompts, self.sampling, self.encoder.processor.tokenizer, self.encoder.family
+                self.policy,
+                prompts,
+                self.sampling,
+                self.encoder.processor.tokenizer,
+                self.encoder.family,
+                self._sampler,
             )
         return predictions_of(prompts, answers, self.family, self.reward)[0]
 

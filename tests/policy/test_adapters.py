@@ -124,3 +124,17 @@ def test_every_adapter_of_a_policy_is_fused(quantize):
     layers = [part for part in policy.modules() if hasattr(part, "lora_A")]
     assert layers
     assert {type(part).forward.__module__ for part in layers} == {"vr1.policy.adapters"}
+
+
+def test_outputs_of_another_precision_than_autocasts_keep_theirs():
+    """As of 4-bit weights, whose outputs have the precision of their inputs."""
+    network, fused = both(model_of())
+    states = torch.randn(4, 12)
+    for model in (network, fused):
+        for part in model.modules():
+            if hasattr(part, "base_layer"):
+                part.base_layer.register_forward_hook(lambda _layer, _inputs, output: output.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = network(states), fused(states)
+    assert found.dtype == expected.dtype == torch.float32
+    assert (found - expected).norm() < 0.01 * expected.norm()

@@ -107,3 +107,23 @@ def test_every_norm_of_a_policy_is_fused():
     norms = [part for part in policy.modules() if type(part).__name__ in RMS_NORMS]
     assert norms
     assert {type(part).forward.__module__ for part in norms} == {"vr1.policy.norms"}
+
+
+def test_backward_under_autocast_is_not_rounded():
+    norm, states = norm_of(), torch.randn(6, 24, requires_grad=True)
+    fuse_norm(norm)
+    gradients = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            gradients.append(torch.autograd.grad(norm(states).square().sum(), states)[0])
+    assert torch.equal(*gradients)
+
+
+def test_copy_of_a_compiled_norm_has_its_own_weights():
+    norm, states = norm_of(), torch.ones(2, 24)
+    fuse_norm(norm)
+    norm.compile(backend="eager")
+    other = copy.deepcopy(norm)
+    other.weight.data.zero_()
+    assert not other(states).any()
+    assert norm(states).any()

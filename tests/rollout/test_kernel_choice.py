@@ -1,4 +1,4 @@
-"""When vr1's decoding kernels are used; nothing here needs Triton."""
+"""When vr1's decoding kernels are used; what needs Triton is skipped without."""
 
 import warnings
 from types import SimpleNamespace
@@ -6,8 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vr1.rollout import Sampling, SharedPrefixSampler, generate, sampler, shared
-from vr1.rollout.kernels import Kernels, check
+from vr1.data.synthetic import SceneSource
+from vr1.detector import Detector
+from vr1.policy import PolicySource
+from vr1.prompts import PromptEncoder
+from vr1.rollout import Sampling, SharedPrefixSampler, decoder, generate, sampler, shared
+from vr1.rollout.kernels import KernelGroupCache, Kernels, check
 
 
 class Always(Kernels):
@@ -124,3 +128,43 @@ def test_the_setting_of_the_sampler(source, prompts, encoder, monkeypatch):
     assert isinstance(passed[0], Kernels)
     assert passed[1] is passed[0], "what a process has found out is forgotten"
     assert passed[2:] == [None, None]
+
+
+def test_kernels_that_cannot_be_launched_later_are_given_up(monkeypatch):
+    """For shapes that were not tried, such as tiles too large for a card: the rollout is decoded again without them."""
+    pytest.importorskip("triton")
+    from triton.errors import TritonError
+
+    used = []
+
+    class Failing(KernelGroupCache):
+        def rotate_and_attend(self, *arguments):
+            used.append(True)
+            raise TritonError("out of resource: shared memory\nmore")
+
+    monkeypatch.setattr(shared, "KernelGroupCache", Failing)
+    monkeypatch.setattr(check.Kernels, "fit", lambda self, *_: self.failure is None)
+    source, kernels = PolicySource(), check.Kernels()
+    prompts = PromptEncoder(source.processor(), source.family(), 1024)([SceneSource(length=1)[0]])
+    policy, tokenizer = source.load().eval(), source.processor().tokenizer
+    sampling = Sampling(group_size=2, max_new_tokens=4)
+    expected = generate(policy, prompts, sampling, tokenizer)
+    monkeypatch.setattr(decoder, "_gate", lambda activation, _: lambda gate, up: activation(gate).mul_(up))
+    monkeypatch.setattr(decoder, "fast_rms_norm", lambda norm, _=False: norm)
+    with pytest.warns(UserWarning, match="decoding kernels: TritonError: out of resource: shared memory; decoding"):
+        found = generate(policy, prompts, sampling, tokenizer, kernels=kernels)
+    assert used
+    assert found.texts == expected.texts
+    assert kernels.failure == "TritonError: out of resource: shared memory"
+
+
+def test_answers_of_a_detector_share_what_was_tried(monkeypatch):
+    samplers = []
+    sample = SharedPrefixSampler.sample
+    monkeypatch.setattr(
+        SharedPrefixSampler, "sample", lambda self, *others: samplers.append(self) or sample(self, *others)
+    )
+    detector = Detector.load(max_new_tokens=4)
+    for _ in range(2):
+        detector.answer(SceneSource(length=1)[0])
+    assert samplers[0] is samplers[1]

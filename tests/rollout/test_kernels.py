@@ -265,7 +265,7 @@ def test_comparing_finds_no_difference(interpreted):
     assert check.compare(2, 1, 16, torch.float32, CPU) < 1e-5
 
 
-def one_token_too_few(attend, rows=(5, 6)):
+def one_token_too_few(attend, rows=(1, 2, 63, 64)):
     def faulty(query, *arguments):
         *most, slot, scaling = arguments
         return attend(query, *most, (slot - int(len(query) in rows)).clamp(min=0), scaling)
@@ -275,8 +275,8 @@ def one_token_too_few(attend, rows=(5, 6)):
 
 FAULTS = {
     "always": (attention, "attend", one_token_too_few),
-    "until a row leaves": (attention, "attend", lambda function: one_token_too_few(function, rows=(6,))),
-    "when a row has left": (attention, "attend", lambda function: one_token_too_few(function, rows=(5,))),
+    "until a row leaves": (attention, "attend", lambda function: one_token_too_few(function, rows=(2, 64))),
+    "when a row has left": (attention, "attend", lambda function: one_token_too_few(function, rows=(1, 63))),
     "sine": (
         attention,
         "rotate_and_store",

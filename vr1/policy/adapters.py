@@ -68,5 +68,8 @@ def _with_adapter(layer: Any, x: Tensor, name: str) -> Tensor:
     base = layer.base_layer(x)
     low = linear(layer.lora_dropout[name](x), layer.lora_A[name].weight)
     scaled = layer.lora_B[name].weight * layer.scaling[name]
+    if base.dtype != low.dtype:
+        # Such as of 4-bit weights whose inputs are float32: the sum keeps their precision.
+        return base + linear(low, scaled).to(base.dtype)
     result: Tensor = torch.addmm(base.reshape(-1, len(scaled)), low.reshape(-1, low.shape[-1]), scaled.t())
     return result.view(base.shape)

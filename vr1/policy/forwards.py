@@ -44,7 +44,7 @@ def _with_forward(kind: type, forward: Callable[..., Any]) -> Any:
 
 def _reduce(self: Any) -> tuple[Any, ...]:
     # Pickle would look for the class by its name, and find the one that was replaced.
-    return _made, (type(self).replaced, type(self).forward), self.__dict__
+    return _made, (type(self).replaced, type(self).forward), self.__getstate__()
 
 
 def _made(kind: type, forward: Callable[..., Any]) -> Any:

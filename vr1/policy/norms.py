@@ -81,5 +81,5 @@ class _RmsNorm(torch.autograd.Function):
         if not ctx.needs_input_grad[0]:
             return None, of_weight, None
         weighted = gradient * weight
-        along = torch.linalg.vecdot(weighted, normed)[..., None].div_(-states.shape[-1])
+        along = (weighted * normed).sum(-1, keepdim=True).div_(-states.shape[-1])
         return weighted.addcmul_(normed, along).mul_(scale).to(states.dtype), of_weight, None

@@ -4,6 +4,7 @@ Shape letters: B prompts, P prompt tokens, G group size, C completion tokens, R 
 """
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -59,21 +60,24 @@ def generate(
         The rollout; every completion ends with its end token or is truncated at ``max_new_tokens``.
     """
     batch, group = len(prompts), sampling.group_size
-    uniform = _uniform_numbers(prompts, group, sampling.max_new_tokens, draw).to(prompts.tokens.device)
-    prefilling = Interval()
-    if policy.shares_prompt and prefix is None:
-        prefix = _prefill(policy, prompts, with_graph)
-    prefilling.stop()
-    decoding = Interval()
-    # Decoding consists of small operators, each of which is a tenth cheaper in inference mode.
-    with torch.inference_mode():
-        if prefix is not None:
-            completions = decode_shared(policy, prefix, sampling, uniform, None, weights, graphs, kernels)
-        else:
-            completions = decode_unshared(policy, prompts, sampling, uniform)
-    # Tensors made in inference mode cannot take part in training; copies can.
-    tokens, lengths, finished, log_probs = (part.clone() for part in completions)
-    decoding.stop()
+    device = prompts.tokens.device
+    uniform = _uniform_numbers(prompts, group, sampling.max_new_tokens, draw).to(device)
+    # Kernels and graphs run on the current device, which need not be that of the model.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        prefilling = Interval()
+        if policy.shares_prompt and prefix is None:
+            prefix = _prefill(policy, prompts, with_graph)
+        prefilling.stop()
+        decoding = Interval()
+        # Decoding consists of small operators, each of which is a tenth cheaper in inference mode.
+        with torch.inference_mode():
+            if prefix is not None:
+                completions = decode_shared(policy, prefix, sampling, uniform, None, weights, graphs, kernels)
+            else:
+                completions = decode_unshared(policy, prompts, sampling, uniform)
+        # Tensors made in inference mode cannot take part in training; copies can.
+        tokens, lengths, finished, log_probs = (part.clone() for part in completions)
+        decoding.stop()
     steps = tokens.shape[1]
     mask = torch.arange(steps, device=tokens.device)[None] < lengths[:, None]
     texts = decode_texts(tokenizer, tokens, mask, prompts)

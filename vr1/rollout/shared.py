@@ -56,13 +56,21 @@ def decode_shared(
     dequantize = (weights or RolloutWeights()).choose(policy, prefix, sampling, by_layers)
     check_every = check_every or (1 if prefix.state.device.type == "cpu" else _CHECK_EVERY)
     heads = policy.base.config.get_text_config().num_attention_heads
-    with_kernels = kernels is not None and by_layers and kernels.fit(prefix, heads)
-    if graphs is not None and graphs.worthwhile(sampling.max_new_tokens):
+
+    def decode(with_kernels: bool) -> Decoded:
+        if graphs is not None and graphs.worthwhile(sampling.max_new_tokens):
+            try:
+                return _decode(policy, prefix, sampling, uniform, check_every, dequantize, with_kernels, graphs)
+            except GraphError as error:
+                graphs.give_up(error)
+        return _decode(policy, prefix, sampling, uniform, check_every, dequantize, with_kernels, None)
+
+    if kernels is not None and by_layers and kernels.fit(prefix, heads):
         try:
-            return _decode(policy, prefix, sampling, uniform, check_every, dequantize, with_kernels, graphs)
-        except GraphError as error:
-            graphs.give_up(error)
-    return _decode(policy, prefix, sampling, uniform, check_every, dequantize, with_kernels, None)
+            return decode(True)
+        except kernels.errors() as error:
+            kernels.give_up(error)
+    return decode(False)
 
 
 def _decode(

@@ -26,7 +26,7 @@ _PROGRAMS, _MOST_SPLITS = 128, 16
 _LEAST = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def _rotate_and_store(
     heads, cosine, sine, query, own, slot_of_row, slot,
     row_stride, slots, capacity, values_at,
@@ -54,7 +54,8 @@ def _rotate_and_store(
         tl.store(own + token * E + place, part.to(own.dtype.element_ty))
 
 
-@triton.jit
+# Not compiled anew for prompts of other lengths.
+@triton.jit(do_not_specialize=["slots", "prompt_length", "split_length"])
 def _attend_prompts(
     query, keys, values, start, row_of_slot, found, largest, total,
     scaling, slots, prompt_length, split_length,
@@ -99,7 +100,7 @@ def _attend_prompts(
     tl.store(found + index[:, None] * E + place[None, :], result, mask=(slot < slots)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slots"])
 def _attend_own(
     query, own, slot_of_row, slot, found, largest, total, output,
     scaling, slots, capacity, values_at,

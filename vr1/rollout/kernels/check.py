@@ -1,6 +1,7 @@
 """Whether vr1's kernels are used: where Triton can compile them, and their results are those of torch's operators."""
 
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
@@ -15,7 +16,7 @@ from vr1.types import Prefix
 
 __all__ = ["Kernels", "compare"]
 
-_WIDTHS = (16, 32, 64, 128, 256)
+_WIDTHS = (16, 32, 64, 128)
 # Largest relative differences that rounding explains. Whatever reads or writes in a wrong place differs by far more.
 _BOUNDS = {torch.float32: 5e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
@@ -54,8 +55,7 @@ class Kernels:
                 difference = compare(heads, kv_heads, width, dtype, device)
         except Exception as error:
             # Whatever a compiler says: the rollout goes on without, and the reason is shown.
-            reason = str(error).strip().splitlines() or [""]
-            self._give_up(f"{type(error).__name__}: {reason[0]}")
+            self.give_up(error)
             return False
         # Not "above": a difference that is no number is too large.
         if not difference <= _BOUNDS[dtype]:
@@ -63,6 +63,17 @@ class Kernels:
             return False
         self._tried.add(kind)
         return True
+
+    def errors(self) -> tuple[type[Exception], ...]:
+        """What is raised where a kernel cannot be compiled or launched, as for shapes that were not tried."""
+        from triton.errors import TritonError
+
+        return (TritonError,)
+
+    def give_up(self, error: Exception) -> None:
+        """Use torch's operators from now on, and say why."""
+        reason = str(error).strip().splitlines() or [""]
+        self._give_up(f"{type(error).__name__}: {reason[0]}")
 
     def _give_up(self, reason: str) -> None:
         self.failure = reason
@@ -73,7 +84,7 @@ class Kernels:
 def compare(heads: int, kv_heads: int, width: int, dtype: torch.dtype, device: torch.device) -> float:
     """The largest relative difference between the kernels and torch's operators, on random numbers.
 
-    Two prompts, one of them padded, of which a row ends after two tokens; then a norm and a gate.
+    Attention of single completions, and of groups that take whole blocks of queries; then a norm and a gate.
 
     Args:
         heads: H.
@@ -89,31 +100,33 @@ def compare(heads: int, kv_heads: int, width: int, dtype: torch.dtype, device: t
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    prompts, group, length = 2, 3, 70
-    mask = torch.ones(prompts, length, dtype=torch.bool, device=device)
+    groups = (1, -(-64 * kv_heads // heads))
+    differences = [_compare_attention(random, group, heads, kv_heads, width) for group in groups]
+    states, weight, gate, up = (random(4, 3, 300)[:, 0] for _ in range(4))
+    states = states.contiguous()
+    expected = torch.nn.functional.rms_norm(states.float(), (300,), weight[0].float(), 1e-6)
+    differences.append(_difference(expected, rms_norm(states, weight[0], 1e-6)))
+    differences.append(_difference(silu(gate.float()) * up.float(), gated(gate, up)))
+    return max(differences)
+
+
+def _compare_attention(random: Callable[..., Tensor], group: int, heads: int, kv_heads: int, width: int) -> float:
+    """Two prompts, one of them padded, of which a row ends after two tokens."""
+    prompts, length = 2, 70
+    keys, values = (random(prompts, kv_heads, length, width) for _ in range(2))
+    mask = torch.ones(prompts, length, dtype=torch.bool, device=keys.device)
     mask[1, :7] = False
-    prefix = Prefix(
-        keys=[random(prompts, kv_heads, length, width)],
-        values=[random(prompts, kv_heads, length, width)],
-        state=random(prompts, width),
-        mask=mask,
-        next_position=mask.sum(1),
-    )
+    prefix = Prefix(keys=[keys], values=[values], state=random(prompts, width), mask=mask, next_position=mask.sum(1))
     caches = StaticGroupCache(prefix, group), KernelGroupCache(prefix, group)
     scores, rows, differences = Scores(width**-0.5), prompts * group, []
     for token in range(4):
         if token == 2:
             rows -= 1
             for cache in caches:
-                cache.select(torch.arange(rows, device=device))
+                cache.select(torch.arange(rows, device=keys.device))
         new, cosine, sine = (random(rows, count, width) for count in (heads + 2 * kv_heads, 1, 1))
         results = [cache.rotate_and_attend(0, new.clone(), cosine, sine, scores) for cache in caches]
         differences.append(_difference(*results))
-    states, weight, gate, up = (random(rows, 3, 300)[:, 0] for _ in range(4))
-    states = states.contiguous()
-    expected = torch.nn.functional.rms_norm(states.float(), (300,), weight[0].float(), 1e-6)
-    differences.append(_difference(expected, rms_norm(states, weight[0], 1e-6)))
-    differences.append(_difference(silu(gate.float()) * up.float(), gated(gate, up)))
     return max(differences)
 
 
