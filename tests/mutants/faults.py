@@ -794,7 +794,8 @@ FAULTS = [
     *_faults(
         "vr1/rollout/kernels/check.py",
         f"{_KERNELS}::test_comparing_finds_a_fault_of_each_kernel",
-        ("return max(differences)", "return differences[-1]"),
+        ("gated(gate, up)))\n    return max(differences)", "gated(gate, up)))\n    return differences[-1]"),
+        ("_difference(*results))\n    return max(differences)", "_difference(*results))\n    return differences[-1]"),
         ("differences.append(_difference(*results))", "differences[:] = [_difference(*results)]"),
     ),
     *_faults(
@@ -803,6 +804,12 @@ FAULTS = [
         ("kernels is not None and by_layers and", "kernels is not None and"),
         ("dequantize, with_kernels, graphs)", "dequantize, False, graphs)"),
         ("dequantize, with_kernels, None)", "dequantize, False, None)"),
+        ("            kernels.give_up(error)", "            raise error"),
+    ),
+    *_faults(
+        "vr1/detector.py",
+        _CHOICE,
+        ("                self._sampler,\n", ""),
     ),
     *_faults(
         "vr1/rollout/sampler.py",

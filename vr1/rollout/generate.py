@@ -72,7 +72,9 @@ def generate(
         # Decoding consists of small operators, each of which is a tenth cheaper in inference mode.
         with torch.inference_mode():
             if prefix is not None:
-                completions = decode_shared(policy, prefix, sampling, uniform, None, weights, graphs, kernels)
+                completions = decode_shared(
+                    policy, prefix, sampling, uniform, weights=weights, graphs=graphs, kernels=kernels
+                )
             else:
                 completions = decode_unshared(policy, prompts, sampling, uniform)
         # Tensors made in inference mode cannot take part in training; copies can.
