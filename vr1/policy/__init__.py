@@ -2,7 +2,8 @@
 
 In reading order: `loading` (which model, precision, adapters) makes a `Policy` (`policy`), which runs prompts and
 completions through the model (`attention`, `architectures`) and scores completions (`logprobs`). `reference` is the
-policy before training. `patches` holds all changes to transformers' models. `tiny` writes a small untrained model.
+policy before training. `patches` holds all changes to transformers' models, those of `norms` and `adapters` included.
+`tiny` writes a small untrained model.
 """
 
 from vr1.policy.loading import EMBEDDED_MODEL, Lora, PolicySource
