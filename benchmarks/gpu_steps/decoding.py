@@ -189,16 +189,21 @@ def _launches(bench: Bench, decode: Any, short: int, long: int) -> dict[str, flo
     return found
 
 
-def kernel_times(work: Callable[[], Any], longest: int = 45) -> dict[str, float]:
-    """Milliseconds of the kernels that take longest, by their shortened names with the number of their launches."""
+def kernel_times(work: Callable[[], Any]) -> dict[str, float]:
+    """`longest_kernels` of a function."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work()
         torch.cuda.synchronize()
-    return longest_kernels(profile, longest)
+    return longest_kernels(profile)
 
 
-def longest_kernels(profile: torch.profiler.profile, longest: int = 12) -> dict[str, float]:
-    """As of `kernel_times`, of a profile that has ended; the sum of all is the first."""
+def longest_kernels(profile: torch.profiler.profile, longest: int = 45) -> dict[str, float]:
+    """Milliseconds of the kernels that take longest, by their shortened names with the number of their launches.
+
+    Args:
+        profile: has ended.
+        longest: how many; the sum of all comes before them.
+    """
     events = sorted(profile.key_averages(), key=lambda event: -event.self_device_time_total)
     found = {"all": sum(event.self_device_time_total for event in events) / 1e3}
     return found | {

@@ -205,4 +205,4 @@ def step(bench: Bench, case: Case, policy: Policy, profiled: bool = False) -> di
     # Such as of a graph that could not be captured.
     if said := sorted({str(one.message).splitlines()[0] for one in caught if "vr1" in str(one.filename)}):
         found["warnings"] = said
-    return found | ({"kernels": longest_kernels(profile.profile, 30)} if profile else {})
+    return found | ({"kernels": longest_kernels(profile.profile)} if profile else {})

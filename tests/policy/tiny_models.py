@@ -35,7 +35,7 @@ from transformers import (
 from tests.policy.tiny_glm import glm4v, glm4v_moe, glm46v
 from tests.policy.tiny_hybrids import gemma4, qwen3_5, qwen3_5_moe
 from tests.policy.tiny_parts import HIDDEN, SIZE, qwen_ids, text_settings, tokenizer_for
-from vr1.policy import tiny_griffon
+from vr1.policy import PolicySource, tiny_griffon
 from vr1.policy.tiny import CHAT_TEMPLATE
 
 
@@ -191,3 +191,11 @@ def write_tiny(kind: str, folder: Path) -> None:
     model.generation_config.repetition_penalty = 1.5
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def source_of(kind: str, embedded: PolicySource, folder: Path) -> PolicySource:
+    """The model of a kind, written to a folder; of Qwen2.5-VL the embedded one, which there is already."""
+    if kind == "qwen2_5_vl":
+        return embedded
+    write_tiny(kind, folder)
+    return PolicySource(path=str(folder))

@@ -7,7 +7,7 @@ import torch
 from gpu_steps.correctness import sampler_gap
 from gpu_steps.run import Bench
 
-from tests.policy.tiny_models import write_tiny
+from tests.policy.tiny_models import source_of
 from vr1.policy import Lora, PolicySource
 from vr1.prompts import PromptEncoder
 from vr1.rollout.cache import GroupCache
@@ -18,10 +18,7 @@ GROUP = 3
 
 @pytest.fixture(params=["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "internvl"])
 def other(request, source, tmp_path):
-    if request.param == "qwen2_5_vl":
-        return source
-    write_tiny(request.param, tmp_path)
-    return PolicySource(path=str(tmp_path))
+    return source_of(request.param, source, tmp_path)
 
 
 @pytest.mark.parametrize(

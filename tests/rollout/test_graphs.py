@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.policy.tiny_models import write_tiny
+from tests.policy.tiny_models import source_of
 from tests.rollout.emulated_graphs import EmulatedCapture, HostReadError
-from vr1.policy import Lora, PolicySource
+from vr1.policy import Lora
 from vr1.prompts import PromptEncoder
 from vr1.rollout import Sampling, SharedPrefixSampler, generate, sample_token, shared
 from vr1.rollout.cache import StaticGroupCache
@@ -55,10 +55,7 @@ def assert_same(found, expected):
 
 @pytest.fixture(params=["qwen2_5_vl", "qwen2_vl", "qwen3_vl", "internvl", "glm4v", "griffon_g"])
 def family(request, source, tmp_path):
-    if request.param == "qwen2_5_vl":
-        return source
-    write_tiny(request.param, tmp_path)
-    return PolicySource(path=str(tmp_path))
+    return source_of(request.param, source, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import torch
 
 pytest.importorskip("triton", reason="CPU-only wheels of torch come without Triton")
 
-from tests.policy.tiny_models import write_tiny
+from tests.policy.tiny_models import source_of
 from tests.rollout import kernel_reference
 from tests.rollout.emulated_graphs import EmulatedCapture
 from tests.rollout.kernel_reference import Case, rotated
 from tests.rollout.test_graphs import assert_same, encoder_of, loaded
 from tests.rollout.triton_on_cpu import KERNELS, Launches, compiled, interpreted_kernels
-from vr1.policy import Lora, PolicySource
+from vr1.policy import Lora
 from vr1.policy.attention import Scores
 from vr1.rollout import Sampling, cache, generate, shared
 from vr1.rollout.cache import StaticGroupCache
@@ -158,10 +158,7 @@ def test_gate(interpreted, width):
 @pytest.fixture
 def family(request, source, tmp_path):
     """Qwen2.5-VL, or Qwen3-VL, which normalizes queries and keys."""
-    if request.param == "qwen2_5_vl":
-        return source
-    write_tiny(request.param, tmp_path)
-    return PolicySource(path=str(tmp_path))
+    return source_of(request.param, source, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +320,7 @@ def test_kernels_compile_for_gpus(monkeypatch, tmp_path, dtype, capability, name
 
     try:
         knobs.nvidia.ptxas.version  # noqa: B018
-    except Exception as error:
+    except RuntimeError as error:
         pytest.skip(f"no ptxas: {error}")
     kernels = launched(monkeypatch, dtype)
     # An empty cache; and what Triton 3.9 warns about if it is not set.
