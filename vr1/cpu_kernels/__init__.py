@@ -1,0 +1,4 @@
+"""Kernels for CPUs, written in C and compiled where there is a compiler (`library`); torch's operators are used elsewhere.
+
+`decoding` is what a decoding step computes beside its matrix products.
+"""
