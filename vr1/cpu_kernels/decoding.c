@@ -4,82 +4,16 @@
    functions are called with addresses of contiguous float32 tensors; shapes are those that decoding.py names:
 
    B prompts, P prompt tokens, W slots of a prompt, R rows, H query heads, K key and value heads, E head width,
-   G = H / K queries of a row to one key head, T capacity for own tokens.
+   G = H / K queries of a row to one key head, T capacity for own tokens. */
 
-   Vectors are the compiler's own extension (GCC, Clang), so that one text serves every processor. */
+#include "vectors.h"
 
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-enum { LANES = 8, TILE = 4 };
-
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
-
-static inline vec load(const float *from) {
-    vec value;
-    memcpy(&value, from, sizeof value);
-    return value;
-}
-
-static inline void store(float *to, vec value) { memcpy(to, &value, sizeof value); }
-
-static inline float sum_of(vec value) {
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += value[lane];
-    return sum;
-}
-
-/* The larger of two values in each lane; `b` where one of them is no number. */
-static inline vec larger(vec a, vec b) {
-    ivec bits_of_a, bits_of_b, mask = a > b;
-    memcpy(&bits_of_a, &a, sizeof a);
-    memcpy(&bits_of_b, &b, sizeof b);
-    bits_of_a = (bits_of_a & mask) | (bits_of_b & ~mask);
-    memcpy(&a, &bits_of_a, sizeof a);
-    return a;
-}
-
-/* e^x to about 1e-7 of itself, for x in [-87, 88]; smaller x as -87. 2^n * e^r with |r| <= ln(2) / 2, e^r by its
-   series. */
-static inline vec exponential(vec x) {
-    x = larger(x, (vec){0} - 87.0f);
-    /* Adding and subtracting 1.5 * 2^23 rounds to an integer. */
-    vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vec series = (vec){0} + 1.0f / 5040;
-    series = series * r + 1.0f / 720;
-    series = series * r + 1.0f / 120;
-    series = series * r + 1.0f / 24;
-    series = series * r + 1.0f / 6;
-    series = series * r + 0.5f;
-    series = series * r + 1.0f;
-    series = series * r + 1.0f;
-    ivec bits = (__builtin_convertvector(n, ivec) + 127) << 23;
-    vec power;
-    memcpy(&power, &bits, sizeof power);
-    return series * power;
-}
+enum { TILE = 4 };
 
 /* output = x * weight / sqrt(mean(x^2) + epsilon), for each of some rows of `width` values. */
 void rms_norm(const float *states, const float *weight, float *output, int64_t rows, int64_t width, double epsilon) {
-    for (int64_t row = 0; row < rows; row++) {
-        const float *x = states + row * width;
-        float *y = output + row * width;
-        int64_t i = 0;
-        vec squares = {0};
-        for (; i + LANES <= width; i += LANES) {
-            vec value = load(x + i);
-            squares += value * value;
-        }
-        float sum = sum_of(squares);
-        for (; i < width; i++) sum += x[i] * x[i];
-        float scale = 1 / sqrtf(sum / (float)width + (float)epsilon);
-        for (i = 0; i + LANES <= width; i += LANES) store(y + i, load(x + i) * scale * load(weight + i));
-        for (; i < width; i++) y[i] = x[i] * scale * weight[i];
-    }
+    for (int64_t row = 0; row < rows; row++)
+        normalize(states + row * width, weight, output + row * width, width, epsilon);
 }
 
 /* output = gate / (1 + e^-gate) * up, for each of some rows of `width` values. */
@@ -89,15 +23,7 @@ void gated(const float *gate, int64_t gate_stride, const float *up, int64_t up_s
     for (int64_t row = 0; row < rows; row++) {
         const float *g = gate + row * gate_stride, *u = up + row * up_stride;
         float *y = output + row * width;
-        int64_t i = 0;
-        for (; i + LANES <= width; i += LANES) {
-            vec value = load(g + i);
-            store(y + i, value / (1.0f + exponential(-value)) * load(u + i));
-        }
-        for (; i < width; i++) {
-            vec value = (vec){0} + g[i];
-            y[i] = (value / (1.0f + exponential(-value)))[0] * u[i];
-        }
+        FOR_EACH_VECTOR(width, store_some(y + i, silu(load_some(g + i, lanes)) * load_some(u + i, lanes), lanes))
     }
 }
 
@@ -150,8 +76,6 @@ static inline __attribute__((always_inline)) void value_tile(const int count, co
     case 3: { enum { N = 3 }; call; break; }                                                                           \
     default: { enum { N = TILE }; call; break; }                                                                       \
     }
-
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static inline int64_t padded(int64_t tokens) { return (tokens + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
 

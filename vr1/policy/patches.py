@@ -8,6 +8,7 @@
 | last layer's MLP for one token a prompt | the layers in `SUPPORTED_LAYERS` | nothing reads the other tokens |
 | logits in float32 | the head, a ``Linear`` layer | 16 bits round them |
 | RMS norms in fewer operators (`vr1.policy.norms`) | `vr1.policy.norms.RMS_NORMS` | thirty passes and copies |
+| gated MLPs that store less (`vr1.policy.gates`) | `vr1.policy.gates.GATED_MLPS` with SiLU | the largest tensors |
 | adapters added by a product (`vr1.policy.adapters`) | peft's LoRA ``Linear``, ``Linear4bit`` | copies of inputs |
 | no gradients of embeddings | models with hooks of ``enable_input_require_grads`` | no backward of vision |
 | no repacked 4-bit weights | ``bitsandbytes.nn.Linear4bit`` | repacked weights have no gradient on CPUs |
@@ -37,6 +38,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 
 from vr1.policy.adapters import fuse_adapters
 from vr1.policy.attention import PromptAttention, attend
+from vr1.policy.gates import GATED_MLPS, fuse_gate
 from vr1.policy.norms import RMS_NORMS, fuse_norm
 from vr1.policy.products import Float32Head
 
@@ -83,6 +85,8 @@ def apply_patches(network: nn.Module, share_prompts: bool = False) -> None:
             layer.__class__ = _BatchedWindowAttention
         elif type(layer).__name__ in RMS_NORMS:
             fuse_norm(layer)
+        elif type(layer).__name__ in GATED_MLPS:
+            fuse_gate(layer)
     fuse_adapters(network)
     for layer in four_bit_layers(network).values():
         # On some CPUs bitsandbytes repacks the weights at the first forward in evaluation, for good, for a product

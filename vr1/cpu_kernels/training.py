@@ -1,0 +1,130 @@
+"""The functions of ``training.c``, for float32 tensors on a CPU, where `is_fused` says that they can be used.
+
+Shape letters: R rows, D width.
+"""
+
+import ctypes
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from vr1.cpu_kernels.library import LibraryError, NoCompiler, load_library
+
+__all__ = ["gated", "gated_backward", "is_fused", "rms_norm", "rms_norm_backward"]
+
+_POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+_ARGUMENTS = {
+    "gated": [_POINTER] * 3 + [_SIZE] * 2,
+    "gated_backward": [_POINTER] * 5 + [_SIZE] * 2,
+    "rms_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_NUMBER, _SIZE],
+    "rms_norm_backward": [_POINTER] * 6 + [_SIZE] * 4,
+}
+# Gradients of a norm's weight are summed over so many rows at a time, whatever the number of threads.
+_ROWS = 32
+
+
+@cache
+def _functions() -> ctypes.CDLL | None:
+    try:
+        library = load_library("training.c")
+    except NoCompiler:
+        return None
+    except LibraryError as error:
+        warnings.warn(f"training uses torch's operators, which take longer: {error}", stacklevel=2)
+        return None
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+    return library
+
+
+def is_fused(*tensors: Tensor) -> bool:
+    """Whether these functions can compute with tensors: they are float32 on a CPU, and the source compiles here.
+
+    Subclasses of tensors have no memory that C could read: they are shards, or stand for tensors when memory is
+    planned.
+
+    Example:
+        >>> is_fused(torch.ones(2, dtype=torch.float64)), is_fused(torch.ones(2, device="meta"))
+        (False, False)
+    """
+    plain = all(
+        type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu and tensor.dtype == torch.float32 for tensor in tensors
+    )
+    return plain and _functions() is not None
+
+
+def _call(name: str, *arguments: Tensor | float | None) -> None:
+    """Call a function with the addresses of tensors, and with torch's number of threads as the last argument."""
+    pointers = (part.data_ptr() if isinstance(part, Tensor) else part for part in arguments)
+    getattr(_functions(), name)(*pointers, torch.get_num_threads())
+
+
+def gated(gate: Tensor, up: Tensor, in_place: bool = False) -> Tensor:
+    """``silu(gate) * up``.
+
+    Args:
+        gate: any shape.
+        up: of the same shape.
+        in_place: store the result in ``gate``, if that is contiguous.
+
+    Example:
+        >>> gated(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
+        tensor([0.0000, 1.4621])
+    """
+    gate, up = gate.contiguous(), up.contiguous()
+    output = gate if in_place else torch.empty_like(gate)
+    _call("gated", gate, up, output, gate.numel())
+    return output
+
+
+def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of ``gate`` and ``up``, given that of ``silu(gate) * up``; all of one shape."""
+    gradient, gate, up = gradient.contiguous(), gate.contiguous(), up.contiguous()
+    of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
+    _call("gated_backward", gradient, gate, up, of_gate, of_up, gate.numel())
+    return of_gate, of_up
+
+
+def rms_norm(states: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """``x * weight * scale`` with ``scale = rsqrt(mean(x^2) + epsilon)``.
+
+    Args:
+        states: ``[..., D]``.
+        weight: ``[D]``.
+        epsilon: added to the mean.
+
+    Returns:
+        ``[..., D]``, and the scales ``[..., 1]``.
+
+    Example:
+        >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 2.0]), 0.0)
+        (tensor([[0.8485, 2.2627]]), tensor([[0.2828]]))
+    """
+    states, weight = states.contiguous(), weight.contiguous()
+    output, scale = torch.empty_like(states), states.new_empty(*states.shape[:-1], 1)
+    _call("rms_norm", states, weight, output, scale, scale.numel(), len(weight), epsilon)
+    return output, scale
+
+
+def rms_norm_backward(
+    gradient: Tensor, states: Tensor, weight: Tensor, scale: Tensor, for_states: bool, for_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of states and weight, given that of `rms_norm`'s output ``[..., D]``.
+
+    Args:
+        gradient: ``[..., D]``.
+        states: ``[..., D]``.
+        weight: ``[D]``.
+        scale: ``[..., 1]`` as `rms_norm` returned it.
+        for_states: whether the first result is needed; else it is None.
+        for_weight: likewise for the second.
+    """
+    gradient, states, weight = gradient.contiguous(), states.contiguous(), weight.contiguous()
+    rows, width = scale.numel(), len(weight)
+    of_states = torch.empty_like(states) if for_states else None
+    sums = states.new_empty(-(-rows // _ROWS), width) if for_weight else None
+    _call("rms_norm_backward", gradient, states, weight, scale, of_states, sums, rows, width, _ROWS)
+    return of_states, None if sums is None else sums.sum(0)
