@@ -11,6 +11,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 from vr1.policy import PolicySource
 from vr1.policy.norms import RMS_NORMS, fuse_norm
 
+pytestmark = pytest.mark.usefixtures("either")
+
 
 def norm_of(kind=LlamaRMSNorm, width=24, dtype=torch.float32):
     norm = kind(width, eps=1e-3).to(dtype)
@@ -18,13 +20,25 @@ def norm_of(kind=LlamaRMSNorm, width=24, dtype=torch.float32):
     return norm
 
 
+def results_of(norm, states, direction):
+    """Output, gradient of the states, gradient of the weight."""
+    states = states.detach().requires_grad_()
+    output = norm(states)
+    return output.detach(), *torch.autograd.grad(output, [states, norm.weight], direction)
+
+
 def formula(states, weight, epsilon):
     return weight * states / (states.square().mean(-1, keepdim=True) + epsilon).sqrt()
 
 
-@pytest.mark.parametrize("shape", [(24,), (5, 24), (2, 3, 24), (2, 3, 4, 24)])
+# The widths are multiples of a vector's 8 values, and not; the last shapes have several threads and blocks of rows.
+@pytest.mark.parametrize(
+    "shape",
+    [(24,), (5, 24), (2, 3, 24), (2, 3, 4, 24), (3, 7), (1, 1), (1, 21), (32, 513), (33, 600), (3, 50, 115)],
+    ids=str,
+)
 def test_value_and_gradients_are_those_of_the_formula(shape):
-    norm, states = norm_of(), torch.randn(shape, requires_grad=True)
+    norm, states = norm_of(width=shape[-1]), torch.randn(shape, requires_grad=True)
     exact_states, exact_weight = (part.detach().double().requires_grad_() for part in (states, norm.weight))
     fuse_norm(norm)
     direction = torch.randn(shape)
@@ -127,3 +141,53 @@ def test_copy_of_a_compiled_norm_has_its_own_weights():
     other.weight.data.zero_()
     assert not other(states).any()
     assert norm(states).any()
+
+
+def test_threads_do_not_change_a_result(either):
+    norm, states, direction = norm_of(width=515), torch.randn(150, 515), torch.randn(150, 515)
+    fuse_norm(norm)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            results.append(results_of(norm, states, direction))
+    finally:
+        torch.set_num_threads(before)
+    if either == "C":
+        assert all(map(torch.equal, *results))
+    torch.testing.assert_close(*results)
+
+
+def test_states_and_gradients_that_are_not_contiguous():
+    norm = norm_of(width=13)
+    states, direction = torch.randn(13, 5, 2).permute(2, 1, 0), torch.randn(1, 1, 13).expand(2, 5, 13)
+    expected = results_of(norm, states, direction)
+    fuse_norm(norm)
+    torch.testing.assert_close(results_of(norm, states, direction), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf"), 1e30])
+@pytest.mark.parametrize("place", [0, 9])
+@pytest.mark.parametrize("of_gradient", [False, True])
+def test_values_that_are_no_numbers_come_out_as_torchs(special, place, of_gradient):
+    norm, states, direction = norm_of(width=10), torch.randn(3, 10), torch.randn(3, 10)
+    (direction if of_gradient else states)[1, place] = special
+    expected = results_of(norm, states, direction)
+    fuse_norm(norm)
+    found = results_of(norm, states, direction)
+    torch.testing.assert_close(found[0], expected[0], equal_nan=True)
+    # Other rows do not see it.
+    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(ours[[0, 2]], theirs[[0, 2]], rtol=1e-5, atol=1e-5)
+    if not torch.isfinite(torch.tensor(special)):
+        assert not found[1][1].isfinite().all()
+        assert not found[2][place].isfinite()
+
+
+def test_states_whose_gradient_nobody_needs():
+    norm, states = norm_of(), torch.randn(40, 24)
+    expected = torch.autograd.grad(norm(states).square().sum(), norm.weight)
+    fuse_norm(norm)
+    torch.testing.assert_close(
+        torch.autograd.grad(norm(states).square().sum(), norm.weight), expected, rtol=1e-4, atol=1e-4
+    )

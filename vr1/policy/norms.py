@@ -2,7 +2,8 @@
 
 Transformers computes ``weight * x / sqrt(mean(x^2) + epsilon)`` by eight operators, converted to float32 and back in
 between; forward and backward take thirty passes over the states, and activations are stored in float32. Here backward
-is one formula, and what is stored is the input and a number for each token. On a GPU it is torch's own kernel.
+is one formula, and what is stored is the input and a number for each token. On a GPU it is torch's own kernel; on a
+CPU, float32 is computed in one pass over memory.
 
 Shape letters: D width.
 """
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import rms_norm
 
+from vr1.cpu_kernels import training
 from vr1.policy.forwards import replace_forward
 from vr1.policy.products import without_autocast
 
@@ -63,6 +65,10 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        if training.is_fused(states, weight):
+            output, scale = training.rms_norm(states, weight, epsilon)
+            ctx.save_for_backward(states, weight, scale)
+            return output
         wide = states.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         # One over the root of the mean square: a number for each token.
@@ -74,6 +80,8 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         states, weight, scale = ctx.saved_tensors
+        if training.is_fused(gradients[0], states, weight):
+            return *training.rms_norm_backward(gradients[0], states, weight, scale, *ctx.needs_input_grad[:2]), None
         gradient, normed = gradients[0].float(), states.float() * scale
         of_weight = None
         if ctx.needs_input_grad[1]:
