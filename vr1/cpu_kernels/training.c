@@ -72,3 +72,29 @@ void rms_norm_backward(const float *gradient, const float *states, const float *
         }
     }
 }
+
+/* output = x * cosine + (-second half, first half of x) * sine for each head, or the same backwards: its transpose.
+
+   x              [rows, heads, width], a row every `stride` values
+   cosine, sine   [rows, width], with an even width */
+void rotate(const float *x, int64_t stride, const float *cosine, const float *sine, float *output, int64_t rows,
+            int64_t heads, int64_t width, int64_t backwards, int64_t threads) {
+    const int64_t half = width / 2;
+    const float sign = backwards ? -1 : 1;
+#pragma omp parallel for num_threads((int)threads) if (threads > 1 && rows * heads * width > ALONE)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *c = cosine + row * width, *s = sine + row * width;
+        /* What the second half is multiplied with for the first one, and the other way round. */
+        const float *to_first = backwards ? s + half : s, *to_second = backwards ? s : s + half;
+        for (int64_t head = 0; head < heads; head++) {
+            const float *a = x + row * stride + head * width, *b = a + half;
+            float *y = output + (row * heads + head) * width;
+            FOR_EACH_VECTOR(half, {
+                vec first = load_some(a + i, lanes), second = load_some(b + i, lanes);
+                vec added = first * load_some(to_second + i, lanes), taken = second * load_some(to_first + i, lanes);
+                store_some(y + i, first * load_some(c + i, lanes) - taken * sign, lanes);
+                store_some(y + half + i, second * load_some(c + half + i, lanes) + added * sign, lanes);
+            })
+        }
+    }
+}

@@ -1,6 +1,6 @@
 """The functions of ``training.c``, for float32 tensors on a CPU, where `is_fused` says that they can be used.
 
-Shape letters: R rows, D width.
+Shape letters: R rows, D width, H heads, E head width.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vr1.cpu_kernels.library import LibraryError, NoCompiler, load_library
 
-__all__ = ["gated", "gated_backward", "is_fused", "rms_norm", "rms_norm_backward"]
+__all__ = ["gated", "gated_backward", "is_fused", "rms_norm", "rms_norm_backward", "rotate"]
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _ARGUMENTS = {
@@ -20,6 +20,7 @@ _ARGUMENTS = {
     "gated_backward": [_POINTER] * 5 + [_SIZE] * 2,
     "rms_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_NUMBER, _SIZE],
     "rms_norm_backward": [_POINTER] * 6 + [_SIZE] * 4,
+    "rotate": [_POINTER, _SIZE] + [_POINTER] * 3 + [_SIZE] * 5,
 }
 # Gradients of a norm's weight are summed over so many rows at a time, whatever the number of threads.
 _ROWS = 32
@@ -128,3 +129,29 @@ def rms_norm_backward(
     sums = states.new_empty(-(-rows // _ROWS), width) if for_weight else None
     _call("rms_norm_backward", gradient, states, weight, scale, of_states, sums, rows, width, _ROWS)
     return of_states, None if sums is None else sums.sum(0)
+
+
+def rotate(states: Tensor, cosine: Tensor, sine: Tensor, backwards: bool = False) -> Tensor:
+    """``x * cosine + (-second half, first half of x) * sine`` of each head.
+
+    Args:
+        states: ``[..., H, E]``, E even.
+        cosine: ``[..., E]``, with the same first dimensions.
+        sine: likewise.
+        backwards: compute the gradient of ``x``, given that of the result.
+
+    Returns:
+        ``[..., H, E]`` contiguous.
+
+    Example:
+        >>> rotate(torch.tensor([[[3.0, 4.0]]]), torch.zeros(1, 2), torch.ones(1, 2))
+        tensor([[[-4.,  3.]]])
+    """
+    rows = states.flatten(0, -3)
+    _, heads, width = rows.shape
+    if rows.stride()[1:] != (width, 1):
+        rows = rows.contiguous()
+    cosine, sine = cosine.contiguous(), sine.contiguous()
+    output = states.new_empty(states.shape)
+    _call("rotate", rows, rows.stride(0), cosine, sine, output, len(rows), heads, width, int(backwards))
+    return output

@@ -9,6 +9,7 @@
 | logits in float32 | the head, a ``Linear`` layer | 16 bits round them |
 | RMS norms in fewer operators (`vr1.policy.norms`) | `vr1.policy.norms.RMS_NORMS` | thirty passes and copies |
 | gated MLPs that store less (`vr1.policy.gates`) | `vr1.policy.gates.GATED_MLPS` with SiLU | the largest tensors |
+| rotary positions in one pass (`vr1.policy.rotary`) | attention in `SUPPORTED_LAYERS`, and above | six on a CPU |
 | adapters added by a product (`vr1.policy.adapters`) | peft's LoRA ``Linear``, ``Linear4bit`` | copies of inputs |
 | no gradients of embeddings | models with hooks of ``enable_input_require_grads`` | no backward of vision |
 | no repacked 4-bit weights | ``bitsandbytes.nn.Linear4bit`` | repacked weights have no gradient on CPUs |
@@ -41,6 +42,7 @@ from vr1.policy.attention import PromptAttention, attend
 from vr1.policy.gates import GATED_MLPS, fuse_gate
 from vr1.policy.norms import RMS_NORMS, fuse_norm
 from vr1.policy.products import Float32Head
+from vr1.policy.rotary import fuse_rotation, fused_rotation
 
 __all__ = ["SUPPORTED_LAYERS", "apply_patches", "four_bit_layers", "transformer_blocks"]
 
@@ -59,6 +61,7 @@ SUPPORTED_LAYERS = frozenset(
 _ATTENTION = "vr1"
 AttentionInterface.register(_ATTENTION, attend)
 AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+_rotate = fused_rotation(apply_rotary_pos_emb_vision, heads=-2)
 
 
 def apply_patches(network: nn.Module, share_prompts: bool = False) -> None:
@@ -78,15 +81,8 @@ def apply_patches(network: nn.Module, share_prompts: bool = False) -> None:
         >>> bool((network(patches) - before).abs().max() < 1e-5)
         True
     """
-    for layer in network.modules():
-        if type(layer) is nn.Conv3d and layer.stride == layer.kernel_size and layer.groups == 1:
-            layer.__class__ = _PatchProduct
-        elif type(layer) is Qwen2_5_VLVisionAttention:
-            layer.__class__ = _BatchedWindowAttention
-        elif type(layer).__name__ in RMS_NORMS:
-            fuse_norm(layer)
-        elif type(layer).__name__ in GATED_MLPS:
-            fuse_gate(layer)
+    for part in network.modules():
+        _patch(part)
     fuse_adapters(network)
     for layer in four_bit_layers(network).values():
         # On some CPUs bitsandbytes repacks the weights at the first forward in evaluation, for good, for a product
@@ -101,6 +97,21 @@ def apply_patches(network: nn.Module, share_prompts: bool = False) -> None:
         assert isinstance(network, PreTrainedModel)
         network.config.get_text_config()._attn_implementation = _ATTENTION
         _narrow_last_mlp(network)
+
+
+def _patch(part: Any) -> None:
+    """Change a single module, as far as its class is in the table."""
+    name = type(part).__name__
+    if type(part) is nn.Conv3d and part.stride == part.kernel_size and part.groups == 1:
+        part.__class__ = _PatchProduct
+    elif type(part) is Qwen2_5_VLVisionAttention:
+        part.__class__ = _BatchedWindowAttention
+    elif name in RMS_NORMS:
+        fuse_norm(part)
+    elif name in GATED_MLPS:
+        fuse_gate(part)
+    elif name in SUPPORTED_LAYERS:
+        fuse_rotation(part.self_attn)
 
 
 def four_bit_layers(network: nn.Module) -> dict[str, Any]:
@@ -149,7 +160,7 @@ class _BatchedWindowAttention(Qwen2_5_VLVisionAttention):
             return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **settings)
         parts = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = parts.unbind(1)
-        query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        query, key = _rotate(query, key, *position_embeddings)
         return self.proj(_attend_in_windows(query, key, value, cu_seqlens, self.scaling).flatten(1))
 
 
