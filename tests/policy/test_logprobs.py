@@ -8,6 +8,8 @@ import torch
 from vr1.policy import Lora, logprobs
 from vr1.policy.logprobs import token_log_probs
 
+pytestmark = pytest.mark.usefixtures("either")
+
 
 class Head:
     """A linear head that counts its calls."""
@@ -82,3 +84,53 @@ def test_policies_know_whether_their_head_is_trained(source, prompts, ragged_com
     policy.base.lm_head.register_forward_hook(lambda *_: seen.append(1))
     policy.log_probs(prompts, *ragged_completions)[0].sum().backward()
     assert len(seen) == calls
+
+
+# The last shapes have several threads, blocks of 4096 logits, and an end that fills no vector.
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 8), (5, 4096), (9, 4103), (3, 9001)], ids=str)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_value_and_gradient_are_those_of_torch_in_float64(shape, fixed):
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(shape, generator=generator) * 9 + 40).requires_grad_()
+    targets = torch.randint(shape[1], shape[:1], generator=generator)
+    direction = torch.randn(shape[:1], generator=generator)
+    values, entropies = token_log_probs(lambda states: states, logits, targets, 1.0, fixed_head=fixed)
+    exact = logits.detach().double().requires_grad_()
+    log_probs = exact.log_softmax(-1)
+    expected = log_probs.gather(-1, targets[:, None])[:, 0]
+    torch.testing.assert_close(values.double(), expected, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(entropies.double(), -(log_probs.exp() * log_probs).sum(-1), rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(values, logits, direction)[0]
+    torch.testing.assert_close(
+        found.double(), torch.autograd.grad(expected, exact, direction.double())[0], rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf"), 3e38, -3e38])
+@pytest.mark.parametrize("place", [0, 9, slice(None)], ids=str)
+def test_extreme_logits_come_out_as_torchs(special, place):
+    logits, targets = torch.randn(3, 10), torch.tensor([2, 9, 4])
+    logits[1, place] = special
+    values, _ = token_log_probs(lambda states: states, logits.requires_grad_(), targets, 1.0)
+    expected = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+    found, theirs = (torch.autograd.grad(part.sum(), logits)[0] for part in (values, expected))
+    torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_threads_do_not_change_a_result():
+    logits, targets = torch.randn(40, 1001, requires_grad=True), torch.arange(40)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            values, entropies = token_log_probs(lambda states: states, logits, targets, 1.0)
+            results.append([values, entropies, torch.autograd.grad(values.sum(), logits)[0]])
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *results))
+
+
+def test_a_target_outside_of_the_vocabulary_is_refused():
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        token_log_probs(lambda states: states, torch.randn(2, 5), torch.tensor([1, 5]), 1.0)

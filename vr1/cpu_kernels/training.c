@@ -98,3 +98,55 @@ void rotate(const float *x, int64_t stride, const float *cosine, const float *si
         }
     }
 }
+
+/* totals = log(sum(e^x)) of each row. */
+void logsumexp(const float *x, float *totals, int64_t rows, int64_t width, int64_t threads) {
+#pragma omp parallel for num_threads((int)threads) if (threads > 1 && rows * width > ALONE)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *own = x + row * width;
+        vec highest = (vec){0} - INFINITY;
+        FOR_EACH_VECTOR(width, highest = larger(load_or(own + i, lanes, -INFINITY), highest))
+        float level = -INFINITY;
+        for (int lane = 0; lane < LANES; lane++) level = highest[lane] > level ? highest[lane] : level;
+        /* Infinity less infinity would be no number. */
+        const float shift = isinf(level) ? 0 : level;
+        double sum = 0;
+        for (int64_t start = 0; start < width; start += BLOCK) {
+            vec sums = {0};
+            FOR_EACH_VECTOR(least(BLOCK, width - start),
+                            sums += exponential(load_or(own + start + i, lanes, -INFINITY) - shift))
+            sum += sum_of(sums);
+        }
+        totals[row] = (float)(shift + log(sum));
+    }
+}
+
+/* entropies = -sum(e^(x - total) * (x - total)) of each row. */
+void entropy(const float *x, const float *totals, float *entropies, int64_t rows, int64_t width, int64_t threads) {
+#pragma omp parallel for num_threads((int)threads) if (threads > 1 && rows * width > ALONE)
+    for (int64_t row = 0; row < rows; row++) {
+        double sum = 0;
+        for (int64_t start = 0; start < width; start += BLOCK) {
+            const float *own = x + row * width + start;
+            vec sums = {0};
+            FOR_EACH_VECTOR(least(BLOCK, width - start), {
+                vec log_prob = load_or(own + i, lanes, totals[row]) - totals[row];
+                sums += exponential(log_prob) * log_prob;
+            })
+            sum += sum_of(sums);
+        }
+        entropies[row] = (float)-sum;
+    }
+}
+
+/* output = e^(x - total) * factor for each row. */
+void scaled_softmax(const float *x, const float *totals, const float *factors, float *output, int64_t rows,
+                    int64_t width, int64_t threads) {
+#pragma omp parallel for num_threads((int)threads) if (threads > 1 && rows * width > ALONE)
+    for (int64_t row = 0; row < rows; row++) {
+        const float *own = x + row * width;
+        float *y = output + row * width;
+        FOR_EACH_VECTOR(width, store_some(y + i, exponential(load_some(own + i, lanes) - totals[row]) * factors[row],
+                                          lanes))
+    }
+}

@@ -1,6 +1,6 @@
 """The functions of ``training.c``, for float32 tensors on a CPU, where `is_fused` says that they can be used.
 
-Shape letters: R rows, D width, H heads, E head width.
+Shape letters: R rows, D width, H heads, E head width, T tokens, V vocabulary.
 """
 
 import ctypes
@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from vr1.cpu_kernels.library import LibraryError, NoCompiler, load_library
 
-__all__ = ["gated", "gated_backward", "is_fused", "rms_norm", "rms_norm_backward", "rotate"]
+__all__ = [
+    "entropy",
+    "gated",
+    "gated_backward",
+    "is_fused",
+    "logsumexp",
+    "rms_norm",
+    "rms_norm_backward",
+    "rotate",
+    "scaled_softmax",
+]
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _ARGUMENTS = {
@@ -21,6 +31,9 @@ _ARGUMENTS = {
     "rms_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_NUMBER, _SIZE],
     "rms_norm_backward": [_POINTER] * 6 + [_SIZE] * 4,
     "rotate": [_POINTER, _SIZE] + [_POINTER] * 3 + [_SIZE] * 5,
+    "logsumexp": [_POINTER] * 2 + [_SIZE] * 3,
+    "entropy": [_POINTER] * 3 + [_SIZE] * 3,
+    "scaled_softmax": [_POINTER] * 4 + [_SIZE] * 3,
 }
 # Gradients of a norm's weight are summed over so many rows at a time, whatever the number of threads.
 _ROWS = 32
@@ -154,4 +167,33 @@ def rotate(states: Tensor, cosine: Tensor, sine: Tensor, backwards: bool = False
     cosine, sine = cosine.contiguous(), sine.contiguous()
     output = states.new_empty(states.shape)
     _call("rotate", rows, rows.stride(0), cosine, sine, output, len(rows), heads, width, int(backwards))
+    return output
+
+
+def logsumexp(logits: Tensor) -> Tensor:
+    """``log(sum(exp(z)))`` of logits ``[T, V]``: ``[T]``.
+
+    Example:
+        >>> logsumexp(torch.zeros(1, 8)).exp()
+        tensor([8.0000])
+    """
+    logits = logits.contiguous()
+    totals = logits.new_empty(len(logits))
+    _call("logsumexp", logits, totals, *logits.shape)
+    return totals
+
+
+def entropy(logits: Tensor, totals: Tensor) -> Tensor:
+    """Entropies ``-sum(p * log(p))`` of logits ``[T, V]``, ``log(p) = z - total``, given their `logsumexp`: ``[T]``."""
+    logits = logits.contiguous()
+    entropies = torch.empty_like(totals)
+    _call("entropy", logits, totals, entropies, *logits.shape)
+    return entropies
+
+
+def scaled_softmax(logits: Tensor, totals: Tensor, factors: Tensor) -> Tensor:
+    """``softmax(z) * factor`` of logits ``[T, V]``, given their `logsumexp` and factors ``[T]``."""
+    logits, factors = logits.contiguous(), factors.contiguous()
+    output = torch.empty_like(logits)
+    _call("scaled_softmax", logits, totals, factors, output, *logits.shape)
     return output

@@ -19,12 +19,14 @@ static inline vec load(const float *from) {
 
 static inline void store(float *to, vec value) { memcpy(to, &value, sizeof value); }
 
-/* The first `lanes` values, and 0 in the other lanes. */
-static inline vec load_some(const float *from, int64_t lanes) {
-    vec value = {0};
+/* The first `lanes` values, and something else in the other lanes. */
+static inline vec load_or(const float *from, int64_t lanes, float otherwise) {
+    vec value = (vec){0} + otherwise;
     memcpy(&value, from, (size_t)lanes * sizeof(float));
     return value;
 }
+
+static inline vec load_some(const float *from, int64_t lanes) { return load_or(from, lanes, 0); }
 
 static inline void store_some(float *to, vec value, int64_t lanes) {
     memcpy(to, &value, (size_t)lanes * sizeof(float));
@@ -67,9 +69,10 @@ static inline vec power_of_two(ivec n) {
     return power;
 }
 
-/* e^x to about 1e-7 of itself; smaller x than -87 as that, infinite where e^x is too large, no number where x is none.
+/* e^x to about 1e-7 of itself; 0 for x below -87, infinite where e^x is too large, no number where x is none.
    2^n * e^r with |r| <= ln(2) / 2, e^r by its series. */
 static inline vec exponential(vec x) {
+    const ivec none = x < -87.0f;
     x = smaller((vec){0} + 89.0f, larger((vec){0} - 87.0f, x));
     /* Adding and subtracting 1.5 * 2^23 rounds to an integer. */
     vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
@@ -84,7 +87,7 @@ static inline vec exponential(vec x) {
     series = series * r + 1.0f;
     /* 2^n in two factors, since 2^128 is none of the numbers. */
     ivec whole = __builtin_convertvector(n, ivec), half = whole >> 1;
-    return series * power_of_two(half) * power_of_two(whole - half);
+    return chosen(none, (vec){0}, series * power_of_two(half) * power_of_two(whole - half));
 }
 
 static inline vec silu(vec x) { return x / (1.0f + exponential(-x)); }

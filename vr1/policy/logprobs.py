@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from vr1.cpu_kernels import training
 from vr1.prompts import PromptBatch
 
 # Tokens whose logits exist at the same time: 1,024 rows of a 152K vocabulary are 0.6 GB in float32.
@@ -54,12 +56,13 @@ def token_log_probs(
         logits = head(states)
         if temperature != 1:
             logits = logits / temperature
-        total = logits.logsumexp(-1)
-        log_probs = logits.gather(-1, target[:, None])[:, 0] - total
-        # Last: recomputation in backward stops once it has all that backward needs.
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            entropy = total - _expected(logits)
-        return log_probs, entropy
+        # Entropies last: recomputation in backward stops once it has all that backward needs.
+        if entropy_gradient:
+            total = logits.logsumexp(-1)
+            return logits.gather(-1, target[:, None])[:, 0] - total, _entropy(logits, total)
+        log_probs, total = _LogProbs.apply(logits, target)
+        with torch.no_grad():
+            return log_probs, _entropy(logits, total)
 
     def differentiated(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         own = states.detach().requires_grad_()
@@ -92,12 +95,39 @@ class _WithDerivative(torch.autograd.Function):
         return (gradients[0][:, None] * derivative).to(derivative.dtype), None, None
 
 
-def _expected(logits: Tensor) -> Tensor:
-    """The mean logit ``[T]`` under the distribution that the logits ``[T, V]`` define."""
+class _LogProbs(torch.autograd.Function):
+    """Log-probs ``[T]`` of targets, and ``logsumexp`` ``[T]`` of logits ``[T, V]``, which has no gradient here.
+
+    Backward allocates one tensor of the size of the logits, their gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        total = training.logsumexp(logits) if training.is_fused(logits) else logits.logsumexp(-1)
+        ctx.save_for_backward(logits, targets, total)
+        ctx.mark_non_differentiable(total)
+        return logits.gather(-1, targets[:, None])[:, 0] - total, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, targets, total = ctx.saved_tensors
+        gradient = gradients[0]
+        if training.is_fused(logits, gradient):
+            of_logits = training.scaled_softmax(logits, total, -gradient)
+        else:
+            of_logits = (logits - total[:, None]).exp_().mul_(-gradient[:, None])
+        return of_logits.scatter_add_(-1, targets[:, None], gradient[:, None]), None
+
+
+def _entropy(logits: Tensor, total: Tensor) -> Tensor:
+    """Entropies ``[T]`` of the distributions of logits ``[T, V]``, given their ``logsumexp`` ``[T]``."""
+    if not total.requires_grad and training.is_fused(logits):
+        return training.entropy(logits, total)
     probabilities = torch.softmax(logits, dim=-1)
     # In place where no backward needs the probabilities: they are as large as the logits.
     product = probabilities * logits if probabilities.requires_grad else probabilities.mul_(logits)
-    return product.sum(-1)
+    return total - product.sum(-1)
 
 
 def unshared_log_probs(
