@@ -61,7 +61,9 @@ def _plain_adapter(layer: Any, x: Tensor) -> str | None:
     weight = layer.get_base_layer().weight
     # Without autocast, conversions are needed where precisions differ.
     same = x.dtype == layer.lora_A[name].weight.dtype and weight.dtype in (x.dtype, torch.uint8)
-    return name if layer.lora_B[name].bias is None and (same or autocast_dtype(x.device.type)) else None
+    # Tensors without content stand for those of a GPU when memory is planned, which emulates autocast.
+    converted = same or x.is_meta or autocast_dtype(x.device.type)
+    return name if layer.lora_B[name].bias is None and converted else None
 
 
 def _with_adapter(layer: Any, x: Tensor, name: str) -> Tensor:

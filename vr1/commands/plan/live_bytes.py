@@ -154,6 +154,7 @@ _CAST: tuple[tuple[Any, str], ...] = (
     (F, "scaled_dot_product_attention"),
     (torch, "matmul"),
     (torch, "bmm"),
+    (torch, "addmm"),
     (Tensor, "__matmul__"),
     (Tensor, "matmul"),
 )
