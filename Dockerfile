@@ -1,4 +1,4 @@
-# vr1 for a machine with NVIDIA GPUs. Not built yet: neither this file nor anything else of vr1 has run on a GPU.
+# vr1 for a machine with NVIDIA GPUs. Not built yet.
 #
 #   docker build --tag vr1 .
 #   docker run --gpus all --ipc host --volume "$PWD/runs:/vr1/runs" --volume "$PWD/data:/data:ro" vr1 \
@@ -7,11 +7,11 @@
 # torch's own wheels bring the CUDA libraries that it was built with; the base has the system's part and Python 3.12.
 FROM nvidia/cuda:13.2.0-runtime-ubuntu24.04
 
+# gcc and the headers are for Triton, which compiles the kernels that decode.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 python3-venv \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-# Compiled kernels of torch need a compiler only where torch.compile is used, which vr1 does not.
 ENV VIRTUAL_ENV=/opt/venv PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 MPLBACKEND=Agg
 RUN python3 -m venv /opt/venv
 

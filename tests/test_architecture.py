@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up: a module imports from its own room and from rooms of the layers below, never from above.
 LAYERS = [
     {"errors"},
-    {"types", "distributed", "seeding", "timing", "losses", "optimizers", "runs", "griffon"},
+    {"types", "distributed", "seeding", "timing", "losses", "optimizers", "runs", "griffon", "cpu_kernels"},
     {"boxes", "drawing"},
     {"data", "families", "matching"},
     {"prompts", "detections", "metrics", "rewards"},

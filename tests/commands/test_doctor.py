@@ -10,6 +10,7 @@ from vr1.cli import main
 from vr1.commands.doctor.checks import (
     FUNCTION_CHECKS,
     check_4bit_weights,
+    check_compiler,
     check_cpu,
     check_disk,
     check_gpus,
@@ -18,6 +19,7 @@ from vr1.commands.doctor.checks import (
     check_requirement,
     check_shared_memory,
 )
+from vr1.cpu_kernels.library import load_library
 
 GIB = 2**30
 
@@ -65,6 +67,15 @@ def test_little_shared_memory_and_disk_are_notes(monkeypatch, tmp_path):
     assert (result.state, "num_workers 0" in result.fix) == ("note", True)
     assert check_shared_memory(tmp_path / "missing") == []
     assert check_disk(tmp_path).state == "note"
+
+
+@pytest.mark.parametrize(("compiler", "message"), [("off", "none"), ("false", "decoding.c: the compiler failed")])
+def test_a_compiler_that_is_missing_or_fails_is_a_note(monkeypatch, compiler, message):
+    monkeypatch.setenv("CC", compiler)
+    load_library.cache_clear()
+    result = check_compiler()
+    assert (result.state, result.message) == ("note", message)
+    assert "gcc" in result.fix
 
 
 def test_more_threads_than_cores_are_a_fault(monkeypatch):

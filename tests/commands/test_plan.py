@@ -127,8 +127,9 @@ def test_activations_are_those_that_autograd_saves(needs, records):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         policy.log_probs(prompts, tokens, torch.ones_like(tokens, dtype=torch.bool))
     parts = predict(replace(needs, categories=len(records[0].categories))).moments["policy"]
-    # The peak includes temporary tensors of the layer that runs.
-    assert 0.95 * sum(kept.values()) < parts["activations"] + parts["logits"] < 1.4 * sum(kept.values())
+    # The peak includes temporary tensors of the layer that runs and gradients that exist then.
+    found = parts["activations"] + parts["logits"] + parts["gradients"]
+    assert 0.95 * sum(kept.values()) < found < 1.4 * sum(kept.values())
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 65, 130])
@@ -181,9 +182,12 @@ def test_the_cache_has_room_for_a_power_of_two_of_tokens(needs):
 
 
 def test_suggested_changes_save_memory(needs):
-    peaks = [predict(needs).peak, *(predict(changed).peak for _, changed in list(changes(needs))[:3])]
+    plans = [predict(needs), *(predict(changed) for _, changed in list(changes(needs))[:3])]
+    peaks = [plan.peak for plan in plans]
     assert peaks == sorted(peaks, reverse=True)
-    assert len(set(peaks)) == len(peaks)
+    # Of a model as small as this, the peak may be the optimizer's.
+    in_loss = [sum(plan.moments["policy"].values()) for plan in plans]
+    assert in_loss == sorted(set(in_loss), reverse=True)
 
 
 def test_shards_are_a_share(needs):

@@ -1,5 +1,6 @@
 """When vr1's decoding kernels are used; what needs Triton is skipped without."""
 
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -48,7 +49,9 @@ def test_each_kind_of_model_is_compared_once(compared, monkeypatch):
     kernels, cuda = Kernels(), torch.device("cuda", 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not kernels.fit(prefix_on("cpu"), 4)
+        assert not kernels.fit(prefix_on("cpu", width=24), 4)
+        assert not kernels.fit(prefix_on("cpu", dtype=torch.bfloat16), 4)
+        assert not kernels.fit(prefix_on("mps"), 4)
         assert not kernels.fit(prefix_on("cuda:0", width=80), 4)
         assert not kernels.fit(prefix_on("cuda:0", dtype=torch.float64), 4)
         assert compared.calls == []
@@ -65,6 +68,19 @@ def test_each_kind_of_model_is_compared_once(compared, monkeypatch):
         (4, 2, 16, torch.bfloat16, cuda),
     ]
     assert kernels.failure is None
+
+
+def test_a_cpu_has_kernels_where_there_is_a_compiler(compared, monkeypatch):
+    kernels = Kernels()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setenv("CC", "off")
+        assert not kernels.fit(prefix_on("cpu"), 4)
+        assert compared.calls == []
+        monkeypatch.setenv("CC", sys.executable)
+        for _ in range(2):
+            assert kernels.fit(prefix_on("cpu", width=80), 4)
+        assert compared.calls == [(4, 2, 80, torch.float32, torch.device("cpu"))]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +124,7 @@ def test_layers_of_another_build_use_no_kernels(source, prompts, encoder, monkey
     sampling, tokenizer = Sampling(group_size=2, max_new_tokens=3), encoder.processor.tokenizer
     expected = generate(policy, prompts, sampling, tokenizer)
     policy.base.model.language_model.layers[-1].__class__ = OtherLayer
-    monkeypatch.setattr(shared, "KernelGroupCache", lambda *_: pytest.fail("a cache by kernels"))
+    monkeypatch.setattr(shared, "kernel_cache", lambda *_: pytest.fail("a cache by kernels"))
     assert torch.equal(generate(policy, prompts, sampling, tokenizer, kernels=Always()).tokens, expected.tokens)
 
 
@@ -142,7 +158,7 @@ def test_kernels_that_cannot_be_launched_later_are_given_up(monkeypatch):
             used.append(True)
             raise TritonError("out of resource: shared memory\nmore")
 
-    monkeypatch.setattr(shared, "KernelGroupCache", Failing)
+    monkeypatch.setattr(shared, "kernel_cache", lambda _: Failing)
     monkeypatch.setattr(check.Kernels, "fit", lambda self, *_: self.failure is None)
     source, kernels = PolicySource(), check.Kernels()
     prompts = PromptEncoder(source.processor(), source.family(), 1024)([SceneSource(length=1)[0]])
@@ -150,7 +166,7 @@ def test_kernels_that_cannot_be_launched_later_are_given_up(monkeypatch):
     sampling = Sampling(group_size=2, max_new_tokens=4)
     expected = generate(policy, prompts, sampling, tokenizer)
     monkeypatch.setattr(decoder, "_gate", lambda activation, _: lambda gate, up: activation(gate).mul_(up))
-    monkeypatch.setattr(decoder, "fast_rms_norm", lambda norm, _=False: norm)
+    monkeypatch.setattr(decoder, "fast_rms_norm", lambda norm, _=None: norm)
     with pytest.warns(UserWarning, match="decoding kernels: TritonError: out of resource: shared memory; decoding"):
         found = generate(policy, prompts, sampling, tokenizer, kernels=kernels)
     assert used

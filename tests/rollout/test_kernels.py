@@ -29,12 +29,14 @@ SHARED_MEMORY = 99 * 1024
 @pytest.fixture
 def interpreted():
     with interpreted_kernels() as patch:
+        patch.setattr(check, "kernel_cache", lambda _: KernelGroupCache)
         yield patch
 
 
 @pytest.fixture
 def by_torch(monkeypatch):
     """Operators of torch in the place of the kernels, which take a second a token in the interpreter."""
+    monkeypatch.setattr(check, "kernel_cache", lambda _: KernelGroupCache)
     for module, names in ((attention, ("attend", "rotate_and_store")), (layers, ("gated", "rms_norm"))):
         for name in names:
             monkeypatch.setattr(module, name, getattr(kernel_reference, name))
@@ -62,7 +64,7 @@ def noted_caches(monkeypatch):
             super().select(rows)
             self.selected += 1
 
-    monkeypatch.setattr(shared, "KernelGroupCache", Noted)
+    monkeypatch.setattr(shared, "kernel_cache", lambda _: Noted)
     return caches
 
 

@@ -13,6 +13,7 @@ from vr1.modules.grpo import GRPOModule
 from vr1.policy import Lora
 from vr1.rewards import Reward, RewardTerm
 from vr1.rollout import Sampler, Sampling, SharedPrefixSampler, generate
+from vr1.rollout.kernels import Kernels
 from vr1.types import Rollout
 
 
@@ -137,7 +138,7 @@ def test_answers_of_two_samplers_do_not_mix(source):
 def test_the_default_is_the_decoder_with_the_same_random_numbers(source, encoder, prompts):
     policy, sampling = source.load().eval(), Sampling(group_size=3, max_new_tokens=8)
     tokenizer = encoder.processor.tokenizer
-    expected = generate(policy, prompts, sampling, tokenizer, draw=7)
+    expected = generate(policy, prompts, sampling, tokenizer, draw=7, kernels=Kernels())
     rollout = SharedPrefixSampler().sample(policy, prompts, sampling, tokenizer, draw=7)
     assert (rollout.tokens == expected.tokens).all()
     assert (rollout.log_probs == expected.log_probs).all()

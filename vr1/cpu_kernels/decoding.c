@@ -8,7 +8,7 @@
 
 #include "vectors.h"
 
-enum { TILE = 4 };
+enum { TILE = 4, BLOCK = 256 };
 
 /* output = x * weight / sqrt(mean(x^2) + epsilon), for each of some rows of `width` values. */
 void rms_norm(const float *states, const float *weight, float *output, int64_t rows, int64_t width, double epsilon) {
@@ -190,5 +190,71 @@ void attend(const float *heads, const float *cosine, const float *sine, const fl
                 for (int64_t e = 0; e < E; e++) to[e] = result[done * E + e] / sums[done];
             }
         }
+    }
+}
+
+/* Exponentials of (x - level) * factor for up to BLOCK tokens, 0 where they are below e^-87; returns their sum. */
+static double weigh(const float *x, int64_t size, float level, float factor, float *weights) {
+    vec sums = {0};
+    for (int64_t i = 0; i < size; i += LANES) {
+        vec own = (vec){0} - INFINITY;
+        if (i + LANES <= size) own = load(x + i);
+        else memcpy(&own, x + i, (size - i) * sizeof(float));
+        const vec value = exponential((own - level) * factor);
+        if (i + LANES <= size) store(weights + i, value);
+        else memcpy(weights + i, &value, (size - i) * sizeof(float));
+        sums += value;
+    }
+    return sum_of(sums);
+}
+
+static int has_nan(const float *x, int64_t size) {
+    ivec found = {0};
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) found |= load(x + i) != load(x + i);
+    int any = 0;
+    for (; i < size; i++) any |= x[i] != x[i];
+    for (int lane = 0; lane < LANES; lane++) any |= found[lane];
+    return any;
+}
+
+/* For each row the first token whose cumulative probability is above a uniform number, and its log-probability; 0 and
+   NaN for a row with a NaN. First the block of tokens is found in which the sum is reached, then the token.
+
+   logits   [R, V], divided by the temperature here
+   uniform  [R] in [0, 1)
+   weights  [R, V] and sums [R, V / BLOCK rounded up], for intermediate values */
+void sample(const float *logits, const double *uniform, float *weights, double *sums, int64_t *token, float *log_prob,
+            int64_t R, int64_t V, double temperature, int64_t threads) {
+    const int64_t blocks = (V + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads((int)threads) if (threads > 1)
+    for (int64_t row = 0; row < R; row++) {
+        const float *x = logits + row * V, level = largest(x, 0, V, -INFINITY);
+        float *weight = weights + row * V;
+        double *sum = sums + row * blocks, total = 0;
+        if (has_nan(x, V)) {
+            token[row] = 0;
+            log_prob[row] = NAN;
+            continue;
+        }
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t first = block * BLOCK;
+            sum[block] = weigh(x + first, least(BLOCK, V - first), level, (float)(1 / temperature), weight + first);
+            total += sum[block];
+        }
+        double left = uniform[row] * total;
+        int64_t block = 0;
+        while (block < blocks - 1 && sum[block] <= left) left -= sum[block++];
+        /* Sums of another order, and differences, may end a little off: the last token that has any probability. */
+        int64_t found = -1;
+        double reached = 0;
+        for (int64_t i = block * BLOCK; i < least(V, (block + 1) * BLOCK) && reached <= left; i++) {
+            reached += weight[i];
+            if (weight[i] > 0) found = i;
+        }
+        for (int64_t i = block * BLOCK - 1; found < 0; i--)
+            if (weight[i] > 0) found = i;
+        token[row] = found;
+        log_prob[row] = (float)log(weight[found] / total);
     }
 }

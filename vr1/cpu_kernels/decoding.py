@@ -1,7 +1,7 @@
 """The functions of ``decoding.c``, for float32 tensors on a CPU.
 
 Shape letters: B prompts, P prompt tokens, W slots of a prompt, R rows, H query heads, K key and value heads, E head
-width, T capacity for own tokens, D width.
+width, T capacity for own tokens, D width, V vocabulary.
 """
 
 import ctypes
@@ -12,16 +12,19 @@ from torch import Tensor
 
 from vr1.cpu_kernels.library import load_library
 
-__all__ = ["attend", "gated", "padded", "rms_norm"]
+__all__ = ["attend", "gated", "padded", "rms_norm", "sample"]
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _ARGUMENTS = {
     "rms_norm": [_POINTER] * 3 + [_SIZE] * 2 + [_NUMBER],
     "gated": [_POINTER, _SIZE] * 2 + [_POINTER] + [_SIZE] * 3,
     "attend": [_POINTER] * 11 + [_SIZE] * 9 + [_NUMBER, _SIZE],
+    "sample": [_POINTER] * 6 + [_SIZE] * 2 + [_NUMBER, _SIZE],
 }
 # Keys are read in blocks of so many.
 _BLOCK = 16
+# Of the vocabulary, as many tokens are summed at a time.
+_VOCABULARY_BLOCK = 256
 # A task has about so many queries, whose scores stay in a core's own cache.
 _QUERIES = 32
 
@@ -94,7 +97,7 @@ def attend(
 ) -> Tensor:
     """Attention of one new token of each row to its prompt and to its own tokens; stores its key and value.
 
-    All tensors are contiguous.
+    All tensors are contiguous, and float32 unless said otherwise.
 
     Args:
         heads: ``[R, H + 2 * K, E]``, queries, keys and values, not rotated.
@@ -112,6 +115,8 @@ def attend(
     Returns:
         ``[R, H * E]``.
     """
+    parts = heads, cosine, sine, prompt_keys, prompt_values, own_keys, own_values, first_token, row_of_slot
+    assert all(part.is_contiguous() for part in parts)
     rows, total, width = heads.shape
     prompts, pairs = len(first_token), len(prompt_keys)
     kv_heads, slots = pairs // prompts, len(row_of_slot) // prompts
@@ -130,3 +135,29 @@ def attend(
         scaling, threads,
     )  # fmt: skip
     return output
+
+
+def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token per row by inverting the cumulative distribution, as `vr1.rollout.sampling.sample_token` does.
+
+    Args:
+        logits: ``[R, V]`` float32 contiguous; -inf for a token that is never sampled.
+        uniform: ``[R]`` float64 contiguous, in [0, 1).
+        temperature: above 0.
+
+    Returns:
+        Tokens ``[R]`` int64 and their log-probabilities ``[R]`` float32; 0 and NaN where a logit is NaN.
+
+    Example:
+        >>> tokens, log_probs = sample(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([0.7]).double(), 1.0)
+        >>> tokens, log_probs.exp()
+        (tensor([1]), tensor([0.5000]))
+    """
+    rows, size = logits.shape
+    weights, tokens, log_probs = torch.empty_like(logits), torch.empty(rows, dtype=torch.long), torch.empty(rows)
+    sums = torch.empty(rows, -(-size // _VOCABULARY_BLOCK), dtype=torch.double)
+    _functions().sample(
+        logits.data_ptr(), uniform.data_ptr(), weights.data_ptr(), sums.data_ptr(), tokens.data_ptr(),
+        log_probs.data_ptr(), rows, size, temperature, torch.get_num_threads(),
+    )  # fmt: skip
+    return tokens, log_probs

@@ -14,7 +14,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-__all__ = ["LibraryError", "NoCompiler", "compiler", "load_library"]
+__all__ = ["LibraryError", "NoCompilerError", "compiler", "load_library"]
 
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-Wno-unknown-pragmas")
 # The first of these that a compiler accepts is best for the processor.
@@ -26,7 +26,7 @@ class LibraryError(Exception):
     """A source cannot be compiled or loaded here."""
 
 
-class NoCompiler(LibraryError):
+class NoCompilerError(LibraryError):
     """There is no C compiler."""
 
 
@@ -51,7 +51,7 @@ def load_library(source: str) -> ctypes.CDLL:
         source: name of the file.
 
     Raises:
-        NoCompiler: there is no compiler.
+        NoCompilerError: there is no compiler.
         LibraryError: it does not compile the source, or the result does not load; with the compiler's first error.
 
     Example:
@@ -60,7 +60,7 @@ def load_library(source: str) -> ctypes.CDLL:
     """
     command = compiler()
     if command is None:
-        raise NoCompiler("no C compiler")
+        raise NoCompilerError("no C compiler")
     with tempfile.TemporaryDirectory(prefix="vr1-") as folder:
         # The loaded library stays usable when its file is gone.
         built = Path(folder) / "library.so"

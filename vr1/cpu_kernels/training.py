@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from vr1.cpu_kernels.library import LibraryError, NoCompiler, load_library
+from vr1.cpu_kernels.library import LibraryError, NoCompilerError, load_library
 
 __all__ = [
     "entropy",
@@ -43,7 +43,7 @@ _ROWS = 32
 def _functions() -> ctypes.CDLL | None:
     try:
         library = load_library("training.c")
-    except NoCompiler:
+    except NoCompilerError:
         return None
     except LibraryError as error:
         warnings.warn(f"training uses torch's operators, which take longer: {error}", stacklevel=2)
@@ -174,8 +174,8 @@ def logsumexp(logits: Tensor) -> Tensor:
     """``log(sum(exp(z)))`` of logits ``[T, V]``: ``[T]``.
 
     Example:
-        >>> logsumexp(torch.zeros(1, 8)).exp()
-        tensor([8.0000])
+        >>> logsumexp(torch.zeros(1, 8))
+        tensor([2.0794])
     """
     logits = logits.contiguous()
     totals = logits.new_empty(len(logits))

@@ -32,8 +32,9 @@ def token_log_probs(
     ``log p = z[target] - logsumexp(z)`` and ``H = logsumexp(z) - sum(softmax(z) * z)`` with
     ``z = head(hidden) / temperature``.
 
-    Backward computes the logits of a chunk once more. Where the head is not trained, it does not: a log-prob depends on
-    its own hidden state alone, so that forward can compute the derivative ``[T, D]`` while the logits exist.
+    Backward computes the logits of a chunk once more, but for the last chunk, with which it begins: these logits exist
+    from forward on. Where the head is not trained, it computes none: a log-prob depends on its own hidden state alone,
+    so that forward can compute the derivative ``[T, D]`` while the logits exist.
 
     Args:
         head: maps hidden states ``[..., D]`` to float32 logits ``[..., V]``.
@@ -76,8 +77,36 @@ def token_log_probs(
 
     trains = torch.is_grad_enabled() and hidden.requires_grad
     compute = differentiated if trains and fixed_head and not entropy_gradient else recomputed
-    parts = [compute(states, target) for states, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)]
+    *others, last = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    parts = [compute(*part) for part in others]
+    parts.append((chunk if compute is recomputed else compute)(*last))
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+class _LogProbs(torch.autograd.Function):
+    """Log-probs ``[T]`` of tokens by their logits ``[T, V]``, and the logarithms of the sums, which have no gradient.
+
+    Backward makes one tensor of the logits' size, where operators of torch make four.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        total = training.logsumexp(logits) if training.is_fused(logits) else logits.logsumexp(-1)
+        ctx.save_for_backward(logits, target, total)
+        ctx.mark_non_differentiable(total)
+        return logits.gather(-1, target[:, None])[:, 0] - total, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, target, total = ctx.saved_tensors
+        gradient, place = gradients[0][:, None], target[:, None]
+        # The derivative by logit v is (v is the target) - softmax(logits)[v].
+        if training.is_fused(logits, gradient):
+            of_logits = training.scaled_softmax(logits, total, -gradients[0])
+        else:
+            of_logits = (logits - total[:, None]).exp_().mul_(-gradient)
+        return of_logits.scatter_(1, place, of_logits.gather(1, place) + gradient), None
 
 
 class _WithDerivative(torch.autograd.Function):
@@ -93,31 +122,6 @@ class _WithDerivative(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (derivative,) = ctx.saved_tensors
         return (gradients[0][:, None] * derivative).to(derivative.dtype), None, None
-
-
-class _LogProbs(torch.autograd.Function):
-    """Log-probs ``[T]`` of targets, and ``logsumexp`` ``[T]`` of logits ``[T, V]``, which has no gradient here.
-
-    Backward allocates one tensor of the size of the logits, their gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        total = training.logsumexp(logits) if training.is_fused(logits) else logits.logsumexp(-1)
-        ctx.save_for_backward(logits, targets, total)
-        ctx.mark_non_differentiable(total)
-        return logits.gather(-1, targets[:, None])[:, 0] - total, total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, targets, total = ctx.saved_tensors
-        gradient = gradients[0]
-        if training.is_fused(logits, gradient):
-            of_logits = training.scaled_softmax(logits, total, -gradient)
-        else:
-            of_logits = (logits - total[:, None]).exp_().mul_(-gradient[:, None])
-        return of_logits.scatter_add_(-1, targets[:, None], gradient[:, None]), None
 
 
 def _entropy(logits: Tensor, total: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ In reading order: `sampler` is the interface that training and evaluation know, 
 
 - `shared` decodes with image and prompt computed once per group. Each step runs the language model for one token a row
   (`decoder`, on layers that `linear` prepares and `weights` may dequantize), with keys and values of prompts and
-  completions in a `cache`, and samples the next token of all `rows` (`sampling`). On a GPU, `graphs` replays steps, and
-  `kernels` are vr1's own.
+  completions in a `cache`, and samples the next token of all `rows` (`sampling`). `kernels` are vr1's own, for GPUs and
+  CPUs; on a GPU, `graphs` replays steps.
 - `hf_generate` decodes with transformers' ``generate``, one row per completion, for models that cannot share prompts.
 """
 

@@ -4,6 +4,8 @@ Shape letters: B prompts, P prompt tokens, W slots of a prompt, R running rows, 
 head width, S tokens of the completions so far.
 """
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -37,6 +39,16 @@ def cache_capacity(tokens: int, initial: int = _INITIAL_CAPACITY) -> int:
     return capacity
 
 
+class LayerKernels(Protocol):
+    """Kernels of what a decoder layer computes element by element, of R rows."""
+
+    def rms_norm(self, states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """``x * rsqrt(mean(x^2) + epsilon) * weight`` of contiguous states ``[R, D]``."""
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """``silu(gate) * up`` of ``[R, D]`` each."""
+
+
 class GroupCache:
     """The attention of new tokens, which stores their keys and values.
 
@@ -60,8 +72,8 @@ class GroupCache:
         prompt_values: of each layer, ``[B * K, P, E]``.
     """
 
-    # Whether a step is computed by `vr1.rollout.kernels`.
-    has_kernels = False
+    # `rms_norm` and `gated` of the kernels that compute a step, if any do (`vr1.rollout.kernels`).
+    layer_kernels: LayerKernels | None = None
 
     def __init__(self, prefix: Prefix, group: int) -> None:
         self._prompts, self._slots = len(prefix.mask), group

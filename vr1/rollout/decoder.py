@@ -20,7 +20,7 @@ from vr1.policy.attention import Scores
 from vr1.policy.patches import SUPPORTED_LAYERS
 from vr1.policy.policy import Policy
 from vr1.policy.products import without_autocast
-from vr1.rollout.cache import GroupCache
+from vr1.rollout.cache import GroupCache, LayerKernels
 from vr1.rollout.linear import prepare_head, prepare_linear, prepare_linears
 
 __all__ = ["Decoder", "LayerDecoder", "ModelDecoder", "fast_rms_norm", "make_decoder", "runs_layers"]
@@ -48,7 +48,9 @@ def runs_layers(policy: Policy) -> bool:
     return {type(layer).__name__ for layer in policy.base.model.language_model.layers} <= SUPPORTED_LAYERS
 
 
-def make_decoder(policy: Policy, cache: GroupCache, rows: int, dequantize: bool = False) -> Decoder:
+def make_decoder(
+    policy: Policy, cache: GroupCache, rows: int, dequantize: bool = False, end: int | None = None
+) -> Decoder:
     """The fastest decoder for the layers of a policy.
 
     Args:
@@ -56,8 +58,10 @@ def make_decoder(policy: Policy, cache: GroupCache, rows: int, dequantize: bool 
         cache: keys and values; grows by one token with every call of the decoder.
         rows: rows of every call.
         dequantize: multiply with dequantized copies of 4-bit weights, which live as long as the decoder.
+        end: all rotary positions will be below it, so that their angles can be computed once; None computes them for
+            each token.
     """
-    return LayerDecoder(policy, cache, rows, dequantize) if runs_layers(policy) else ModelDecoder(policy, cache)
+    return LayerDecoder(policy, cache, rows, dequantize, end) if runs_layers(policy) else ModelDecoder(policy, cache)
 
 
 class ModelDecoder(Decoder):
@@ -76,10 +80,17 @@ class ModelDecoder(Decoder):
 class LayerDecoder(Decoder):
     """Decodes layer by layer with fewer operators; arguments as for `make_decoder`."""
 
-    def __init__(self, policy: Policy, cache: GroupCache, rows: int, dequantize: bool = False) -> None:
+    def __init__(
+        self, policy: Policy, cache: GroupCache, rows: int, dequantize: bool = False, end: int | None = None
+    ) -> None:
         text = policy.base.model.language_model
         self.policy, self.embed, self.rotary = policy, policy.base.get_input_embeddings(), text.rotary_emb
-        self.norm, self._cache, self._dequantize = fast_rms_norm(text.norm, cache.has_kernels), cache, dequantize
+        self.norm, self._cache, self._dequantize = fast_rms_norm(text.norm, cache.layer_kernels), cache, dequantize
+        self._angles: tuple[Tensor, Tensor] | None = None
+        # The angles of these types depend on the longest sequence so far.
+        if end is not None and getattr(self.rotary, "rope_type", "default") not in {"dynamic", "longrope"}:
+            positions = torch.arange(end, device=cache.prompt_keys[0].device)
+            self._angles = self._rotation(self.embed(positions[:1]), positions)
         self._prepare(rows)
 
     def set_rows(self, rows: int) -> None:
@@ -104,15 +115,24 @@ class LayerDecoder(Decoder):
 
     def _logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
         states = self.embed(tokens)
-        assert self.policy.architecture is not None
-        position_ids = self.policy.architecture.position_ids(self.policy.text_positions(positions[:, None]))
-        cosine, sine = self.rotary(states, position_ids)
-        # Rotation is x * cos + (-second half, first half) * sin. With the signs in the sine, the halves only swap.
-        half = sine.shape[-1] // 2
-        signed_sine = torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
+        if self._angles is None:
+            cosine, signed_sine = self._rotation(states, positions)
+        else:
+            cosine, signed_sine = (part.index_select(0, positions) for part in self._angles)
         for layer in self.layers:
             states = layer(states, cosine, signed_sine)
         return self.lm_head(self.norm(states))
+
+    def _rotation(self, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine ``[R, 1, E]`` of positions ``[R]``, in the precision of some states.
+
+        Rotation is x * cos + (-second half, first half) * sin. With the signs in the sine, the halves only swap.
+        """
+        assert self.policy.architecture is not None
+        position_ids = self.policy.architecture.position_ids(self.policy.text_positions(positions[:, None]))
+        cosine, sine = self.rotary(states, position_ids)
+        half = sine.shape[-1] // 2
+        return cosine, torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
 
 
 class _Layer:
@@ -123,7 +143,7 @@ class _Layer:
         self.number, self.cache, self.scores = number, cache, Scores(attention.scaling)
         self.head_width = attention.head_dim
         self.attention_norm, self.mlp_norm = (
-            fast_rms_norm(norm, cache.has_kernels) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+            fast_rms_norm(norm, cache.layer_kernels) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
         )
         # Qwen3 normalizes queries and keys; the other supported layers do not.
         self.qk_norms = [
@@ -134,7 +154,7 @@ class _Layer:
             prepare_linear([part], rows, dequantize) for part in (attention.o_proj, mlp.down_proj)
         )
         self.gate_and_up = prepare_linears([mlp.gate_proj, mlp.up_proj], rows, dequantize)
-        self.gated = _gate(mlp.act_fn, cache.has_kernels)
+        self.gated = _gate(mlp.act_fn, cache.layer_kernels)
 
     def __call__(self, states: Tensor, cosine: Tensor, signed_sine: Tensor) -> Tensor:
         """States ``[R, D]`` after the layer.
@@ -154,16 +174,14 @@ class _Layer:
         return self.down_proj(self.gated(*self.gate_and_up(self.mlp_norm(states))), residual=states)
 
 
-def _gate(activation: Callable[[Tensor], Tensor], kernels: bool) -> Callable[[Tensor, Tensor], Tensor]:
+def _gate(activation: Callable[[Tensor], Tensor], kernels: LayerKernels | None) -> Callable[[Tensor, Tensor], Tensor]:
     """``activation(gate) * up`` of ``[R, D]`` each."""
-    if kernels and isinstance(activation, (nn.SiLU, SiLUActivation)):
-        from vr1.rollout.kernels.layers import gated
-
-        return gated
+    if kernels is not None and isinstance(activation, (nn.SiLU, SiLUActivation)):
+        return kernels.gated
     return lambda gate, up: activation(gate).mul_(up)
 
 
-def fast_rms_norm(norm: Any, kernels: bool = False) -> Callable[[Tensor], Tensor]:
+def fast_rms_norm(norm: Any, kernels: LayerKernels | None = None) -> Callable[[Tensor], Tensor]:
     """An RMS norm of transformers as a function ``[..., D]`` -> ``[..., D]`` of fewer operators, in float32.
 
     ``x * rsqrt(mean(x^2) + epsilon) * weight``. Half precisions use torch's own, one kernel on a GPU, which computes in
@@ -171,13 +189,11 @@ def fast_rms_norm(norm: Any, kernels: bool = False) -> Callable[[Tensor], Tensor
 
     Args:
         norm: with ``weight`` ``[D]`` and ``variance_epsilon``.
-        kernels: by one of `vr1.rollout.kernels`, of contiguous ``[R, D]``.
+        kernels: by that of these, of contiguous ``[R, D]``.
     """
-    if kernels:
-        from vr1.rollout.kernels.layers import rms_norm as kernel
-
-        return lambda states: kernel(states, norm.weight, norm.variance_epsilon)
     weight = norm.weight
+    if kernels is not None:
+        return lambda states: kernels.rms_norm(states, weight, norm.variance_epsilon)
     epsilon, inverse_width = torch.full((), norm.variance_epsilon, device=weight.device), 1 / len(weight)
 
     def normed(states: Tensor) -> Tensor:

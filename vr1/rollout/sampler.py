@@ -173,8 +173,9 @@ class SharedPrefixSampler(Sampler):
             memory by prediction. The sampled tokens do not depend on it.
         graphs: replay each decoding step as a CUDA graph (`vr1.rollout.graphs`): ``auto`` on a GPU, where it saves the
             host's time for launching kernels, or ``off``. The completions are the same.
-        kernels: decode with vr1's own kernels (`vr1.rollout.kernels`): ``auto`` on a GPU, for models that
-            `vr1.rollout.decoder.LayerDecoder` decodes, or ``off``. They round differently than torch's operators.
+        kernels: decode with vr1's own kernels (`vr1.rollout.kernels`), for models that
+            `vr1.rollout.decoder.LayerDecoder` decodes: ``auto`` on a GPU, and on a CPU in float32 where there is a C
+            compiler; or ``off``. They round differently than torch's operators.
 
     Raises:
         UserError: ``max_rows`` is below 1.

@@ -11,9 +11,9 @@ from vr1.policy.policy import Policy
 from vr1.rollout.cache import GroupCache, StaticGroupCache
 from vr1.rollout.decoder import make_decoder, runs_layers
 from vr1.rollout.graphs import GraphError, StepGraphs, StepState
-from vr1.rollout.kernels import KernelGroupCache, Kernels
+from vr1.rollout.kernels import CpuKernelCache, Kernels, kernel_cache, sample_token_by_kernel
 from vr1.rollout.rows import SampledRows
-from vr1.rollout.sampling import Decoded, Sampling
+from vr1.rollout.sampling import Decoded, Sampling, sample_token
 from vr1.rollout.weights import RolloutWeights
 from vr1.types import Prefix
 
@@ -84,10 +84,11 @@ def _decode(
     graphs: StepGraphs | None,
 ) -> Decoded:
     group, limit = sampling.group_size, sampling.max_new_tokens
-    rows = SampledRows(policy, prefix, sampling, uniform)
-    kind = KernelGroupCache if kernels else GroupCache if graphs is None else StaticGroupCache
-    cache = kind(prefix, group)
-    decoder = make_decoder(policy, cache, len(uniform), dequantize)
+    plain = GroupCache if graphs is None else StaticGroupCache
+    cache = (kernel_cache(uniform.device) if kernels else plain)(prefix, group)
+    choose = sample_token_by_kernel if isinstance(cache, CpuKernelCache) else sample_token
+    rows = SampledRows(policy, prefix, sampling, uniform, choose)
+    decoder = make_decoder(policy, cache, len(uniform), dequantize, int(prefix.next_position.max()) + limit)
 
     def step() -> Tensor:
         logits = decoder(rows.sampled, rows.position)

@@ -15,10 +15,13 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
+from vr1.cpu_kernels.library import LibraryError, compiler, load_library
+
 __all__ = [
     "FUNCTION_CHECKS",
     "CheckResult",
     "check_4bit_weights",
+    "check_compiler",
     "check_cpu",
     "check_disk",
     "check_embedded_model",
@@ -103,8 +106,15 @@ def check_requirement(line: str) -> CheckResult:
 
 
 def check_machine() -> list[CheckResult]:
-    """Check CPU, memory, disk and GPUs."""
-    return [check_cpu(), check_memory(), *check_shared_memory(), check_disk(Path.cwd()), *check_gpus()]
+    """Check CPU, C compiler, memory, disk and GPUs."""
+    return [
+        check_cpu(),
+        check_compiler(),
+        check_memory(),
+        *check_shared_memory(),
+        check_disk(Path.cwd()),
+        *check_gpus(),
+    ]
 
 
 def check_cpu() -> CheckResult:
@@ -115,6 +125,18 @@ def check_cpu() -> CheckResult:
     if threads > cores:
         return CheckResult(name="CPU", state="fault", message=message, fix=f"set OMP_NUM_THREADS to {cores} or less")
     return CheckResult(name="CPU", message=message)
+
+
+def check_compiler() -> CheckResult:
+    """Check that a C compiler compiles vr1's kernels for the CPU; those for a GPU need one as well."""
+    command, fix = compiler(), "torch's operators are used, which is slower; install gcc or clang, or name it in CC"
+    if command is None:
+        return CheckResult(name="C compiler", state="note", message="none", fix=fix)
+    try:
+        load_library("decoding.c")
+    except LibraryError as error:
+        return CheckResult(name="C compiler", state="note", message=str(error), fix=fix)
+    return CheckResult(name="C compiler", message=f"{' '.join(command)} compiles kernels")
 
 
 def check_memory() -> CheckResult:

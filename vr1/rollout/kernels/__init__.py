@@ -1,10 +1,12 @@
-"""Kernels of vr1's own for a decoding step on a GPU, written in Triton.
+"""Decoding steps by kernels of vr1's own: on a GPU written in Triton, on a CPU those of `vr1.cpu_kernels`.
 
-`check` decides whether they are used, `cache` is the attention by them, `attention` and `layers` are the kernels. These
-two import Triton, which comes with torch for GPUs, so nothing else may import them at its top.
+`check` decides whether they are used. `cache` is the attention by those of a GPU, `attention` and `layers` are these;
+they import Triton, which comes with torch for GPUs, so nothing else may import them at its top. `cpu` is the attention
+by those of a CPU.
 """
 
 from vr1.rollout.kernels.cache import KernelGroupCache
-from vr1.rollout.kernels.check import Kernels
+from vr1.rollout.kernels.check import Kernels, kernel_cache
+from vr1.rollout.kernels.cpu import CpuKernelCache, sample_token_by_kernel
 
-__all__ = ["KernelGroupCache", "Kernels"]
+__all__ = ["CpuKernelCache", "KernelGroupCache", "Kernels", "kernel_cache", "sample_token_by_kernel"]

@@ -20,10 +20,11 @@ class KernelGroupCache(StaticGroupCache):
     Only the tokens that are stored are read, whatever the capacity.
     """
 
-    has_kernels = True
-
     def __init__(self, prefix: Prefix, group: int) -> None:
+        from vr1.rollout.kernels import layers
+
         super().__init__(prefix, group)
+        self.layer_kernels = layers
         self._first_token = (~prefix.mask).sum(1).int()
         self._lay_out()
 

@@ -1,4 +1,4 @@
-"""Whether vr1's kernels are used: where Triton can compile them, and their results are those of torch's operators."""
+"""Whether vr1's kernels are used: where they can be compiled, and their results are those of torch's operators."""
 
 import warnings
 from collections.abc import Callable
@@ -8,17 +8,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from vr1.cpu_kernels.library import compiler
 from vr1.policy.attention import Scores
 from vr1.policy.products import autocast_dtype, without_autocast
-from vr1.rollout.cache import StaticGroupCache
+from vr1.rollout.cache import GroupCache, LayerKernels, StaticGroupCache
 from vr1.rollout.kernels.cache import KernelGroupCache
+from vr1.rollout.kernels.cpu import CpuKernelCache
 from vr1.types import Prefix
 
-__all__ = ["Kernels", "compare"]
+__all__ = ["Kernels", "compare", "kernel_cache"]
 
+# Head widths of the kernels of a GPU; those of a CPU take any multiple of 16.
 _WIDTHS = (16, 32, 64, 128)
 # Largest relative differences that rounding explains. Whatever reads or writes in a wrong place differs by far more.
 _BOUNDS = {torch.float32: 5e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+
+
+def kernel_cache(device: torch.device) -> type[GroupCache]:
+    """The cache of a rollout on a device that is computed by kernels."""
+    return KernelGroupCache if device.type == "cuda" else CpuKernelCache
 
 
 class Kernels:
@@ -42,12 +50,12 @@ class Kernels:
         device = prefix.keys[0].device
         _, kv_heads, _, width = prefix.keys[0].shape
         dtype = autocast_dtype(device.type) or prefix.keys[0].dtype
-        if self.failure is not None or device.type != "cuda" or width not in _WIDTHS or dtype not in _BOUNDS:
+        if self.failure is not None or not _written_for(device, width, dtype):
             return False
         kind = (heads, kv_heads, width, dtype, device)
         if kind in self._tried:
             return True
-        if find_spec("triton") is None:
+        if device.type == "cuda" and find_spec("triton") is None:
             self._give_up("Triton is not installed")
             return False
         try:
@@ -66,6 +74,8 @@ class Kernels:
 
     def errors(self) -> tuple[type[Exception], ...]:
         """What is raised where a kernel cannot be compiled or launched, as for shapes that were not tried."""
+        if find_spec("triton") is None:
+            return ()
         from triton.errors import TritonError
 
         return (TritonError,)
@@ -78,6 +88,13 @@ class Kernels:
     def _give_up(self, reason: str) -> None:
         self.failure = reason
         warnings.warn(f"decoding kernels: {reason}; decoding goes on without them, which is slower", stacklevel=3)
+
+
+def _written_for(device: torch.device, width: int, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for heads of a width; those of a CPU are not missed where there is no compiler."""
+    if device.type == "cuda":
+        return width in _WIDTHS and dtype in _BOUNDS
+    return device.type == "cpu" and width % 16 == 0 and dtype == torch.float32 and compiler() is not None
 
 
 @torch.no_grad()
@@ -93,31 +110,32 @@ def compare(heads: int, kv_heads: int, width: int, dtype: torch.dtype, device: t
         dtype: of keys, values and states.
         device: where the kernels run.
     """
-    from vr1.rollout.kernels.layers import gated, rms_norm
-
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
     groups = (1, -(-64 * kv_heads // heads))
-    differences = [_compare_attention(random, group, heads, kv_heads, width) for group in groups]
+    compared = [_compare_attention(random, group, heads, kv_heads, width) for group in groups]
+    differences, kernels = [difference for difference, _ in compared], compared[0][1]
     states, weight, gate, up = (random(4, 3, 300)[:, 0] for _ in range(4))
     states = states.contiguous()
     expected = torch.nn.functional.rms_norm(states.float(), (300,), weight[0].float(), 1e-6)
-    differences.append(_difference(expected, rms_norm(states, weight[0], 1e-6)))
-    differences.append(_difference(silu(gate.float()) * up.float(), gated(gate, up)))
+    differences.append(_difference(expected, kernels.rms_norm(states, weight[0], 1e-6)))
+    differences.append(_difference(silu(gate.float()) * up.float(), kernels.gated(gate, up)))
     return max(differences)
 
 
-def _compare_attention(random: Callable[..., Tensor], group: int, heads: int, kv_heads: int, width: int) -> float:
-    """Two prompts, one of them padded, of which a row ends after two tokens."""
+def _compare_attention(
+    random: Callable[..., Tensor], group: int, heads: int, kv_heads: int, width: int
+) -> tuple[float, LayerKernels]:
+    """Two prompts, one of them padded, of which a row ends after two tokens; with the kernels of the layer's rest."""
     prompts, length = 2, 70
     keys, values = (random(prompts, kv_heads, length, width) for _ in range(2))
     mask = torch.ones(prompts, length, dtype=torch.bool, device=keys.device)
     mask[1, :7] = False
     prefix = Prefix(keys=[keys], values=[values], state=random(prompts, width), mask=mask, next_position=mask.sum(1))
-    caches = StaticGroupCache(prefix, group), KernelGroupCache(prefix, group)
+    caches = StaticGroupCache(prefix, group), kernel_cache(keys.device)(prefix, group)
     scores, rows, differences = Scores(width**-0.5), prompts * group, []
     for token in range(4):
         if token == 2:
@@ -127,7 +145,8 @@ def _compare_attention(random: Callable[..., Tensor], group: int, heads: int, kv
         new, cosine, sine = (random(rows, count, width) for count in (heads + 2 * kv_heads, 1, 1))
         results = [cache.rotate_and_attend(0, new.clone(), cosine, sine, scores) for cache in caches]
         differences.append(_difference(*results))
-    return max(differences)
+    assert caches[1].layer_kernels is not None
+    return max(differences), caches[1].layer_kernels
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:
