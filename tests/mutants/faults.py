@@ -37,6 +37,8 @@ _TRAINING = "tests/modules/test_training.py"
 _ACCUMULATION = "tests/modules/test_accumulation.py"
 _RAGGED = ("tests/test_losses_ragged.py", "tests/test_losses.py")
 _EXACT = "tests/rewards/test_exact_scores.py"
+_C_DECODING = "tests/cpu_kernels/test_decoding.py"
+_CPU_ROLLOUTS = "tests/rollout/test_cpu_rollouts.py"
 _AGAIN = "tests/checkpoints/test_resume_again.py"
 _SEVERAL = "tests/callbacks/test_guards_of_several.py"
 _HARD = "tests/families/test_hard_answers.py"
@@ -266,7 +268,7 @@ FAULTS = [
         _UPDATES,
         ("logits = logits / temperature", "logits = logits * temperature"),
         ("if temperature != 1:", "if temperature > 1:"),
-        ("entropy = total - _expected(logits)", "entropy = total + _expected(logits)"),
+        ("return total - product.sum(-1)", "return total + product.sum(-1)"),
     ),
     *_faults(
         "vr1/rollout/sampling.py",
@@ -795,7 +797,7 @@ FAULTS = [
         "vr1/rollout/kernels/check.py",
         f"{_KERNELS}::test_comparing_finds_a_fault_of_each_kernel",
         ("gated(gate, up)))\n    return max(differences)", "gated(gate, up)))\n    return differences[-1]"),
-        ("_difference(*results))\n    return max(differences)", "_difference(*results))\n    return differences[-1]"),
+        ("    return max(differences), caches", "    return differences[-1], caches"),
         ("differences.append(_difference(*results))", "differences[:] = [_difference(*results)]"),
     ),
     *_faults(
@@ -820,7 +822,7 @@ FAULTS = [
     *_faults(
         "vr1/rollout/decoder.py",
         _CACHE,
-        ("kernel(states, norm.weight, norm.variance_epsilon)", "kernel(states, norm.weight, 1e-2)"),
+        ("kernels.rms_norm(states, weight, norm.variance_epsilon)", "kernels.rms_norm(states, weight, 1e-2)"),
     ),
     *_faults(
         "vr1/policy/norms.py",
@@ -832,7 +834,10 @@ FAULTS = [
         (".mul_(scale).to(states.dtype), of_weight", ".to(states.dtype), of_weight"),
         ("(gradient * normed).reshape", "(gradient * states).reshape"),
         ("weighted = gradient * weight", "weighted = gradient.clone()"),
-        ("ctx.save_for_backward(states, weight, scale)", "ctx.save_for_backward(wide * 1, weight, scale)"),
+        (
+            "ctx.save_for_backward(states, weight, scale)\n        return (wide",
+            "ctx.save_for_backward(wide * 1, weight, scale)\n        return (wide",
+        ),
         ("wide = states.float()", "wide = states"),
     ),
     *_faults(
@@ -844,14 +849,105 @@ FAULTS = [
         ("layer.disable_adapters or layer.merged or ", "layer.disable_adapters or "),
         (" or names[0] in layer.lora_variant:", ":"),
         ("len(names) != 1", "not names"),
-        ("layer.lora_B[name].bias is None and (same", "(same"),
-        ("(same or autocast_dtype(x.device.type))", "True"),
+        ("layer.lora_B[name].bias is None and converted", "converted"),
+        ("converted = same or x.is_meta or autocast_dtype(x.device.type)", "converted = True"),
         ("kinds.append(lora.Linear4bit)", "pass"),
     ),
     *_faults(
         "vr1/policy/patches.py",
         ("tests/policy/test_norms.py", "tests/policy/test_adapters.py"),
-        ("            fuse_norm(layer)", "            pass"),
+        ("        fuse_norm(part)", "        pass"),
         ("    fuse_adapters(network)", "    pass"),
+    ),
+    # Kernels of a CPU.
+    *_faults(
+        "vr1/cpu_kernels/decoding.c",
+        (_C_DECODING, _CPU_ROLLOUTS),
+        ("tokens = slot + 1", "tokens = slot"),
+        (
+            "largest(mine + P_padded, 0, tokens, largest(mine, first, P, -INFINITY))",
+            "largest(mine, first, P, -INFINITY)",
+        ),
+        ("values + first * E, P - first", "values, P - first"),
+        ("kv_head = pair % K", "kv_head = pair / B"),
+        ("(float)scaling);", "1);"),
+        ("own_keys[(sequence * E + e) * T + slot] = key[e];", "own_keys[(sequence * E + e) * T] = key[e];"),
+        ("x[e + E / 2] * sine[e]", "x[e + E / 2] * -sine[e]"),
+        (
+            "for (int64_t q = 0; q < queries; q += TILE)\n            FOR",
+            "for (int64_t q = 0; q + 1 < queries; q += TILE)\n            FOR",
+        ),
+        ("if (has_nan(x, V)) {", "if (0) {"),
+        ("double left = uniform[row] * total;", "double left = uniform[row];"),
+        ("sum[block] <= left", "sum[block] < left"),
+        ("(float)(1 / temperature)", "1"),
+    ),
+    *_faults(
+        "vr1/cpu_kernels/training.c",
+        (
+            "tests/policy/test_gates.py",
+            "tests/policy/test_norms.py",
+            "tests/policy/test_rotary.py",
+            "tests/policy/test_logprobs.py",
+        ),
+        ("(1.0f + g * (1.0f - sigmoid))", "(1.0f + g * sigmoid)"),
+        ("d * (g * sigmoid)", "d * sigmoid"),
+        ("(weighted - n * mean) * scale", "weighted * scale"),
+        ("load_some(sums + i, lanes) + along", "along"),
+        ("const float sign = backwards ? -1 : 1;", "const float sign = 1;"),
+    ),
+    *_faults(
+        "vr1/cpu_kernels/vectors.h",
+        (_C_DECODING, "tests/policy/test_gates.py", "tests/policy/test_logprobs.py"),
+        ("return chosen(none, (vec){0}, series", "return chosen(none, (vec){0} + 1.0f, series"),
+        ("x = smaller((vec){0} + 89.0f, larger((vec){0} - 87.0f, x));", "x = larger((vec){0} - 87.0f, x);"),
+    ),
+    *_faults(
+        "vr1/cpu_kernels/library.py",
+        "tests/cpu_kernels/test_library.py",
+        ('if sys.platform == "win32":', "if False:"),
+        ("return chosen if shutil.which(chosen[0]) else None", "return chosen"),
+        ("if done.returncode == 0:", "if True:"),
+        ('if "error" in line)', "if True)"),
+    ),
+    *_faults(
+        "vr1/rollout/kernels/cpu.py",
+        _CPU_ROLLOUTS,
+        ("- length)).contiguous() for", "- length)) for"),
+        ("self._first_token = self._first_token[before[0].unique_consecutive()]", "pass"),
+        ("moved[after[0], :, after[1]] = stay", "moved[before[0], :, after[1]] = stay"),
+        (
+            "pad(self._own_values[layer], (0, 0, 0, capacity - present))",
+            "pad(self._own_values[layer], (0, 0, capacity - present, 0))",
+        ),
+        ("if sampling.temperature == 0 or sampling.top_p < 1:", "if sampling.temperature == 0:"),
+        ("heads.contiguous(),", "heads,"),
+    ),
+    *_faults(
+        "vr1/rollout/decoder.py",
+        "tests/rollout/test_decoder.py",
+        (' not in {"dynamic", "longrope"}:', " is not None:"),
+        (
+            "cosine, signed_sine = (part.index_select(0, positions) for",
+            "cosine, signed_sine = (part.index_select(0, positions * 0) for",
+        ),
+    ),
+    *_faults(
+        "vr1/policy/logprobs.py",
+        "tests/policy/test_logprobs.py",
+        ("of_logits.gather(1, place) + gradient", "of_logits.gather(1, place) - gradient"),
+        ("(chunk if compute is recomputed else compute)(*last)", "compute(*last)"),
+        ("exp_().mul_(-gradient)", "exp_().mul_(gradient)"),
+    ),
+    *_faults(
+        "vr1/policy/gates.py",
+        "tests/policy/test_gates.py",
+        ("if isinstance(mlp.act_fn, (nn.SiLU, SiLUActivation)):", "if True:"),
+        ("gradient * up\n", "gradient * gate\n"),
+        (
+            "if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):",
+            "if torch.is_grad_enabled() and gate.requires_grad:",
+        ),
+        ("gate.dtype != up.dtype or ", ""),
     ),
 ]

@@ -55,6 +55,23 @@ def test_both_decoders_agree_while_rows_leave(other, records, changes, autocast)
             torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
 
 
+@torch.no_grad()
+def test_angles_are_computed_once_where_they_do_not_depend_on_the_length(other, records):
+    policy = other.load().eval()
+    prefix = policy.prefill(PromptEncoder(other.processor(), other.family(), 1024)(records))
+    positions, tokens = prefix.next_position + torch.tensor([0, 3, 7]), torch.tensor([30, 40, 50])
+    end = int(positions.max()) + 1
+    expected = make_decoder(policy, GroupCache(prefix, 1), 3)(tokens, positions)
+    kept = make_decoder(policy, GroupCache(prefix, 1), 3, end=end)
+    calls = []
+    kept.rotary.register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(kept(tokens, positions), expected, atol=1e-5, rtol=0)
+    assert calls == []
+    for kind in ("dynamic", "longrope"):
+        kept.rotary.rope_type = kind
+        assert make_decoder(policy, GroupCache(prefix, 1), 3, end=end)._angles is None
+
+
 def test_layers_of_another_build_are_left_to_transformers(source, encoder, records):
     policy = source.load().eval()
 
