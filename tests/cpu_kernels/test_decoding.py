@@ -170,12 +170,12 @@ def test_tokens_at_the_ends_of_the_distribution():
     torch.testing.assert_close(log_probs.exp(), torch.tensor([0.5, 0.5, 1, 1]))
 
 
-def test_a_logit_that_is_no_number():
-    logits = drawn(3, 20)
-    logits[1, 5], logits[2, 17] = torch.nan, torch.nan
-    tokens, log_probs = decoding.sample(logits, torch.full((3,), 0.5).double(), 1.0)
-    assert tokens[1:].tolist() == [0, 0]
-    assert log_probs.isnan().tolist() == [False, True, True]
+def test_logits_without_a_distribution():
+    logits = drawn(5, 20)
+    logits[1, 5], logits[2, 17], logits[3], logits[4, 3] = torch.nan, torch.nan, -torch.inf, torch.inf
+    tokens, log_probs = decoding.sample(logits, torch.full((5,), 0.5).double(), 1.0)
+    assert tokens[1:].tolist() == [0, 0, 0, 0]
+    assert log_probs.isnan().tolist() == [False, True, True, True, True]
 
 
 def test_frequencies_are_the_probabilities():

@@ -38,6 +38,8 @@ def test_the_environment_chooses_the_compiler(monkeypatch):
     assert compiler() is None
     monkeypatch.delenv("CC")
     assert len(compiler()) == 1
+    monkeypatch.setattr(library.shutil, "which", lambda name: name)
+    assert compiler() == ["cc"]
     monkeypatch.setattr(sys, "platform", "win32")
     assert compiler() is None
 

@@ -96,6 +96,7 @@ FAULTS = [
         ("(gradients[0][:, None] * derivative)", "derivative"),
         ("trains and fixed_head and not entropy_gradient", "trains and fixed_head"),
         ("trains and fixed_head and", "fixed_head and"),
+        ("return total - product.sum(-1)", "return total + product.sum(-1)"),
     ),
     # The training step.
     *_faults(
@@ -268,7 +269,6 @@ FAULTS = [
         _UPDATES,
         ("logits = logits / temperature", "logits = logits * temperature"),
         ("if temperature != 1:", "if temperature > 1:"),
-        ("return total - product.sum(-1)", "return total + product.sum(-1)"),
     ),
     *_faults(
         "vr1/rollout/sampling.py",
@@ -877,7 +877,7 @@ FAULTS = [
             "for (int64_t q = 0; q < queries; q += TILE)\n            FOR",
             "for (int64_t q = 0; q + 1 < queries; q += TILE)\n            FOR",
         ),
-        ("if (has_nan(x, V)) {", "if (0) {"),
+        ("if (!(total > 0)) {", "if (total <= 0) {"),
         ("double left = uniform[row] * total;", "double left = uniform[row];"),
         ("sum[block] <= left", "sum[block] < left"),
         ("(float)(1 / temperature)", "1"),

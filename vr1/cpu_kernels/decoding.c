@@ -208,18 +208,9 @@ static double weigh(const float *x, int64_t size, float level, float factor, flo
     return sum_of(sums);
 }
 
-static int has_nan(const float *x, int64_t size) {
-    ivec found = {0};
-    int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) found |= load(x + i) != load(x + i);
-    int any = 0;
-    for (; i < size; i++) any |= x[i] != x[i];
-    for (int lane = 0; lane < LANES; lane++) any |= found[lane];
-    return any;
-}
-
 /* For each row the first token whose cumulative probability is above a uniform number, and its log-probability; 0 and
-   NaN for a row with a NaN. First the block of tokens is found in which the sum is reached, then the token.
+   NaN for a row with a NaN, with an infinite logit, or without any finite one. First the block of tokens is found in
+   which the sum is reached, then the token.
 
    logits   [R, V], divided by the temperature here
    uniform  [R] in [0, 1)
@@ -232,15 +223,15 @@ void sample(const float *logits, const double *uniform, float *weights, double *
         const float *x = logits + row * V, level = largest(x, 0, V, -INFINITY);
         float *weight = weights + row * V;
         double *sum = sums + row * blocks, total = 0;
-        if (has_nan(x, V)) {
-            token[row] = 0;
-            log_prob[row] = NAN;
-            continue;
-        }
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t first = block * BLOCK;
             sum[block] = weigh(x + first, least(BLOCK, V - first), level, (float)(1 / temperature), weight + first);
             total += sum[block];
+        }
+        if (!(total > 0)) {
+            token[row] = 0;
+            log_prob[row] = NAN;
+            continue;
         }
         double left = uniform[row] * total;
         int64_t block = 0;
@@ -252,9 +243,9 @@ void sample(const float *logits, const double *uniform, float *weights, double *
             reached += weight[i];
             if (weight[i] > 0) found = i;
         }
-        for (int64_t i = block * BLOCK - 1; found < 0; i--)
+        for (int64_t i = block * BLOCK - 1; found < 0 && i >= 0; i--)
             if (weight[i] > 0) found = i;
-        token[row] = found;
-        log_prob[row] = (float)log(weight[found] / total);
+        token[row] = found < 0 ? 0 : found;
+        log_prob[row] = (float)log(weight[token[row]] / total);
     }
 }

@@ -146,7 +146,8 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor,
         temperature: above 0.
 
     Returns:
-        Tokens ``[R]`` int64 and their log-probabilities ``[R]`` float32; 0 and NaN where a logit is NaN.
+        Tokens ``[R]`` int64 and their log-probabilities ``[R]`` float32; 0 and NaN where a logit is NaN or
+        infinite, or all are -inf.
 
     Example:
         >>> tokens, log_probs = sample(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([0.7]).double(), 1.0)
