@@ -877,7 +877,7 @@ FAULTS = [
             "for (int64_t q = 0; q < queries; q += TILE)\n            FOR",
             "for (int64_t q = 0; q + 1 < queries; q += TILE)\n            FOR",
         ),
-        ("if (!(total > 0)) {", "if (total <= 0) {"),
+        ("found < 0 ? 0 : found", "found"),
         ("double left = uniform[row] * total;", "double left = uniform[row];"),
         ("sum[block] <= left", "sum[block] < left"),
         ("(float)(1 / temperature)", "1"),

@@ -228,15 +228,11 @@ void sample(const float *logits, const double *uniform, float *weights, double *
             sum[block] = weigh(x + first, least(BLOCK, V - first), level, (float)(1 / temperature), weight + first);
             total += sum[block];
         }
-        if (!(total > 0)) {
-            token[row] = 0;
-            log_prob[row] = NAN;
-            continue;
-        }
         double left = uniform[row] * total;
         int64_t block = 0;
         while (block < blocks - 1 && sum[block] <= left) left -= sum[block++];
-        /* Sums of another order, and differences, may end a little off: the last token that has any probability. */
+        /* Sums of another order, and differences, may end a little off: the last token that has any probability. With a
+           total that is NaN, none is found. */
         int64_t found = -1;
         double reached = 0;
         for (int64_t i = block * BLOCK; i < least(V, (block + 1) * BLOCK) && reached <= left; i++) {
