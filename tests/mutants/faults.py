@@ -907,7 +907,7 @@ FAULTS = [
         "tests/cpu_kernels/test_library.py",
         ('if sys.platform == "win32":', "if False:"),
         ("return chosen if shutil.which(chosen[0]) else None", "return chosen"),
-        ("if done.returncode == 0:", "if True:"),
+        ("    if done.returncode == 0:", "    if True:"),
         ('if "error" in line)', "if True)"),
     ),
     *_faults(

@@ -1,7 +1,7 @@
 """C sources of this package as libraries: compiled in about a second, once a process, where there is a C compiler.
 
-They share torch's threads: GCC's OpenMP library has the name of the one that torch has loaded, so that the loader takes
-that. With another compiler they run on one thread.
+They share torch's threads: they are linked with the OpenMP library of GCC that torch brings. Threads of another one
+would keep the processor busy while they wait. With another compiler they run on one thread.
 """
 
 import ctypes
@@ -14,9 +14,11 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
+
 __all__ = ["LibraryError", "NoCompilerError", "compiler", "load_library"]
 
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-Wno-unknown-pragmas")
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-Wno-unknown-pragmas")
 # The first of these that a compiler accepts is best for the processor.
 _PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 _SECONDS = 60
@@ -72,19 +74,32 @@ def load_library(source: str) -> ctypes.CDLL:
 
 
 def _compile(command: list[str], source: Path, built: Path) -> None:
-    threads = ["-fopenmp"] if sys.platform == "linux" and _is_gcc(command) else []
-    errors = []
+    threads = sys.platform == "linux" and _is_gcc(command)
+    compiled = built.with_suffix(".o")
     for processor in _PROCESSOR_FLAGS:
-        done = subprocess.run(
-            [*command, *_FLAGS, *processor, *threads, str(source), "-o", str(built), "-lm"],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-        )
-        if done.returncode == 0:
-            return
-        errors.append(next((line for line in done.stderr.splitlines() if "error" in line), "the compiler failed"))
-    raise LibraryError(f"{source.name}: {errors[-1]}")
+        flags = [*_FLAGS, *processor, *(["-fopenmp"] if threads else [])]
+        error = _error_of([*command, *flags, "-c", str(source), "-o", str(compiled)])
+        if error is None:
+            break
+    else:
+        raise LibraryError(f"{source.name}: {error}")
+    libraries = [*(_openmp() if threads else []), "-lm"]
+    if error := _error_of([*command, "-shared", str(compiled), "-o", str(built), *libraries]):
+        raise LibraryError(f"{source.name}: {error}")
+
+
+def _openmp() -> list[str]:
+    """What to link with: the library in torch's folder, whatever its name, or the one that GCC knows."""
+    [folder] = torch.__path__
+    return [str(file) for file in Path(folder, "lib").glob("libgomp*.so*")][:1] or ["-fopenmp"]
+
+
+def _error_of(command: list[str]) -> str | None:
+    """Run a compiler; returns the first error that it prints, None where it succeeds."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    if done.returncode == 0:
+        return None
+    return next((line for line in done.stderr.splitlines() if "error" in line), "the compiler failed")
 
 
 def _is_gcc(command: list[str]) -> bool:
