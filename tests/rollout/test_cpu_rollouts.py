@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from tests.policy.tiny_models import source_of
+from tests.rollout.caches import LEAVING, assert_equal_attention, noted_caches
 from tests.rollout.test_graphs import assert_same, encoder_of, loaded
 from vr1.cpu_kernels import decoding
 from vr1.cpu_kernels.library import compiler, load_library
 from vr1.policy import Lora
-from vr1.policy.attention import Scores
-from vr1.rollout import Sampling, generate, shared
+from vr1.rollout import Sampling, generate
 from vr1.rollout.cache import GroupCache
 from vr1.rollout.kernels import CpuKernelCache, Kernels, check
-from vr1.types import Prefix
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -27,22 +26,7 @@ def family(request, source, tmp_path):
 
 @pytest.fixture
 def used(monkeypatch):
-    """The caches of all rollouts by kernels from now on; ``left`` counts how often rows have left."""
-    caches = []
-
-    class Noted(CpuKernelCache):
-        left = 0
-
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            caches.append(self)
-
-        def select(self, rows):
-            super().select(rows)
-            self.left += 1
-
-    monkeypatch.setattr(shared, "kernel_cache", lambda _: Noted)
-    return caches
+    return noted_caches(monkeypatch, CpuKernelCache)
 
 
 @needs_compiler
@@ -73,44 +57,16 @@ def test_rollouts_while_rows_leave_and_the_cache_grows(family, records, used, ch
     assert found.texts == expected.texts
     (cache,) = used
     if settings.temperature:
-        assert cache.left
+        assert cache.selected
     assert int(expected.mask.sum(-1).max()) > 64
 
 
-# After some tokens, which rows stay: gaps in a group, prompts without any row, one row alone.
 @needs_compiler
-@pytest.mark.parametrize(
-    "leaving",
-    [{2: [0, 1, 3, 4, 6, 8, 10], 4: [0, 2, 4, 6], 6: [1, 3]}, {2: [1, 3, 4, 5, 9, 10], 4: [1, 2, 3], 6: [2]}, {}],
-    ids=str,
-)
+@pytest.mark.parametrize("leaving", [*LEAVING, {}], ids=str)
 @pytest.mark.parametrize("length", [11, 32])
 def test_a_cache_by_kernels_equals_one_by_torch(monkeypatch, leaving, length):
     monkeypatch.setattr("vr1.rollout.cache._INITIAL_CAPACITY", 16)
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(*shape):
-        return torch.randn(shape, generator=generator)
-
-    mask = torch.arange(length) >= torch.tensor([0, 3, 1, 7])[:, None]
-    prefix = Prefix(
-        keys=[drawn(4, 2, length, 16) for _ in range(2)],
-        values=[drawn(4, 2, length, 16) for _ in range(2)],
-        state=drawn(4, 1),
-        mask=mask,
-        next_position=mask.sum(1),
-    )
-    caches, rows = [GroupCache(prefix, 3), CpuKernelCache(prefix, 3)], 12
-    for token in range(20):
-        for layer in range(2):
-            # As adapters return them: parts of longer rows.
-            new, cosine, sine = drawn(rows, 9, 16)[:, :8], drawn(rows, 1, 16), drawn(rows, 1, 16)
-            results = [one.rotate_and_attend(layer, new.clone(), cosine, sine, Scores(0.3)) for one in caches]
-            torch.testing.assert_close(*results)
-        if token in leaving:
-            rows = len(leaving[token])
-            for one in caches:
-                one.select(torch.tensor(leaving[token]))
+    assert_equal_attention([GroupCache, CpuKernelCache], leaving, width=16, length=length, tokens=20)
 
 
 FAULTS = {

@@ -9,17 +9,16 @@ pytest.importorskip("triton", reason="CPU-only wheels of torch come without Trit
 
 from tests.policy.tiny_models import source_of
 from tests.rollout import kernel_reference
+from tests.rollout.caches import LEAVING, assert_equal_attention, noted_caches
 from tests.rollout.emulated_graphs import EmulatedCapture
 from tests.rollout.kernel_reference import Case, rotated
 from tests.rollout.test_graphs import assert_same, encoder_of, loaded
 from tests.rollout.triton_on_cpu import KERNELS, Launches, compiled, interpreted_kernels
 from vr1.policy import Lora
-from vr1.policy.attention import Scores
 from vr1.rollout import Sampling, cache, generate, shared
 from vr1.rollout.cache import StaticGroupCache
 from vr1.rollout.graphs import StepGraphs
 from vr1.rollout.kernels import KernelGroupCache, Kernels, attention, check, layers
-from vr1.types import Prefix
 
 CPU = torch.device("cpu")
 # Bytes of shared memory that a program has on GPUs for consumers, less than on others.
@@ -47,25 +46,6 @@ class Always(Kernels):
 
     def fit(self, prefix, heads):
         return True
-
-
-def noted_caches(monkeypatch):
-    """The caches of all rollouts by kernels from now on; ``selected`` counts how often rows have left."""
-    caches = []
-
-    class Noted(KernelGroupCache):
-        selected = 0
-
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            caches.append(self)
-
-        def select(self, rows):
-            super().select(rows)
-            self.selected += 1
-
-    monkeypatch.setattr(shared, "kernel_cache", lambda _: Noted)
-    return caches
 
 
 def gap(found, expected):
@@ -180,7 +160,7 @@ def test_rollouts_by_interpreted_kernels(interpreted, family, records, monkeypat
     expected = generate(policy, prompts, sampling, tokenizer)
     assert not expected.mask[0, 0, 2:].any()
     assert int(expected.mask[..., -1].sum()) == 3
-    caches = noted_caches(monkeypatch)
+    caches = noted_caches(monkeypatch, KernelGroupCache)
     found = generate(policy, prompts, sampling, tokenizer, kernels=Always())
     assert_same(found, expected)
     assert found.texts == expected.texts
@@ -203,7 +183,7 @@ def test_long_rollouts_while_rows_leave_and_the_cache_grows(by_torch, family, re
     assert int(expected.mask.sum(-1).max()) > 70
     monkeypatch.setattr(cache, "_STATIC_CAPACITY", 32)
     monkeypatch.setattr(shared, "_COMPACT_GRAPH_BELOW", 0.75)
-    caches = noted_caches(monkeypatch)
+    caches = noted_caches(monkeypatch, KernelGroupCache)
     replays = StepGraphs(capture) if graphs else None
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -216,36 +196,9 @@ def test_long_rollouts_while_rows_leave_and_the_cache_grows(by_torch, family, re
     assert not graphs or (capture.captured >= 3 and capture.replayed > 20)
 
 
-# After some tokens, which rows stay: gaps in a group, prompts without any row, one row alone.
-@pytest.mark.parametrize(
-    "leaving",
-    [{2: [0, 1, 3, 4, 6, 8, 10], 4: [0, 2, 4, 6], 6: [1, 3]}, {2: [1, 3, 4, 5, 9, 10], 4: [1, 2, 3], 6: [2]}],
-    ids=str,
-)
+@pytest.mark.parametrize("leaving", LEAVING, ids=str)
 def test_a_cache_by_kernels_equals_one_by_torch(by_torch, leaving):
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(*shape):
-        return torch.randn(shape, generator=generator)
-
-    mask = torch.arange(11) >= torch.tensor([0, 3, 1, 7])[:, None]
-    prefix = Prefix(
-        keys=[drawn(4, 2, 11, 8) for _ in range(2)],
-        values=[drawn(4, 2, 11, 8) for _ in range(2)],
-        state=drawn(4, 1),
-        mask=mask,
-        next_position=mask.sum(1),
-    )
-    caches, rows = [StaticGroupCache(prefix, 3), KernelGroupCache(prefix, 3)], 12
-    for token in range(9):
-        for layer in range(2):
-            new, cosine, sine = drawn(rows, 8, 8), drawn(rows, 1, 8), drawn(rows, 1, 8)
-            results = [one.rotate_and_attend(layer, new.clone(), cosine, sine, Scores(0.3)) for one in caches]
-            torch.testing.assert_close(*results)
-        if token in leaving:
-            rows = len(leaving[token])
-            for one in caches:
-                one.select(torch.tensor(leaving[token]))
+    assert_equal_attention([StaticGroupCache, KernelGroupCache], leaving, width=8, length=11, tokens=9)
 
 
 def test_interpreting_leaves_nothing_behind():
