@@ -103,5 +103,5 @@ def _error_of(command: list[str]) -> str | None:
 
 
 def _is_gcc(command: list[str]) -> bool:
-    told = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=_SECONDS).stdout
-    return "Free Software Foundation" in told
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=_SECONDS).stdout
+    return "Free Software Foundation" in version
