@@ -100,6 +100,15 @@ def test_a_compiler_that_hangs_is_ended(fresh, wrapper, monkeypatch):
         load_library("decoding.c")
 
 
+def test_without_a_temporary_folder(fresh, monkeypatch):
+    def refuse(**_):
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(library.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(LibraryError, match=r"decoding.c: No usable temporary directory"):
+        load_library("decoding.c")
+
+
 def test_threads_are_those_of_torch():
     """A second OpenMP library would have threads of its own, which keep the processor busy while they wait."""
     if sys.platform != "linux":

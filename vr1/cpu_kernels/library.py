@@ -63,14 +63,14 @@ def load_library(source: str) -> ctypes.CDLL:
     command = compiler()
     if command is None:
         raise NoCompilerError("no C compiler")
-    with tempfile.TemporaryDirectory(prefix="vr1-") as folder:
+    try:
         # The loaded library stays usable when its file is gone.
-        built = Path(folder) / "library.so"
-        try:
+        with tempfile.TemporaryDirectory(prefix="vr1-") as folder:
+            built = Path(folder) / "library.so"
             _compile(command, Path(__file__).with_name(source), built)
             return ctypes.CDLL(str(built))
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise LibraryError(f"{source}: {error}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LibraryError(f"{source}: {error}") from error
 
 
 def _compile(command: list[str], source: Path, built: Path) -> None:
