@@ -40,6 +40,28 @@ def test_gate(threads, rows, width):
     torch.testing.assert_close(decoding.gated(gate, up).double(), expected, atol=1e-6, rtol=1e-6)
 
 
+def test_results_have_the_precision_of_the_inputs_whatever_the_default():
+    """A trainer may set another default, in which a buffer would be too small."""
+    both, prompt, own = drawn(2, 3, 16), drawn(1, 16, 16), torch.zeros(2, 16, 16)
+    rows, none = torch.arange(2), torch.zeros(1, dtype=torch.long)
+
+    def results():
+        keys, values = own.clone(), own.clone()
+        attended = decoding.attend(
+            both, both[:, 0].contiguous(), both[:, 1].contiguous(), prompt, prompt, none, rows, keys, values, 0, 1.0
+        )
+        sampled = decoding.sample(both[:, 0].contiguous(), torch.full((2,), 0.3, dtype=torch.float64), 1.0)
+        return [attended, *sampled, decoding.gated(both[:, 0], both[:, 1])]
+
+    expected = results()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_gate_of_extreme_values():
     gate = torch.tensor([[-1e30, -1000.0, -88.5, -87.5, -50.0, 0.0, 50.0, 88.5, 1000.0, 1e30, torch.inf, torch.nan]])
     found = decoding.gated(gate, torch.ones_like(gate))

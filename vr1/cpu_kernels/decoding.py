@@ -21,9 +21,9 @@ _ARGUMENTS = {
     "attend": [_POINTER] * 11 + [_SIZE] * 9 + [_NUMBER, _SIZE],
     "sample": [_POINTER] * 6 + [_SIZE] * 2 + [_NUMBER, _SIZE],
 }
-# Keys are read in blocks of so many.
+# As in decoding.c: keys are read in blocks of so many.
 _BLOCK = 16
-# Of the vocabulary, as many tokens are summed at a time.
+# Likewise: of the vocabulary, as many tokens are summed at a time.
 _VOCABULARY_BLOCK = 256
 # A task has about so many queries, whose scores stay in a core's own cache.
 _QUERIES = 32
@@ -74,7 +74,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
         tensor([[0.0000, 1.4621]])
     """
     rows, width = gate.shape
-    output = torch.empty(rows, width)
+    output = gate.new_empty(rows, width)
     _functions().gated(
         gate.data_ptr(), gate.stride(0), up.data_ptr(), up.stride(0), output.data_ptr(), rows, width,
         torch.get_num_threads(),
@@ -125,8 +125,8 @@ def attend(
     threads = torch.get_num_threads()
     at_a_time = min(max(1, _QUERIES // of_key), -(-slots // -(-threads // pairs)))
     tasks = pairs * -(-slots // at_a_time)
-    scratch = torch.empty(tasks * at_a_time * of_key * (2 * width + prompt_keys.shape[2] + capacity + 1))
-    output = torch.empty(rows, query_heads * width)
+    scratch = heads.new_empty(tasks * at_a_time * of_key * (2 * width + prompt_keys.shape[2] + capacity + 1))
+    output = heads.new_empty(rows, query_heads * width)
     _functions().attend(
         heads.data_ptr(), cosine.data_ptr(), sine.data_ptr(), prompt_keys.data_ptr(), prompt_values.data_ptr(),
         first_token.data_ptr(), row_of_slot.data_ptr(), own_keys.data_ptr(), own_values.data_ptr(),
@@ -155,8 +155,12 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor,
         (tensor([1]), tensor([0.5000]))
     """
     rows, size = logits.shape
-    weights, tokens, log_probs = torch.empty_like(logits), torch.empty(rows, dtype=torch.long), torch.empty(rows)
-    sums = torch.empty(rows, -(-size // _VOCABULARY_BLOCK), dtype=torch.double)
+    weights, tokens, log_probs = (
+        torch.empty_like(logits),
+        logits.new_empty(rows, dtype=torch.long),
+        logits.new_empty(rows),
+    )
+    sums = logits.new_empty(rows, -(-size // _VOCABULARY_BLOCK), dtype=torch.double)
     _functions().sample(
         logits.data_ptr(), uniform.data_ptr(), weights.data_ptr(), sums.data_ptr(), tokens.data_ptr(),
         log_probs.data_ptr(), rows, size, temperature, torch.get_num_threads(),
