@@ -1,5 +1,8 @@
-"""The kernels of a decoding step against plain formulas in float64."""
+"""A decoding step in C against plain formulas in float64."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import silu
@@ -20,38 +23,268 @@ def drawn(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("width", [1, 7, 8, 9, 384])
-def test_norm(width):
-    # In the smallest rows the epsilon decides.
-    states = drawn(5, width) * torch.tensor([1e-4, 1e-2, 1.0, 100.0, 0.0])[:, None]
-    weight = drawn(width, seed=1)
+EPSILON = 1e-6
+
+
+class Model:
+    """A layer and a head with random weights, and their formulas in float64."""
+
+    def __init__(
+        self,
+        heads=1,
+        kv_heads=1,
+        width=16,
+        hidden=40,
+        feed_forward=24,
+        vocabulary=20,
+        biases=(),
+        normed=False,
+        scale=0.3,
+    ):
+        self.heads, self.kv_heads, self.width, self.scale = heads, kv_heads, width, scale
+        sizes = {
+            "qkv": ((heads + 2 * kv_heads) * width, hidden),
+            "output": (hidden, heads * width),
+            "gate": (feed_forward, hidden),
+            "up": (feed_forward, hidden),
+            "down": (hidden, feed_forward),
+            "head": (vocabulary, hidden),
+        }
+        self.weights = {
+            name: drawn(*size, seed=10 + number) / size[1] ** 0.5 for number, (name, size) in enumerate(sizes.items())
+        }
+        self.biases = {name: drawn(len(self.weights[name]), seed=20) for name in biases}
+        self.norms = {
+            name: drawn(hidden, seed=30 + number) for number, name in enumerate(("attention_norm", "mlp_norm", "norm"))
+        }
+        if normed:
+            self.norms |= {"query_norm": drawn(width, seed=40), "key_norm": drawn(width, seed=41)}
+
+    def network(self):
+        products = {name: decoding.Product(weight, self.biases.get(name)) for name, weight in self.weights.items()}
+        norms = {name: decoding.Norm(weight, EPSILON) for name, weight in self.norms.items()}
+        head, norm = products.pop("head"), norms.pop("norm")
+        layer = decoding.LayerWeights(**products, **norms, scaling=self.scale)
+        return decoding.Network([layer], norm, head, self.heads, self.kv_heads, self.width)
+
+    def continued(self, rows):
+        """A prompt of one token, which all rows continue by their first."""
+        stored = decoding.StoredTokens(
+            prompt_keys=torch.zeros(self.kv_heads, 1, self.width, 16),
+            prompt_values=torch.zeros(self.kv_heads, 1, self.width),
+            own_keys=torch.zeros(self.kv_heads * rows, 1, self.width, 16),
+            own_values=torch.zeros(self.kv_heads * rows, 16, self.width),
+        )
+        ones = torch.ones(rows, self.width)
+        none = torch.zeros(1, dtype=torch.long)
+        return [stored], decoding.Rows(
+            first_token=none, row_of_slot=torch.arange(rows), slot=0, cosine=ones, sine=ones * 0
+        )
+
+    def normed(self, name, x):
+        weight = self.norms.get(name)
+        return x if weight is None else x / (x.square().mean(-1, keepdim=True) + EPSILON).sqrt() * weight.double()
+
+    def product(self, name, x):
+        return x @ self.weights[name].double().T + self.biases.get(name, torch.zeros(1)).double()
+
+    def added(self, x):
+        """States after the layer, of rows as in `continued`: the prompt's token has the score and the value 0."""
+        heads = self.product("qkv", self.normed("attention_norm", x)).view(len(x), -1, self.width)
+        query, key, value = heads.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        query, key = self.normed("query_norm", query), self.normed("key_norm", key)
+        key, value = (part.repeat_interleave(self.heads // self.kv_heads, 1) for part in (key, value))
+        weight = torch.sigmoid((query * key).sum(-1, keepdim=True) * self.scale)
+        x = x + self.product("output", (weight * value).flatten(1))
+        normed = self.normed("mlp_norm", x)
+        return x + self.product("down", silu(self.product("gate", normed)) * self.product("up", normed))
+
+    def expected(self, states, keys, values, own_keys, own_values, rows):
+        """Logits in float64, and of each row its new keys and values ``[K, E]``.
+
+        ``keys`` and ``values`` are ``[B * K, P, E]``, ``own_keys`` and ``own_values`` ``[B * K * W, tokens, E]``,
+        without the new token.
+        """
+        x = states.double()
+        heads = self.product("qkv", self.normed("attention_norm", x)).view(len(x), -1, self.width)
+        cosine, sine = rows.cosine.double()[:, None], rows.sine.double()[:, None]
+
+        def rotated(part):
+            return part * cosine + part.roll(self.width // 2, -1) * sine
+
+        query, key, value = heads.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        query, key = rotated(self.normed("query_norm", query)), rotated(self.normed("key_norm", key))
+        slots = len(rows.row_of_slot) // len(rows.first_token)
+        attended = torch.zeros_like(query)
+        for place, row in enumerate(rows.row_of_slot.tolist()):
+            if row < 0:
+                continue
+            prompt, slot = divmod(place, slots)
+            start = rows.first_token[prompt]
+            for head in range(self.heads):
+                own = head * self.kv_heads // self.heads
+                pair = prompt * self.kv_heads + own
+                sequence = pair * slots + slot
+                seen = torch.cat([keys[pair, start:].double(), own_keys[sequence].double(), key[row, own][None]])
+                read = torch.cat([values[pair, start:].double(), own_values[sequence].double(), value[row, own][None]])
+                attended[row, head] = torch.softmax(seen @ query[row, head] * self.scale, 0) @ read
+        x = x + self.product("output", attended.flatten(1))
+        normed = self.normed("mlp_norm", x)
+        x = x + self.product("down", silu(self.product("gate", normed)) * self.product("up", normed))
+        return self.product("head", self.normed("norm", x)), key, value
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (16, 16), (17, 15), (40, 300), (7, 1000)])
+@pytest.mark.parametrize("rows", [1, 8, 16, 17, 33])
+def test_products(threads, outputs, inputs, rows):
+    """The head of a model whose layer adds nothing, so that its states are the embeddings."""
+    head, states = drawn(outputs, inputs, seed=1), drawn(rows, inputs)
+    model = Model(hidden=inputs, vocabulary=outputs, feed_forward=3)
+    model.weights["head"], model.biases["head"] = head, drawn(outputs, seed=2)
+    model.weights["output"] *= 0
+    model.weights["down"] *= 0
+    found = model.network().step(states, *model.continued(rows))
     wide = states.double()
-    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
-    torch.testing.assert_close(decoding.rms_norm(states, weight, 1e-6).double(), expected, atol=1e-7, rtol=1e-6)
-    states[1, -1] = torch.nan
-    assert decoding.rms_norm(states, weight, 1e-6).isnan().all(1).tolist() == [False, True, False, False, False]
+    normed = wide / (wide.square().mean(-1, keepdim=True) + EPSILON).sqrt() * model.norms["norm"].double()
+    expected = normed @ head.double().T + model.biases["head"].double()
+    torch.testing.assert_close(found.double(), expected, atol=2e-6 * inputs**0.5, rtol=2e-6)
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (2, 9), (3, 8), (16, 1920)])
-def test_gate(threads, rows, width):
-    both = drawn(rows, 2 * width + 3) * 10
-    gate, up = both[:, :width], both[:, width + 3 :]
-    expected = silu(gate.double()) * up.double()
-    torch.testing.assert_close(decoding.gated(gate, up).double(), expected, atol=1e-6, rtol=1e-6)
+def test_rounding_does_not_grow_with_the_inputs():
+    """A sum of 100,000 equal numbers, one after another, would be off by 4e-4 of itself."""
+    size = 100_000
+    row, expected = torch.full((1, size), 0.1), size * float(torch.tensor(0.1))
+    assert abs(np.cumsum(row[0].numpy())[-1] / expected - 1) > 1e-4
+    norm = decoding.Norm(torch.ones(size), 0.0)
+    layer = decoding.LayerWeights(
+        attention_norm=norm,
+        qkv=decoding.Product(torch.zeros(48, size)),
+        output=decoding.Product(torch.zeros(size, 16)),
+        mlp_norm=norm,
+        gate=decoding.Product(torch.zeros(1, size)),
+        up=decoding.Product(torch.zeros(1, size)),
+        down=decoding.Product(torch.zeros(size, 1)),
+        scaling=1.0,
+    )
+    network = decoding.Network([layer], norm, decoding.Product(row), 1, 1, 16)
+    found = network.step(torch.ones(1, size), *Model().continued(1))
+    assert abs(float(found) / expected - 1) < 1e-5
+
+
+ALL = ("qkv", "output", "gate", "up", "down", "head")
+# Query heads, key heads, width, prompt tokens, padding of each prompt, rows of the slots, own tokens before, and sizes.
+CASES = {
+    "groups": (6, 2, 64, 37, [0, 5], [0, 1, 2, 3, -1, 4], 20, {"biases": ["qkv"]}),
+    "a whole block of keys": (4, 4, 16, 32, [0, 16], [0, 1], 15, {"normed": True}),
+    "seven queries to a key": (7, 1, 48, 5, [4], list(range(9)), 0, {"biases": ALL, "hidden": 33, "feed_forward": 17}),
+    "many slots": (2, 1, 32, 100, [99, 1], [*range(40), *range(40, 60), *[-1] * 20], 31, {"vocabulary": 301}),
+    "large scores": (4, 2, 16, 40, [3], [1, 0], 9, {"scale": 90.0}),
+    "wide heads": (5, 5, 128, 17, [0, 1, 2], [2, -1, 0, -1, 1, -1], 3, {"normed": True, "feed_forward": 500}),
+}
+
+
+def in_blocks(keys):
+    """``[N, tokens, E]`` as blocks of 16 tokens, anything behind the last."""
+    full = torch.full((len(keys), -(-keys.shape[1] // 16) * 16, keys.shape[2]), torch.nan)
+    full[:, : keys.shape[1]] = keys
+    return full.unflatten(1, (-1, 16)).transpose(2, 3).contiguous()
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_step(threads, case):
+    heads, kv_heads, width, length, starts, row_of_slot, before, settings = case
+    model = Model(heads, kv_heads, width, **settings)
+    prompts, count, slots = len(starts), max(row_of_slot) + 1, len(row_of_slot) // len(starts)
+    sequences, capacity = prompts * kv_heads * slots, -(-(before + 1) // 16) * 16
+    states = drawn(count, len(model.norms["norm"]))
+    rows = decoding.Rows(
+        first_token=torch.tensor(starts),
+        row_of_slot=torch.tensor(row_of_slot),
+        slot=before,
+        cosine=drawn(count, width, seed=1),
+        sine=drawn(count, width, seed=2),
+    )
+    keys, values = (drawn(prompts * kv_heads, length, width, seed=seed) for seed in (3, 4))
+    # What is padding, or is not stored yet, may be anything.
+    for pair in range(prompts * kv_heads):
+        keys[pair, : starts[pair // kv_heads]] = values[pair, : starts[pair // kv_heads]] = torch.nan
+    own_keys, own_values = torch.full((2, sequences, capacity, width), torch.nan)
+    own_keys[:, :before], own_values[:, :before] = (drawn(sequences, before, width, seed=seed) for seed in (5, 6))
+    stored = decoding.StoredTokens(
+        prompt_keys=in_blocks(keys), prompt_values=values, own_keys=in_blocks(own_keys), own_values=own_values.clone()
+    )
+    expected, key, value = model.expected(states, keys, values, own_keys[:, :before], own_values[:, :before], rows)
+    found = model.network().step(states, [stored], rows)
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-4)
+    stored_keys = stored.own_keys.transpose(2, 3).flatten(1, 2)
+    for sequence in range(sequences):
+        pair, slot = divmod(sequence, slots)
+        prompt, head = divmod(pair, kv_heads)
+        row = row_of_slot[prompt * slots + slot]
+        assert stored_keys[sequence, before + 1 :].isnan().all()
+        if row < 0:
+            assert stored_keys[sequence, before:].isnan().all()
+            continue
+        torch.testing.assert_close(stored_keys[sequence, before].double(), key[row, head], atol=1e-5, rtol=1e-5)
+        found_value = stored.own_values[sequence, before].double()
+        torch.testing.assert_close(found_value, value[row, head], atol=1e-5, rtol=1e-5)
+
+
+def test_results_do_not_depend_on_the_threads_nor_on_the_other_rows():
+    model, states = Model(6, 2, 16, normed=True), drawn(40, 40)
+    results = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        results.append(model.network().step(states, *model.continued(40)))
+    torch.set_num_threads(1)
+    alone = model.network().step(states[:7].contiguous(), *model.continued(7))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(results[0][:7], alone)
+
+
+def test_several_layers_and_steps_of_other_sizes():
+    """Each layer has its own weights and cache; memory of an earlier step is used again."""
+    one, other = Model(2, 1, 16), Model(2, 1, 16, biases=ALL)
+    norm, head = decoding.Norm(one.norms["norm"], EPSILON), decoding.Product(one.weights["head"])
+
+    def layer(model):
+        return model.network()._kept[0][0]
+
+    both = decoding.Network([layer(one), layer(other)], norm, head, 2, 1, 16)
+    for count in (20, 3, 33):
+        states = drawn(count, 40, seed=count)
+        stored, rows = one.continued(count)
+        found = both.step(states, [*stored, *one.continued(count)[0]], rows)
+        expected = one.product("head", one.normed("norm", other.added(one.added(states.double()))))
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_extreme_values():
+    """Of a NaN, only its row is affected; gates far from 0 are 0 or the identity."""
+    model, states = Model(1, 1, 16), drawn(5, 40)
+    expected = model.network().step(states, *model.continued(5))
+    states[1, 3] = torch.nan
+    found = model.network().step(states, *model.continued(5))
+    assert found.isnan().any(1).tolist() == [False, True, False, False, False]
+    assert torch.equal(found[2:], expected[2:])
+    model.biases["gate"] = torch.tensor([-1e30, -1000.0, -88.5, -87.5, -50.0, 0.0, 50.0, 1000.0] * 3)
+    model.weights["gate"] *= 0
+    states = drawn(5, 40)
+    expected = model.product("head", model.normed("norm", model.added(states.double())))
+    found = model.network().step(states, *model.continued(5))
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_results_have_the_precision_of_the_inputs_whatever_the_default():
     """A trainer may set another default, in which a buffer would be too small."""
-    both, prompt, own = drawn(2, 3, 16), drawn(1, 16, 16), torch.zeros(2, 16, 16)
-    rows, none = torch.arange(2), torch.zeros(1, dtype=torch.long)
+    model, states, uniform = Model(2, 1, 16), drawn(2, 40), torch.full((2,), 0.3, dtype=torch.float64)
+
+    inputs = [model.continued(2) for _ in range(2)]
 
     def results():
-        keys, values = own.clone(), own.clone()
-        attended = decoding.attend(
-            both, both[:, 0].contiguous(), both[:, 1].contiguous(), prompt, prompt, none, rows, keys, values, 0, 1.0
-        )
-        sampled = decoding.sample(both[:, 0].contiguous(), torch.full((2,), 0.3, dtype=torch.float64), 1.0)
-        return [attended, *sampled, decoding.gated(both[:, 0], both[:, 1])]
+        logits = model.network().step(states, *inputs.pop())
+        return [logits, *decoding.sample(logits, uniform, 1.0)]
 
     expected = results()
     torch.set_default_dtype(torch.bfloat16)
@@ -62,107 +295,18 @@ def test_results_have_the_precision_of_the_inputs_whatever_the_default():
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_gate_of_extreme_values():
-    gate = torch.tensor([[-1e30, -1000.0, -88.5, -87.5, -50.0, 0.0, 50.0, 88.5, 1000.0, 1e30, torch.inf, torch.nan]])
-    found = decoding.gated(gate, torch.ones_like(gate))
-    torch.testing.assert_close(found, silu(gate), atol=1e-6, rtol=1e-6, equal_nan=True)
-
-
-def attended(heads, cosine, sine, keys, values, starts, row_of_slot, own_keys, own_values, scaling):
-    """The attention of each row in float64, and its rotated key; own keys and values without the new token."""
-    rows, total, width = heads.shape
-    pairs, slots = len(keys), len(row_of_slot) // len(starts)
-    kv_heads = pairs // len(starts)
-    queries = total - 2 * kv_heads
-    heads, cosine, sine, keys, values, own_keys, own_values = (
-        part.double() for part in (heads, cosine, sine, keys, values, own_keys, own_values)
-    )
-
-    def rotated(part, row):
-        return part * cosine[row] + torch.cat([part[width // 2 :], part[: width // 2]]) * sine[row]
-
-    result, new_keys = torch.zeros(rows, queries, width).double(), {}
-    for place, row in enumerate(row_of_slot.tolist()):
-        if row < 0:
-            continue
-        prompt, slot = divmod(place, slots)
-        for head in range(queries):
-            kv_head = head * kv_heads // queries
-            pair = prompt * kv_heads + kv_head
-            sequence = pair * slots + slot
-            new_keys[sequence] = rotated(heads[row, queries + kv_head], row)
-            seen = torch.cat([keys[pair, :, starts[prompt] :].T, own_keys[sequence].T, new_keys[sequence][None]])
-            read = torch.cat(
-                [values[pair, starts[prompt] :], own_values[sequence], heads[row, queries + kv_heads + kv_head][None]]
-            )
-            result[row, head] = torch.softmax(seen @ rotated(heads[row, head], row) * scaling, 0) @ read
-    return result.flatten(1), new_keys
-
-
-# Query heads, key heads, width, prompt tokens, padding of each prompt, rows of the slots, own tokens before, scale.
-CASES = {
-    "groups": (6, 2, 64, 37, [0, 5], [0, 1, 2, 3, -1, 4], 20, 1),
-    "a whole block of keys": (4, 4, 16, 32, [0, 16], [0, 1], 15, 1),
-    "seven queries to a key": (7, 1, 48, 5, [4], list(range(9)), 0, 1),
-    "many slots": (2, 1, 32, 100, [99, 1], [*range(40), *range(40, 60), *[-1] * 20], 31, 1),
-    "large scores": (4, 2, 16, 40, [3], [1, 0], 9, 300),
-    "wide heads": (5, 5, 128, 17, [0, 1, 2], [2, -1, 0, -1, 1, -1], 3, 1),
-}
-
-
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_attention(threads, case):
-    heads, kv_heads, width, length, starts, row_of_slot, before, size = case
-    prompts, rows, slots = len(starts), max(row_of_slot) + 1, len(row_of_slot) // len(starts)
-    capacity = -(-(before + 1) // 16) * 16
-    new, cosine, sine = drawn(rows, heads + 2 * kv_heads, width), drawn(rows, width, seed=1), drawn(rows, width, seed=2)
-    values = drawn(prompts * kv_heads, length, width, seed=3)
-    keys = torch.full((prompts * kv_heads, width, decoding.padded(length)), torch.nan)
-    keys[..., :length] = drawn(prompts * kv_heads, width, length, seed=4) * size
-    # What is not stored yet, or is padding, may be anything.
-    own_keys = torch.full((prompts * kv_heads * slots, width, capacity), torch.nan)
-    own_values = torch.full((prompts * kv_heads * slots, capacity, width), torch.nan)
-    own_keys[..., :before] = drawn(len(own_keys), width, before, seed=5) * size
-    own_values[:, :before] = drawn(len(own_keys), before, width, seed=6)
-    for pair in range(prompts * kv_heads):
-        padding = starts[pair // kv_heads]
-        keys[pair, :, :padding] = values[pair, :padding] = torch.nan
-    expected, new_keys = attended(
-        new, cosine, sine, keys[..., :length], values, starts, torch.tensor(row_of_slot),
-        own_keys[..., :before], own_values[:, :before], 0.3,
-    )  # fmt: skip
-    found = decoding.attend(
-        new,
-        cosine,
-        sine,
-        keys,
-        values,
-        torch.tensor(starts),
-        torch.tensor(row_of_slot),
-        own_keys,
-        own_values,
-        before,
-        0.3,
-    )
-    torch.testing.assert_close(found.double(), expected, atol=1e-5 * size, rtol=1e-5)
-    for sequence in range(len(own_keys)):
-        row = row_of_slot[sequence // slots // kv_heads * slots + sequence % slots]
-        if row < 0:
-            assert own_keys[sequence, :, before:].isnan().all()
-            continue
-        torch.testing.assert_close(own_keys[sequence, :, before].double(), new_keys[sequence], atol=1e-6, rtol=1e-6)
-        value = new[row, heads + kv_heads + sequence // slots % kv_heads]
-        assert torch.equal(own_values[sequence, before], value)
-        assert own_keys[sequence, :, before + 1 :].isnan().all()
-
-
-def test_layouts_that_it_does_not_read_are_refused():
-    ones, no_tokens = torch.ones(1, 3, 16), torch.zeros(1, dtype=torch.long)
+@pytest.mark.parametrize("fault", ["layout", "precision", "slot"])
+def test_what_it_would_read_in_a_wrong_place_is_refused(fault):
+    model, states = Model(), drawn(2, 40)
+    stored, rows = model.continued(2)
+    if fault == "layout":
+        states = drawn(40, 2).T
+    elif fault == "precision":
+        rows = replace(rows, sine=rows.sine.double())
+    else:
+        rows = replace(rows, slot=16)
     with pytest.raises(AssertionError):
-        decoding.attend(
-            ones, ones[:, 0], ones[:, 0], torch.ones(1, 16, 16).transpose(1, 2)[:, :, ::2], torch.ones(1, 5, 16),
-            no_tokens, no_tokens, torch.ones(1, 16, 16), torch.ones(1, 16, 16), 0, 1.0,
-        )  # fmt: skip
+        model.network().step(states, stored, rows)
 
 
 @pytest.mark.parametrize("size", [1, 7, 256, 257, 4099])

@@ -1,19 +1,20 @@
 """Rollouts by the kernels of a CPU against those by torch's operators, and what is done where they cannot be used."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.policy.tiny_models import source_of
-from tests.rollout.caches import LEAVING, assert_equal_attention, noted_caches
+from tests.rollout.caches import noted_caches
 from tests.rollout.test_graphs import assert_same, encoder_of, loaded
 from vr1.cpu_kernels import decoding
 from vr1.cpu_kernels.library import compiler, load_library
 from vr1.policy import Lora
 from vr1.rollout import Sampling, generate
-from vr1.rollout.cache import GroupCache
-from vr1.rollout.kernels import CpuKernelCache, Kernels, check
+from vr1.rollout.kernels import Kernels, check, cpu
+from vr1.rollout.kernels.cpu import CpuKernelCache, network_of
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -61,30 +62,67 @@ def test_rollouts_while_rows_leave_and_the_cache_grows(family, records, used, ch
     assert int(expected.mask.sum(-1).max()) > 64
 
 
-@needs_compiler
-@pytest.mark.parametrize("leaving", [*LEAVING, {}], ids=str)
-@pytest.mark.parametrize("length", [11, 32])
-def test_a_cache_by_kernels_equals_one_by_torch(monkeypatch, leaving, length):
-    monkeypatch.setattr("vr1.rollout.cache._INITIAL_CAPACITY", 16)
-    assert_equal_attention([GroupCache, CpuKernelCache], leaving, width=16, length=length, tokens=20)
+def changed_step(change):
+    """A step of other arguments: ``change`` maps its states and rows."""
+
+    def step(self, states, stored, rows):
+        return STEP(self, *change(states, stored, rows))
+
+    return step
 
 
+STEP = decoding.Network.step
 FAULTS = {
-    "attend": lambda function: lambda *most: function(*most[:-2], max(most[-2] - 1, 0), most[-1]),
-    "padding": lambda function: lambda *most: function(*most[:5], most[5] * 0, *most[6:]),
-    "sine": lambda function: lambda heads, cosine, sine, *others: function(heads, cosine, -sine, *others),
-    "rms_norm": lambda function: lambda *arguments: function(*arguments) * 1.1,
-    "gated": lambda function: lambda gate, up: function(up, gate),
+    "slot": lambda states, stored, rows: (states, stored, replace(rows, slot=max(rows.slot - 1, 0))),
+    "padding": lambda states, stored, rows: (states, stored, replace(rows, first_token=rows.first_token * 0)),
+    "sine": lambda states, stored, rows: (states, stored, replace(rows, sine=-rows.sine)),
+    "states": lambda states, stored, rows: (states.roll(1, 0), stored, rows),
 }
 
 
 @needs_compiler
 @pytest.mark.parametrize("fault", FAULTS)
-def test_comparing_finds_a_fault_of_each_kernel(monkeypatch, fault):
+def test_comparing_finds_faults(monkeypatch, fault):
     assert check.compare(6, 2, 16, torch.float32, CPU) < 1e-5
-    name = fault if hasattr(decoding, fault) else "attend"
-    monkeypatch.setattr(decoding, name, FAULTS[fault](getattr(decoding, name)))
+    monkeypatch.setattr(decoding.Network, "step", changed_step(FAULTS[fault]))
     assert check.compare(6, 2, 16, torch.float32, CPU) > 2 * check._BOUNDS[torch.float32]
+
+
+def other_activation(policy):
+    policy.base.model.language_model.layers[1].mlp.act_fn = torch.nn.GELU()
+
+
+def other_norm(policy):
+    norm = policy.base.model.language_model.norm
+    norm.__class__ = type("OtherNorm", (type(norm),), {})
+
+
+def hooked(policy):
+    policy.base.model.language_model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: None)
+
+
+@needs_compiler
+@pytest.mark.parametrize("change", [other_activation, other_norm, hooked])
+def test_models_that_compute_anything_else_are_run_by_torch(source, prompts, encoder, used, change):
+    policy, tokenizer = source.load().eval(), encoder.processor.tokenizer
+    assert network_of(policy) is not None
+    change(policy)
+    assert network_of(policy) is None
+    sampling = Sampling(group_size=2, max_new_tokens=5)
+    expected = generate(policy, prompts, sampling, tokenizer)
+    assert_same(generate(policy, prompts, sampling, tokenizer, kernels=Kernels()), expected)
+    assert used == []
+
+
+@needs_compiler
+def test_weights_that_fit_in_the_memory_only_once_are_not_copied(source, monkeypatch):
+    policy = source.load()
+    layers = policy.base.model.language_model.layers
+    size = 4 * sum(weight.numel() for name, weight in layers.named_parameters() if "proj.weight" in name)
+    monkeypatch.setattr(cpu, "free_bytes", lambda _: size / cpu.SHARE + 1)
+    assert network_of(policy) is not None
+    monkeypatch.setattr(cpu, "free_bytes", lambda _: size / cpu.SHARE - 1)
+    assert network_of(policy) is None
 
 
 @pytest.mark.parametrize("compiler", ["off", "false"])

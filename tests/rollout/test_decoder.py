@@ -12,6 +12,7 @@ from vr1.policy import Lora, PolicySource
 from vr1.prompts import PromptEncoder
 from vr1.rollout.cache import GroupCache
 from vr1.rollout.decoder import LayerDecoder, ModelDecoder, fast_rms_norm, make_decoder
+from vr1.rollout.rotation import Rotation
 
 GROUP = 3
 
@@ -64,12 +65,13 @@ def test_angles_are_computed_once_where_they_do_not_depend_on_the_length(other, 
     expected = make_decoder(policy, GroupCache(prefix, 1), 3)(tokens, positions)
     kept = make_decoder(policy, GroupCache(prefix, 1), 3, end=end)
     calls = []
-    kept.rotary.register_forward_hook(lambda *_: calls.append(1))
+    rotary = policy.base.model.language_model.rotary_emb
+    rotary.register_forward_hook(lambda *_: calls.append(1))
     torch.testing.assert_close(kept(tokens, positions), expected, atol=1e-5, rtol=0)
     assert calls == []
     for kind in ("dynamic", "longrope"):
-        kept.rotary.rope_type = kind
-        assert make_decoder(policy, GroupCache(prefix, 1), 3, end=end)._angles is None
+        rotary.rope_type = kind
+        assert Rotation(policy, end)._angles is None
 
 
 def test_layers_of_another_build_are_left_to_transformers(source, encoder, records):

@@ -6,8 +6,7 @@ from gpu_steps.decoding import CountDispatches
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from vr1.rollout import linear
-from vr1.rollout.linear import prepare_linear
+from vr1.rollout.linear import merge_linear, prepare_linear
 
 
 class Three(nn.Module):
@@ -72,6 +71,35 @@ def test_switched_off_and_merged_adapters_are_left_out():
         torch.testing.assert_close(prepare_linear(layers, 3)(inputs), with_adapters, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("lora", [None, {}, {"rslora": True}])
+@torch.inference_mode()
+def test_one_weight_of_several_layers_with_their_adapters(bias, lora):
+    torch.manual_seed(0)
+    model = Three(bias) if lora is None else with_lora(Three(bias), **lora)
+    layers, inputs = layers_of(model.eval()), torch.randn(5, 64)
+    expected = torch.cat([layer(inputs) for layer in layers], dim=1)
+    torch.testing.assert_close(nn.functional.linear(inputs, *merge_linear(layers)), expected, atol=1e-5, rtol=1e-5)
+    if lora is None:
+        return
+    with model.disable_adapter():
+        off = torch.cat([layer(inputs) for layer in layers], dim=1)
+        torch.testing.assert_close(nn.functional.linear(inputs, *merge_linear(layers)), off, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(off, expected, atol=1e-2)
+
+
+def test_layers_that_are_no_single_float32_weight():
+    plain, hooked, half = nn.Linear(64, 8), nn.Linear(64, 8), nn.Linear(64, 8, dtype=torch.bfloat16)
+    hooked.register_forward_hook(lambda *_: None)
+    assert merge_linear([plain]) is not None
+    for other in (hooked, half, nn.Sequential(nn.Linear(64, 8))):
+        assert merge_linear([plain, other]) is None
+    for changes in ({"dora": True}, {"dropout": 0.5}):
+        assert merge_linear(layers_of(with_lora(Three(bias=True), **changes).train())) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert merge_linear([plain]) is None
+
+
 def test_dropout_that_is_on_is_left_to_the_layers():
     model = with_lora(Three(bias=True), dropout=0.5).train()
     inputs = torch.ones(40, 64)
@@ -98,6 +126,9 @@ def test_four_bits(lora):
         torch.testing.assert_close(prepare_linear(layers_of(model), 5)(inputs), expected, atol=1e-5, rtol=1e-5)
         single = layers_of(model)[0]
         torch.testing.assert_close(prepare_linear([single], 5)(inputs), single(inputs), atol=1e-5, rtol=1e-5)
+        assert merge_linear(layers_of(model)) is None
+        merged = nn.functional.linear(inputs, *merge_linear(layers_of(model), dequantize=True))
+        torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_two_products_whatever_the_number_of_adapters():
@@ -146,4 +177,3 @@ def test_without_mkl_the_products_are_torchs(monkeypatch):
             result = product(inputs)
     assert count.calls == {"addmm": 1}
     torch.testing.assert_close(result, layer(inputs).detach())
-    assert linear.__all__ == ["Linear", "compute_dtype", "prepare_head", "prepare_linear", "prepare_linears"]

@@ -1,199 +1,224 @@
-/* What a decoding step computes beside its matrix products, for float32 on a CPU.
+/* A language model for one more token in every row, and the choice of tokens, for float32 on a CPU.
 
-   Torch needs some thirty operators a layer for it, and spends more time on calling them than on computing. These
-   functions are called with addresses of contiguous float32 tensors; shapes are those that decoding.py names:
+   Torch needs some thirty operators a layer for a token, and spends more time on calling them, and on waiting for the
+   threads of each, than on computing. Here a token is one call. Shapes are those that decoding.py names:
 
-   B prompts, P prompt tokens, W slots of a prompt, R rows, H query heads, K key and value heads, E head width,
-   G = H / K queries of a row to one key head, T capacity for own tokens. */
+   B prompts, P prompt tokens, W slots of a prompt, R rows, D hidden size, H query heads, K key and value heads, E head
+   width, G = H / K queries of a row to one key head, F width of the feed-forward part, T capacity for own tokens, V
+   vocabulary. */
 
-#include "vectors.h"
+#include "attention.h"
+#include "products.h"
 
-enum { TILE = 4, BLOCK = 256 };
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static inline int omp_get_thread_num(void) { return 0; }
+#endif
 
-/* output = x * weight / sqrt(mean(x^2) + epsilon), for each of some rows of `width` values. */
-void rms_norm(const float *states, const float *weight, float *output, int64_t rows, int64_t width, double epsilon) {
-    for (int64_t row = 0; row < rows; row++)
-        normalize(states + row * width, weight, output + row * width, width, epsilon);
+/* Of the vocabulary, as many tokens are summed at a time. */
+enum { SAMPLED = 256 };
+
+struct norm {
+    const float *weight; /* NULL for none */
+    double epsilon;
+};
+
+struct layer {
+    struct norm attention_norm, query_norm, key_norm, mlp_norm;
+    struct product qkv, output; /* [(H + 2 * K) * E, D], [D, H * E] */
+    struct product gate, up, down; /* [F, D], [F, D], [D, F] */
+    double scaling;
+    const float *prompt_keys, *prompt_values; /* [B * K, P / BLOCK rounded up, E, BLOCK], [B * K, P, E] */
+    float *own_keys, *own_values;             /* [B * K * W, T / BLOCK, E, BLOCK], [B * K * W, T, E] */
+};
+
+struct network {
+    const struct layer *layers;
+    int64_t count, D, H, K, E;
+    struct norm norm;
+    struct product head; /* [V, D] */
+};
+
+struct rows {
+    int64_t R, B, P, W, T, slot; /* The new token is stored at `slot`. */
+    const int64_t *first_token; /* [B], the first token of each prompt that is no padding */
+    const int64_t *row_of_slot; /* [B * W], the row that is stored in each slot; -1 for none */
+    const float *cosine, *sine; /* [R, E], sine with its first half negated */
+};
+
+static inline int64_t in_vectors(int64_t rows) { return (rows + LANES - 1) / LANES * LANES; }
+
+/* What a thread needs for the attention of `slots` slots of a prompt. */
+static int64_t attention_size(const struct network *n, const struct rows *r, int64_t slots) {
+    return n->E + slots * (n->H / n->K) * (2 * n->E + padded(r->P) + r->T + 1);
 }
 
-/* output = gate / (1 + e^-gate) * up, for each of some rows of `width` values. */
-void gated(const float *gate, int64_t gate_stride, const float *up, int64_t up_stride, float *output, int64_t rows,
-           int64_t width, int64_t threads) {
-#pragma omp parallel for num_threads((int)threads) if (threads > 1 && rows * width > 8192)
-    for (int64_t row = 0; row < rows; row++) {
-        const float *g = gate + row * gate_stride, *u = up + row * up_stride;
-        float *y = output + row * width;
-        FOR_EACH_VECTOR(width, store_some(y + i, silu(load_some(g + i, lanes)) * load_some(u + i, lanes), lanes))
-    }
+static int64_t feed_forward_width(const struct network *n) {
+    int64_t width = 0;
+    for (int64_t i = 0; i < n->count; i++) width = width < n->layers[i].gate.outputs ? n->layers[i].gate.outputs : width;
+    return blocks_of(width) * OUTPUTS;
 }
 
-/* Scores of `count` queries with 2 * LANES consecutive keys; keys are stored as [E, key_stride]. */
-static inline __attribute__((always_inline)) void score_tile(const int count, const float *query, const float *keys,
-                                                             int64_t key_stride, int64_t E, float *scores,
-                                                             int64_t score_stride) {
-    vec low[TILE] = {0}, high[TILE] = {0};
-    for (int64_t e = 0; e < E; e++) {
-        vec first = load(keys + e * key_stride), second = load(keys + e * key_stride + LANES);
-        for (int q = 0; q < count; q++) {
-            low[q] += first * query[q * E + e];
-            high[q] += second * query[q * E + e];
+/* How many floats `step` needs beside its arguments. */
+int64_t scratch_size(const struct network *n, const struct rows *r, int64_t slots, int64_t threads) {
+    const int64_t stride = in_vectors(r->R), D = blocks_of(n->D) * OUTPUTS;
+    const int64_t shared = D + n->H * n->E + feed_forward_width(n) + (n->H + 2 * n->K) * n->E;
+    return stride * shared + threads * (stride * D + attention_size(n, r, slots));
+}
+
+/* y = x * weight / sqrt(mean(x^2) + epsilon) of columns: [D, stride]. */
+static __attribute__((noinline)) void normalize_columns(const float *x, const struct norm *norm, float *y, int64_t D, int64_t stride) {
+    for (int64_t row = 0; row < stride; row += LANES) {
+        vec squares[4] = {0}, scale;
+        for (int64_t d = 0; d < D; d++) {
+            const vec value = load(x + d * stride + row);
+            squares[d % 4] += value * value;
         }
-    }
-    for (int q = 0; q < count; q++) {
-        store(scores + q * score_stride, low[q]);
-        store(scores + q * score_stride + LANES, high[q]);
+        const vec mean = ((squares[0] + squares[1]) + (squares[2] + squares[3])) / (float)D + (float)norm->epsilon;
+        for (int lane = 0; lane < LANES; lane++) scale[lane] = 1 / sqrtf(mean[lane]);
+        for (int64_t d = 0; d < D; d++)
+            store(y + d * stride + row, load(x + d * stride + row) * scale * norm->weight[d]);
     }
 }
 
-/* Adds the weighted values of `tokens` tokens to 2 * LANES entries of the results of `count` queries. */
-static inline __attribute__((always_inline)) void value_tile(const int count, const float *weights,
-                                                             int64_t weight_stride, const float *values, int64_t E,
-                                                             int64_t tokens, float *result) {
-    vec low[TILE], high[TILE];
-    for (int q = 0; q < count; q++) {
-        low[q] = load(result + q * E);
-        high[q] = load(result + q * E + LANES);
+/* A head of queries or keys, normalized where the model does so, then rotated. */
+static void rotated(const float *x, const struct norm *norm, const struct rows *r, int64_t row, float *to, int64_t E,
+                    float factor, float *normed) {
+    if (norm->weight) {
+        normalize(x, norm->weight, normed, E, norm->epsilon);
+        x = normed;
     }
-    for (int64_t token = 0; token < tokens; token++) {
-        vec first = load(values + token * E), second = load(values + token * E + LANES);
-        for (int q = 0; q < count; q++) {
-            float weight = weights[q * weight_stride + token];
-            low[q] += first * weight;
-            high[q] += second * weight;
+    rotate(x, r->cosine + row * E, r->sine + row * E, to, E, factor);
+}
+
+/* The attention of the new token of some slots of a prompt, to the prompt and to the row's own tokens, of which the new
+   one is the last.
+
+   heads     [R, H + 2 * K, E]; queries, keys and values, not rotated
+   attended  [H * E, stride] */
+static __attribute__((noinline)) void attend(const struct network *n, const struct layer *layer, const struct rows *r, const float *heads,
+                   int64_t pair, int64_t first_slot, int64_t end_slot, float *scratch, float *attended,
+                   int64_t stride) {
+    const int64_t H = n->H, K = n->K, E = n->E, G = H / K, W = r->W, T = r->T, tokens = r->slot + 1;
+    const int64_t prompt = pair / K, kv_head = pair % K, first = r->first_token[prompt];
+    const int64_t P_padded = padded(r->P), score_stride = P_padded + T, most = (end_slot - first_slot) * G;
+    float *normed = scratch, *query = normed + E, *result = query + most * E, *sums = result + most * E;
+    float *scores = sums + most;
+    const float *values = layer->prompt_values + pair * r->P * E;
+    int64_t queries = 0;
+    for (int64_t place = first_slot; place < end_slot; place++) {
+        const int64_t row = r->row_of_slot[prompt * W + place], sequence = pair * W + place;
+        if (row < 0) continue;
+        const float *own = heads + row * (H + 2 * K) * E;
+        float *key = result; /* not used yet */
+        for (int64_t g = 0; g < G; g++)
+            rotated(own + (kv_head * G + g) * E, &layer->query_norm, r, row, query + (queries + g) * E, E,
+                    (float)layer->scaling, normed);
+        rotated(own + (H + kv_head) * E, &layer->key_norm, r, row, key, E, 1, normed);
+        float *keys = layer->own_keys + sequence * E * T;
+        float *place_of_key = keys + r->slot / BLOCK * BLOCK * E + r->slot % BLOCK;
+        for (int64_t e = 0; e < E; e++) place_of_key[e * BLOCK] = key[e];
+        memcpy(layer->own_values + (sequence * T + r->slot) * E, own + (H + K + kv_head) * E, E * sizeof(float));
+        score(query + queries * E, G, keys, 0, tokens, E, scores + queries * score_stride + P_padded, score_stride);
+        queries += G;
+    }
+    score(query, queries, layer->prompt_keys + pair * E * P_padded, first, r->P, E, scores, score_stride);
+    for (int64_t q = 0; q < queries; q++) {
+        float *mine = scores + q * score_stride;
+        const float level = largest(mine + P_padded, 0, tokens, largest(mine, first, r->P, -INFINITY));
+        sums[q] = exponentials(mine, first, r->P, level) + exponentials(mine + P_padded, 0, tokens, level);
+    }
+    memset(result, 0, queries * E * sizeof(float));
+    add_values(scores + first, score_stride, queries, values + first * E, r->P - first, E, result);
+    int64_t done = 0;
+    for (int64_t place = first_slot; place < end_slot; place++) {
+        const int64_t row = r->row_of_slot[prompt * W + place];
+        if (row < 0) continue;
+        add_values(scores + done * score_stride + P_padded, score_stride, G,
+                   layer->own_values + (pair * W + place) * T * E, tokens, E, result + done * E);
+        for (int64_t g = 0; g < G; g++, done++)
+            for (int64_t e = 0; e < E; e++)
+                attended[((kv_head * G + g) * E + e) * stride + row] = result[done * E + e] / sums[done];
+    }
+}
+
+static __attribute__((noinline)) void add_tile(const float *tile, int64_t block, int64_t row, int64_t vectors, float *to,
+                            int64_t stride) {
+    for (int o = 0; o < OUTPUTS; o++)
+        for (int v = 0; v < vectors; v++) {
+            float *place = to + (block * OUTPUTS + o) * stride + row + v * LANES;
+            store(place, load(place) + load(tile + o * TILE_ROWS + v * LANES));
         }
-    }
-    for (int q = 0; q < count; q++) {
-        store(result + q * E, low[q]);
-        store(result + q * E + LANES, high[q]);
-    }
 }
 
-/* The number of queries of a tile as a constant, so that its sums stay in registers. */
-#define FOR_EACH_COUNT(count, call)                                                                                    \
-    switch (count) {                                                                                                   \
-    case 1: { enum { N = 1 }; call; break; }                                                                           \
-    case 2: { enum { N = 2 }; call; break; }                                                                           \
-    case 3: { enum { N = 3 }; call; break; }                                                                           \
-    default: { enum { N = TILE }; call; break; }                                                                       \
-    }
+/* Logits [R, V] of states [R, D], which are the embeddings of the new tokens; stores their keys and values.
 
-static inline int64_t padded(int64_t tokens) { return (tokens + 2 * LANES - 1) / (2 * LANES) * (2 * LANES); }
-
-/* Scores of `queries` queries with keys `first` to `last`; those of up to 15 more keys are computed beside. */
-static void score(const float *query, int64_t queries, const float *keys, int64_t key_stride, int64_t first,
-                  int64_t last, int64_t E, float *scores, int64_t score_stride) {
-    for (int64_t key = first / (2 * LANES) * (2 * LANES); key < last; key += 2 * LANES)
-        for (int64_t q = 0; q < queries; q += TILE)
-            FOR_EACH_COUNT(queries - q, score_tile(N, query + q * E, keys + key, key_stride, E,
-                                                   scores + q * score_stride + key, score_stride))
-}
-
-static void add_values(const float *weights, int64_t weight_stride, int64_t queries, const float *values, int64_t tokens,
-                       int64_t E, float *result) {
-    for (int64_t q = 0; q < queries; q += TILE)
-        for (int64_t e = 0; e < E; e += 2 * LANES)
-            FOR_EACH_COUNT(queries - q, value_tile(N, weights + q * weight_stride, weight_stride, values + e, E, tokens,
-                                                   result + q * E + e))
-}
-
-static float largest(const float *scores, int64_t first, int64_t last, float found) {
-    vec highest = (vec){0} + found;
-    int64_t i = first;
-    for (; i + LANES <= last; i += LANES) highest = larger(load(scores + i), highest);
-    for (; i < last; i++) found = scores[i] > found ? scores[i] : found;
-    for (int lane = 0; lane < LANES; lane++) found = highest[lane] > found ? highest[lane] : found;
-    return found;
-}
-
-/* Replaces scores by their exponentials over that of `level`; returns the sum. */
-static float exponentials(float *scores, int64_t first, int64_t last, float level) {
-    vec sums = {0};
-    int64_t i = first;
-    for (; i + LANES <= last; i += LANES) {
-        vec value = exponential(load(scores + i) - level);
-        store(scores + i, value);
-        sums += value;
-    }
-    float sum = sum_of(sums);
-    for (; i < last; i++) {
-        scores[i] = exponential((vec){0} + (scores[i] - level))[0];
-        sum += scores[i];
-    }
-    return sum;
-}
-
-/* x * cosine + (second half, first half) * sine, in `to`, times a factor. */
-static void rotate(const float *x, const float *cosine, const float *sine, float *to, int64_t E, float factor) {
-    for (int64_t e = 0; e < E / 2; e++) to[e] = (x[e] * cosine[e] + x[e + E / 2] * sine[e]) * factor;
-    for (int64_t e = E / 2; e < E; e++) to[e] = (x[e] * cosine[e] + x[e - E / 2] * sine[e]) * factor;
-}
-
-/* The attention of one new token of each row to its prompt and to its own tokens, of which the new one is the last.
-
-   heads          [R, H + 2 * K, E]; queries, keys and values, not rotated
-   cosine, sine   [R, E], sine with its first half negated
-   prompt_keys    [B * K, E, padded P], prompt_values [B * K, P, E]
-   first_token    [B], the first token of each prompt that is no padding
-   row_of_slot    [B * W], the row that is stored in each slot; -1 for none
-   own_keys       [B * K * W, E, T], own_values [B * K * W, T, E]; the new token is stored at `slot`
-   scratch        of scratch_size floats
-   output         [R, H * E] */
-void attend(const float *heads, const float *cosine, const float *sine, const float *prompt_keys,
-            const float *prompt_values, const int64_t *first_token, const int64_t *row_of_slot, float *own_keys,
-            float *own_values, float *scratch, float *output, int64_t B, int64_t P, int64_t W, int64_t H, int64_t K,
-            int64_t E, int64_t T, int64_t slot, int64_t slots_at_a_time, double scaling, int64_t threads) {
-    const int64_t G = H / K, tokens = slot + 1, P_padded = padded(P), score_stride = P_padded + T;
-    const int64_t blocks = (W + slots_at_a_time - 1) / slots_at_a_time;
-    const int64_t most = slots_at_a_time * G;
-    const int64_t task_size = most * (2 * E + score_stride + 1);
-#pragma omp parallel for num_threads((int)threads) schedule(static) if (threads > 1)
-    for (int64_t task = 0; task < B * K * blocks; task++) {
-        const int64_t pair = task / blocks, prompt = pair / K, kv_head = pair % K;
-        const int64_t first_slot = task % blocks * slots_at_a_time, end = least(first_slot + slots_at_a_time, W);
-        float *query = scratch + task * task_size, *result = query + most * E, *sums = result + most * E;
-        float *scores = sums + most;
-        const float *values = prompt_values + pair * P * E;
-        const int64_t first = first_token[prompt];
-        int64_t queries = 0;
-        for (int64_t place = first_slot; place < end; place++) {
-            const int64_t row = row_of_slot[prompt * W + place];
-            if (row < 0) continue;
-            const float *own = heads + row * (H + 2 * K) * E;
-            for (int64_t g = 0; g < G; g++)
-                rotate(own + (kv_head * G + g) * E, cosine + row * E, sine + row * E, query + (queries + g) * E, E,
-                       (float)scaling);
-            float *key = result; /* not used yet */
-            rotate(own + (H + kv_head) * E, cosine + row * E, sine + row * E, key, E, 1);
-            const int64_t sequence = pair * W + place;
-            for (int64_t e = 0; e < E; e++) own_keys[(sequence * E + e) * T + slot] = key[e];
-            memcpy(own_values + (sequence * T + slot) * E, own + (H + K + kv_head) * E, E * sizeof(float));
-            score(query + queries * E, G, own_keys + sequence * E * T, T, 0, tokens, E,
-                  scores + queries * score_stride + P_padded, score_stride);
-            queries += G;
-        }
-        score(query, queries, prompt_keys + pair * E * P_padded, P_padded, first, P, E, scores, score_stride);
-        for (int64_t q = 0; q < queries; q++) {
-            float *mine = scores + q * score_stride;
-            const float level = largest(mine + P_padded, 0, tokens, largest(mine, first, P, -INFINITY));
-            sums[q] = exponentials(mine, first, P, level) + exponentials(mine + P_padded, 0, tokens, level);
-        }
-        memset(result, 0, queries * E * sizeof(float));
-        add_values(scores + first, score_stride, queries, values + first * E, P - first, E, result);
-        int64_t done = 0;
-        for (int64_t place = first_slot; place < end; place++) {
-            const int64_t row = row_of_slot[prompt * W + place];
-            if (row < 0) continue;
-            add_values(scores + done * score_stride + P_padded, score_stride, G,
-                       own_values + (pair * W + place) * T * E, tokens, E, result + done * E);
-            for (int64_t g = 0; g < G; g++, done++) {
-                float *to = output + (row * H + kv_head * G + g) * E;
-                for (int64_t e = 0; e < E; e++) to[e] = result[done * E + e] / sums[done];
+   `slots` slots of a prompt are a task of the attention. Each thread normalizes all rows for itself: for a few rows that
+   takes less time than waiting for what others have computed. Results do not depend on the number of threads. */
+void step(const struct network *n, const struct rows *r, const float *states, float *logits, float *scratch,
+          int64_t slots, int64_t threads) {
+    const int64_t stride = in_vectors(r->R), D = n->D, D_padded = blocks_of(D) * OUTPUTS;
+    const int64_t width = (n->H + 2 * n->K) * n->E, blocks = (r->W + slots - 1) / slots;
+    float *x = scratch, *attended = x + D_padded * stride, *gated = attended + n->H * n->E * stride;
+    float *heads = gated + feed_forward_width(n) * stride, *of_threads = heads + width * stride;
+    const int64_t of_thread = stride * D_padded + attention_size(n, r, slots);
+#pragma omp parallel num_threads((int)threads)
+    {
+        float *normed = of_threads + omp_get_thread_num() * of_thread, *scores = normed + stride * D_padded;
+#pragma omp for schedule(static)
+        for (int64_t d = 0; d < D_padded; d++)
+            for (int64_t row = 0; row < stride; row++)
+                x[d * stride + row] = d < D && row < r->R ? states[row * D + d] : 0;
+#pragma omp for schedule(static)
+        for (int64_t d = 0; d < n->H * n->E; d++) memset(attended + d * stride, 0, stride * sizeof(float));
+        for (const struct layer *layer = n->layers; layer < n->layers + n->count; layer++) {
+            normalize_columns(x, &layer->attention_norm, normed, D, stride);
+            FOR_EACH_TILE(&layer->qkv, normed, stride, store_rows(tile, &layer->qkv, block, row, r->R, heads))
+#pragma omp for schedule(static)
+            for (int64_t task = 0; task < r->B * n->K * blocks; task++) {
+                const int64_t first = task % blocks * slots;
+                attend(n, layer, r, heads, task / blocks, first, least(first + slots, r->W), scores, attended, stride);
             }
+            FOR_EACH_TILE(&layer->output, attended, stride, add_tile(tile, block, row, vectors, x, stride))
+            normalize_columns(x, &layer->mlp_norm, normed, D, stride);
+            FOR_EACH_TILE(&layer->gate, normed, stride, {
+                float up[OUTPUTS * TILE_ROWS];
+                multiply(&layer->up, block, normed + row, stride, vectors, up);
+                for (int o = 0; o < OUTPUTS; o++)
+                    for (int v = 0; v < vectors; v++) {
+                        const int64_t at = o * TILE_ROWS + v * LANES;
+                        store(gated + (block * OUTPUTS + o) * stride + row + v * LANES,
+                              silu(load(tile + at)) * load(up + at));
+                    }
+            })
+            FOR_EACH_TILE(&layer->down, gated, stride, add_tile(tile, block, row, vectors, x, stride))
+        }
+        normalize_columns(x, &n->norm, normed, D, stride);
+        FOR_EACH_TILE(&n->head, normed, stride, store_rows(tile, &n->head, block, row, r->R, logits))
+    }
+}
+
+/* Packs a weight [outputs, inputs], as products.h describes; outputs beyond the last are 0. As many inputs as fill a line
+   of the cache are copied at a time. */
+void pack(const float *weight, float *packed, int64_t outputs, int64_t inputs, int64_t threads) {
+    enum { LINE = 16 };
+#pragma omp parallel for num_threads((int)threads) schedule(static) if (threads > 1)
+    for (int64_t block = 0; block < blocks_of(outputs); block++) {
+        const int64_t first = block * OUTPUTS, count = least(OUTPUTS, outputs - first);
+        float lines[OUTPUTS][LINE] = {{0}};
+        for (int64_t start = 0; start < inputs; start += LINE) {
+            const int64_t size = least(LINE, inputs - start);
+            for (int64_t o = 0; o < count; o++)
+                memcpy(lines[o], weight + (first + o) * inputs + start, (size_t)size * sizeof(float));
+            float *to = packed + (block * inputs + start) * OUTPUTS;
+            for (int64_t i = 0; i < size; i++)
+                for (int64_t o = 0; o < OUTPUTS; o++) to[i * OUTPUTS + o] = lines[o][i];
         }
     }
 }
 
-/* Exponentials of (x - level) * factor for up to BLOCK tokens, 0 where they are below e^-87; returns their sum. */
+/* Exponentials of (x - level) * factor for up to SAMPLED tokens, 0 where they are below e^-87; returns their sum. */
 static double weigh(const float *x, int64_t size, float level, float factor, float *weights) {
     vec sums = {0};
     for (int64_t i = 0; i < size; i += LANES) {
@@ -214,18 +239,18 @@ static double weigh(const float *x, int64_t size, float level, float factor, flo
 
    logits   [R, V], divided by the temperature here
    uniform  [R] in [0, 1)
-   weights  [R, V] and sums [R, V / BLOCK rounded up], for intermediate values */
+   weights  [R, V] and sums [R, V / SAMPLED rounded up], for intermediate values */
 void sample(const float *logits, const double *uniform, float *weights, double *sums, int64_t *token, float *log_prob,
             int64_t R, int64_t V, double temperature, int64_t threads) {
-    const int64_t blocks = (V + BLOCK - 1) / BLOCK;
+    const int64_t blocks = (V + SAMPLED - 1) / SAMPLED;
 #pragma omp parallel for num_threads((int)threads) if (threads > 1)
     for (int64_t row = 0; row < R; row++) {
         const float *x = logits + row * V, level = largest(x, 0, V, -INFINITY);
         float *weight = weights + row * V;
         double *sum = sums + row * blocks, total = 0;
         for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = block * BLOCK;
-            sum[block] = weigh(x + first, least(BLOCK, V - first), level, (float)(1 / temperature), weight + first);
+            const int64_t first = block * SAMPLED;
+            sum[block] = weigh(x + first, least(SAMPLED, V - first), level, (float)(1 / temperature), weight + first);
             total += sum[block];
         }
         double left = uniform[row] * total;
@@ -235,11 +260,11 @@ void sample(const float *logits, const double *uniform, float *weights, double *
            total that is NaN, none is found. */
         int64_t found = -1;
         double reached = 0;
-        for (int64_t i = block * BLOCK; i < least(V, (block + 1) * BLOCK) && reached <= left; i++) {
+        for (int64_t i = block * SAMPLED; i < least(V, (block + 1) * SAMPLED) && reached <= left; i++) {
             reached += weight[i];
             if (weight[i] > 0) found = i;
         }
-        for (int64_t i = block * BLOCK - 1; found < 0 && i >= 0; i--)
+        for (int64_t i = block * SAMPLED - 1; found < 0 && i >= 0; i--)
             if (weight[i] > 0) found = i;
         token[row] = found < 0 ? 0 : found;
         log_prob[row] = (float)log(weight[token[row]] / total);

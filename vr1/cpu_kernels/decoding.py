@@ -1,32 +1,71 @@
 """The functions of ``decoding.c``, for float32 tensors on a CPU.
 
-Shape letters: B prompts, P prompt tokens, W slots of a prompt, R rows, H query heads, K key and value heads, E head
-width, T capacity for own tokens, D width, V vocabulary.
+Shape letters: B prompts, P prompt tokens, W slots of a prompt, R rows, D hidden size, H query heads, K key and value
+heads, E head width, F width of the feed-forward part, T capacity for own tokens, V vocabulary, I inputs, O outputs.
 """
 
 import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vr1.cpu_kernels.library import load_library
 
-__all__ = ["attend", "gated", "padded", "rms_norm", "sample"]
+__all__ = ["BLOCK", "LayerWeights", "Network", "Norm", "Product", "Rows", "StoredTokens", "in_blocks", "sample"]
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _ARGUMENTS = {
-    "rms_norm": [_POINTER] * 3 + [_SIZE] * 2 + [_NUMBER],
-    "gated": [_POINTER, _SIZE] * 2 + [_POINTER] + [_SIZE] * 3,
-    "attend": [_POINTER] * 11 + [_SIZE] * 9 + [_NUMBER, _SIZE],
+    "pack": [_POINTER] * 2 + [_SIZE] * 3,
+    "scratch_size": [_POINTER] * 2 + [_SIZE] * 2,
+    "step": [_POINTER] * 5 + [_SIZE] * 2,
     "sample": [_POINTER] * 6 + [_SIZE] * 2 + [_NUMBER, _SIZE],
 }
-# As in decoding.c: keys are read in blocks of so many.
-_BLOCK = 16
-# Likewise: of the vocabulary, as many tokens are summed at a time.
-_VOCABULARY_BLOCK = 256
-# A task has about so many queries, whose scores stay in a core's own cache.
+# As in attention.h: keys are read in blocks of so many.
+BLOCK = 16
+# As in products.h: weights are packed in blocks of so many outputs.
+_OUTPUTS = 16
+# As in decoding.c: of the vocabulary, as many tokens are summed at a time.
+_SAMPLED = 256
+# A task of the attention has about so many queries, whose scores stay in a core's own cache.
 _QUERIES = 32
+
+
+class _CNorm(ctypes.Structure):
+    _fields_ = [("weight", _POINTER), ("epsilon", _NUMBER)]
+
+
+class _CProduct(ctypes.Structure):
+    _fields_ = [("weight", _POINTER), ("bias", _POINTER), ("outputs", _SIZE), ("inputs", _SIZE)]
+
+
+class _CLayer(ctypes.Structure):
+    _fields_ = [
+        *((name, _CNorm) for name in ("attention_norm", "query_norm", "key_norm", "mlp_norm")),
+        *((name, _CProduct) for name in ("qkv", "output", "gate", "up", "down")),
+        ("scaling", _NUMBER),
+        *((name, _POINTER) for name in ("prompt_keys", "prompt_values", "own_keys", "own_values")),
+    ]
+
+
+class _CNetwork(ctypes.Structure):
+    _fields_ = [
+        ("layers", ctypes.POINTER(_CLayer)),
+        *((name, _SIZE) for name in ("count", "D", "H", "K", "E")),
+        ("norm", _CNorm),
+        ("head", _CProduct),
+    ]
+
+
+class _CRows(ctypes.Structure):
+    _fields_ = [
+        *((name, _SIZE) for name in ("R", "B", "P", "W", "T", "slot")),
+        *((name, _POINTER) for name in ("first_token", "row_of_slot", "cosine", "sine")),
+    ]
 
 
 @cache
@@ -34,107 +73,191 @@ def _functions() -> ctypes.CDLL:
     library = load_library("decoding.c")
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, _SIZE if name == "scratch_size" else None
     return library
 
 
-def padded(tokens: int) -> int:
-    """Prompt tokens that `attend` reads keys of: a multiple of 16."""
-    return -(-tokens // _BLOCK) * _BLOCK
-
-
-def rms_norm(states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """``x * rsqrt(mean(x^2) + epsilon) * weight``.
-
-    Args:
-        states: ``[R, D]`` contiguous.
-        weight: ``[D]`` contiguous.
-        epsilon: added to the mean.
+def in_blocks(keys: Tensor) -> Tensor:
+    """Keys as `StoredTokens` has them: ``[N, E, P]`` -> ``[N, P / 16 rounded up, E, 16]``, padded with zeros.
 
     Example:
-        >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 2.0]), 0.0)
-        tensor([[0.8485, 2.2627]])
+        >>> in_blocks(torch.ones(6, 64, 40)).shape
+        torch.Size([6, 3, 64, 16])
     """
-    output = torch.empty_like(states)
-    _functions().rms_norm(
-        states.data_ptr(), weight.data_ptr(), output.data_ptr(), len(states), states.shape[1], epsilon
-    )
-    return output
+    return pad(keys, (0, -keys.shape[2] % BLOCK)).unflatten(2, (-1, BLOCK)).transpose(1, 2).contiguous()
 
 
-def gated(gate: Tensor, up: Tensor) -> Tensor:
-    """``silu(gate) * up``.
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """``x * rsqrt(mean(x^2) + epsilon) * weight``, with a weight ``[D]``."""
+
+    weight: Tensor
+    epsilon: float
+
+
+class Product:
+    """A linear layer ``x W^T + b``, whose weight is copied in the order that a step reads it in.
 
     Args:
-        gate: ``[R, D]``, contiguous in the last dimension.
-        up: likewise.
-
-    Example:
-        >>> gated(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 2.0]]))
-        tensor([[0.0000, 1.4621]])
+        weight: ``[O, I]``.
+        bias: ``[O]``, or None.
     """
-    rows, width = gate.shape
-    output = gate.new_empty(rows, width)
-    _functions().gated(
-        gate.data_ptr(), gate.stride(0), up.data_ptr(), up.stride(0), output.data_ptr(), rows, width,
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return output
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.outputs, self.inputs = weight.shape
+        outputs = -(-self.outputs // _OUTPUTS) * _OUTPUTS
+        weight = weight.contiguous()
+        self.weight = weight.new_empty(outputs * self.inputs)
+        _functions().pack(weight.data_ptr(), self.weight.data_ptr(), self.outputs, self.inputs, torch.get_num_threads())
+        self.bias = None if bias is None else pad(bias, (0, outputs - self.outputs))
 
 
-def attend(
-    heads: Tensor,
-    cosine: Tensor,
-    sine: Tensor,
-    prompt_keys: Tensor,
-    prompt_values: Tensor,
-    first_token: Tensor,
-    row_of_slot: Tensor,
-    own_keys: Tensor,
-    own_values: Tensor,
-    slot: int,
-    scaling: float,
-) -> Tensor:
-    """Attention of one new token of each row to its prompt and to its own tokens; stores its key and value.
-
-    All tensors are contiguous, and float32 unless said otherwise.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerWeights:
+    """A decoder layer; biases of products and norms of queries and keys where the model has them.
 
     Args:
-        heads: ``[R, H + 2 * K, E]``, queries, keys and values, not rotated.
-        cosine: ``[R, E]`` of the rotary positions.
-        sine: ``[R, E]``, its first half negated.
-        prompt_keys: ``[B * K, E, padded(P)]``, padded with anything behind P.
+        attention_norm: before the attention.
+        query_norm: of each head of the queries, of width E.
+        key_norm: likewise of the keys.
+        qkv: ``[(H + 2 * K) * E, D]``: queries, keys and values.
+        output: ``[D, H * E]``.
+        mlp_norm: before the feed-forward part, ``down(silu(gate(x)) * up(x))``.
+        gate: ``[F, D]``.
+        up: ``[F, D]``.
+        down: ``[D, F]``.
+        scaling: factor of the attention's scores.
+    """
+
+    attention_norm: Norm
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    qkv: Product
+    output: Product
+    mlp_norm: Norm
+    gate: Product
+    up: Product
+    down: Product
+    scaling: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredTokens:
+    """Keys and values of a layer, float32 and contiguous.
+
+    Args:
+        prompt_keys: ``[B * K, P / 16 rounded up, E, 16]`` (`in_blocks`), anything behind P.
         prompt_values: ``[B * K, P, E]``.
+        own_keys: ``[B * K * W, T / 16, E, 16]``; a step stores the new token there.
+        own_values: ``[B * K * W, T, E]``, likewise.
+    """
+
+    prompt_keys: Tensor
+    prompt_values: Tensor
+    own_keys: Tensor
+    own_values: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """Which prompt each row continues, and where the new token is.
+
+    Args:
         first_token: ``[B]`` int64, the first token of each prompt that is no padding.
         row_of_slot: ``[B * W]`` int64, the row that is stored in each slot; -1 for none.
-        own_keys: ``[B * K * W, E, T]``, T a multiple of 16; changed in place.
-        own_values: ``[B * K * W, T, E]``; changed in place.
         slot: where the new token is stored, in [0, T); it is the last that is read.
-        scaling: factor of the scores.
-
-    Returns:
-        ``[R, H * E]``.
+        cosine: ``[R, E]`` of the new token's rotary position.
+        sine: ``[R, E]``, its first half negated.
     """
-    parts = heads, cosine, sine, prompt_keys, prompt_values, own_keys, own_values, first_token, row_of_slot
-    assert all(part.is_contiguous() for part in parts)
-    rows, total, width = heads.shape
-    prompts, pairs = len(first_token), len(prompt_keys)
-    kv_heads, slots = pairs // prompts, len(row_of_slot) // prompts
-    query_heads, capacity = total - 2 * kv_heads, own_keys.shape[2]
-    of_key = query_heads // kv_heads
-    threads = torch.get_num_threads()
-    at_a_time = min(max(1, _QUERIES // of_key), -(-slots // -(-threads // pairs)))
-    tasks = pairs * -(-slots // at_a_time)
-    scratch = heads.new_empty(tasks * at_a_time * of_key * (2 * width + prompt_keys.shape[2] + capacity + 1))
-    output = heads.new_empty(rows, query_heads * width)
-    _functions().attend(
-        heads.data_ptr(), cosine.data_ptr(), sine.data_ptr(), prompt_keys.data_ptr(), prompt_values.data_ptr(),
-        first_token.data_ptr(), row_of_slot.data_ptr(), own_keys.data_ptr(), own_values.data_ptr(),
-        scratch.data_ptr(), output.data_ptr(),
-        prompts, prompt_values.shape[1], slots, query_heads, kv_heads, width, capacity, slot, at_a_time,
-        scaling, threads,
-    )  # fmt: skip
-    return output
+
+    first_token: Tensor
+    row_of_slot: Tensor
+    slot: int
+    cosine: Tensor
+    sine: Tensor
+
+
+class Network:
+    """A language model that computes the logits of one more token in every row.
+
+    Args:
+        layers: of one shape.
+        norm: after the last layer.
+        head: ``[V, D]``.
+        heads: H.
+        kv_heads: K.
+        width: E, a multiple of 16.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerWeights], norm: Norm, head: Product, heads: int, kv_heads: int, width: int
+    ) -> None:
+        # The structures hold addresses alone.
+        self._kept = layers, norm, head
+        self._layers = (_CLayer * len(layers))(*(_layer(layer) for layer in layers))
+        self._network = _CNetwork(
+            self._layers, len(layers), layers[0].qkv.inputs, heads, kv_heads, width, _norm(norm), _product(head)
+        )
+        self._scratch = torch.empty(0)
+
+    def step(self, states: Tensor, stored: Sequence[StoredTokens], rows: Rows) -> Tensor:
+        """Logits of the next tokens, ``[R, V]``.
+
+        Args:
+            states: ``[R, D]`` contiguous, embeddings of the new tokens.
+            stored: of each layer; changed in place.
+            rows: which prompt each row continues.
+        """
+        first = stored[0]
+        _check(states, rows, stored)
+        network = self._network
+        prompts = len(rows.first_token)
+        slots = len(rows.row_of_slot) // prompts
+        for layer, tokens in zip(self._layers, stored, strict=True):
+            layer.prompt_keys, layer.prompt_values = tokens.prompt_keys.data_ptr(), tokens.prompt_values.data_ptr()
+            layer.own_keys, layer.own_values = tokens.own_keys.data_ptr(), tokens.own_values.data_ptr()
+        given = _CRows(
+            len(states), prompts, first.prompt_values.shape[1], slots, first.own_values.shape[1], rows.slot,
+            rows.first_token.data_ptr(), rows.row_of_slot.data_ptr(), rows.cosine.data_ptr(), rows.sine.data_ptr(),
+        )  # fmt: skip
+        threads = torch.get_num_threads()
+        # As many tasks as there are threads, if they are not too small for it.
+        of_key = network.H // network.K
+        at_a_time = min(max(1, _QUERIES // of_key), -(-slots // -(-threads // (prompts * network.K))))
+        arguments = ctypes.byref(network), ctypes.byref(given)
+        needed = _functions().scratch_size(*arguments, at_a_time, threads)
+        if self._scratch.numel() < needed:
+            self._scratch = states.new_empty(needed)
+        logits = states.new_empty(len(states), network.head.outputs)
+        _functions().step(
+            *arguments, states.data_ptr(), logits.data_ptr(), self._scratch.data_ptr(), at_a_time, threads
+        )
+        return logits
+
+
+def _check(states: Tensor, rows: Rows, stored: Sequence[StoredTokens]) -> None:
+    """What C would read from a wrong place."""
+    tensors = [states, rows.cosine, rows.sine]
+    for layer in stored:
+        tensors += [layer.prompt_keys, layer.prompt_values, layer.own_keys, layer.own_values]
+    assert all(part.dtype == torch.float32 and part.is_contiguous() for part in tensors)
+    assert all(part.dtype == torch.int64 and part.is_contiguous() for part in (rows.first_token, rows.row_of_slot))
+    assert rows.slot < stored[0].own_values.shape[1] == stored[0].own_keys.shape[1] * BLOCK
+
+
+def _norm(norm: Norm | None) -> _CNorm:
+    return _CNorm(None, 0.0) if norm is None else _CNorm(norm.weight.data_ptr(), norm.epsilon)
+
+
+def _product(product: Product) -> _CProduct:
+    bias: Any = None if product.bias is None else product.bias.data_ptr()
+    return _CProduct(product.weight.data_ptr(), bias, product.outputs, product.inputs)
+
+
+def _layer(layer: LayerWeights) -> _CLayer:
+    norms = (layer.attention_norm, layer.query_norm, layer.key_norm, layer.mlp_norm)
+    products = (layer.qkv, layer.output, layer.gate, layer.up, layer.down)
+    return _CLayer(*map(_norm, norms), *map(_product, products), layer.scaling)
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -160,7 +283,7 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor,
         logits.new_empty(rows, dtype=torch.long),
         logits.new_empty(rows),
     )
-    sums = logits.new_empty(rows, -(-size // _VOCABULARY_BLOCK), dtype=torch.double)
+    sums = logits.new_empty(rows, -(-size // _SAMPLED), dtype=torch.double)
     _functions().sample(
         logits.data_ptr(), uniform.data_ptr(), weights.data_ptr(), sums.data_ptr(), tokens.data_ptr(),
         log_probs.data_ptr(), rows, size, temperature, torch.get_num_threads(),

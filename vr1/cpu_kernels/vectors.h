@@ -2,11 +2,17 @@
 
    Vectors are the compiler's own extension (GCC, Clang), so that one text serves every processor. */
 
+#pragma once
+
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __AVX512F__
+enum { LANES = 16 };
+#else
 enum { LANES = 8 };
+#endif
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));

@@ -22,6 +22,7 @@ from vr1.policy.policy import Policy
 from vr1.policy.products import without_autocast
 from vr1.rollout.cache import GroupCache, LayerKernels
 from vr1.rollout.linear import prepare_head, prepare_linear, prepare_linears
+from vr1.rollout.rotation import Rotation
 
 __all__ = ["Decoder", "LayerDecoder", "ModelDecoder", "fast_rms_norm", "make_decoder", "runs_layers"]
 
@@ -84,13 +85,9 @@ class LayerDecoder(Decoder):
         self, policy: Policy, cache: GroupCache, rows: int, dequantize: bool = False, end: int | None = None
     ) -> None:
         text = policy.base.model.language_model
-        self.policy, self.embed, self.rotary = policy, policy.base.get_input_embeddings(), text.rotary_emb
+        self.policy, self.embed = policy, policy.base.get_input_embeddings()
+        self._rotation = Rotation(policy, end)
         self.norm, self._cache, self._dequantize = fast_rms_norm(text.norm, cache.layer_kernels), cache, dequantize
-        self._angles: tuple[Tensor, Tensor] | None = None
-        # The angles of these types depend on the longest sequence so far.
-        if end is not None and getattr(self.rotary, "rope_type", "default") not in {"dynamic", "longrope"}:
-            positions = torch.arange(end, device=cache.prompt_keys[0].device)
-            self._angles = self._rotation(self.embed(positions[:1]), positions)
         self._prepare(rows)
 
     def set_rows(self, rows: int) -> None:
@@ -115,24 +112,10 @@ class LayerDecoder(Decoder):
 
     def _logits(self, tokens: Tensor, positions: Tensor) -> Tensor:
         states = self.embed(tokens)
-        if self._angles is None:
-            cosine, signed_sine = self._rotation(states, positions)
-        else:
-            cosine, signed_sine = (part.index_select(0, positions) for part in self._angles)
+        cosine, signed_sine = self._rotation(states, positions)
         for layer in self.layers:
             states = layer(states, cosine, signed_sine)
         return self.lm_head(self.norm(states))
-
-    def _rotation(self, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and signed sine ``[R, 1, E]`` of positions ``[R]``, in the precision of some states.
-
-        Rotation is x * cos + (-second half, first half) * sin. With the signs in the sine, the halves only swap.
-        """
-        assert self.policy.architecture is not None
-        position_ids = self.policy.architecture.position_ids(self.policy.text_positions(positions[:, None]))
-        cosine, sine = self.rotary(states, position_ids)
-        half = sine.shape[-1] // 2
-        return cosine, torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
 
 
 class _Layer:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vr1.policy.products import Float32Head, autocast_dtype, multiply_into_float32
 
-__all__ = ["Linear", "compute_dtype", "prepare_head", "prepare_linear", "prepare_linears"]
+__all__ = ["Linear", "compute_dtype", "merge_linear", "prepare_head", "prepare_linear", "prepare_linears"]
 
 # Inputs [R, I] and optionally a residual [R, O], to which the outputs are added, in place where that is possible ->
 # outputs [R, O].
@@ -106,6 +106,39 @@ def prepare_head(head: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
         return result if bias is None else result + bias
 
     return logits
+
+
+def merge_linear(layers: Sequence[nn.Module], dequantize: bool = False) -> tuple[Tensor, Tensor | None] | None:
+    """Several linear layers of one input as one float32 weight ``[O, I]`` and bias ``[O]``, adapters added.
+
+    In float32, unlike 16 bits, the first updates of an adapter are not lost beside a weight.
+
+    Args:
+        layers: as for `prepare_linear`.
+        dequantize: likewise; without it, there is no such weight for 4-bit ones.
+
+    Returns:
+        Weight, and bias if there is any; None if the layers compute anything else, or in another precision.
+
+    Example:
+        >>> weight, bias = merge_linear([nn.Linear(4, 3), nn.Linear(4, 2)])
+        >>> weight.shape, bias.shape
+        (torch.Size([5, 4]), torch.Size([5]))
+    """
+    weights, bases = [], []
+    for layer in layers:
+        part = _split(layer)
+        if part is None or (_is_four_bit(part.base) and not dequantize) or compute_dtype(part.base) != torch.float32:
+            return None
+        weight = _dense(part.base)
+        if type(weight) not in (Tensor, nn.Parameter):
+            return None  # A shard.
+        weight = weight.float()
+        for down, up, scale in part.adapters:
+            weight = torch.addmm(weight, up.detach().float(), down.detach().float(), alpha=scale)
+        weights.append(weight)
+        bases.append(part.base)
+    return weights[0] if len(weights) == 1 else torch.cat(weights), _bias(bases, torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

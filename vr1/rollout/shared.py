@@ -9,11 +9,12 @@ from torch import Tensor
 
 from vr1.policy.policy import Policy
 from vr1.rollout.cache import GroupCache, StaticGroupCache
-from vr1.rollout.decoder import make_decoder, runs_layers
+from vr1.rollout.decoder import Decoder, make_decoder, runs_layers
 from vr1.rollout.graphs import GraphError, StepGraphs, StepState
-from vr1.rollout.kernels import CpuKernelCache, Kernels, kernel_cache, sample_token_by_kernel
+from vr1.rollout.kernels import Kernels, kernel_cache
+from vr1.rollout.kernels.cpu import CpuDecoder, CpuKernelCache, network_of, sample_token_by_kernel
 from vr1.rollout.rows import SampledRows
-from vr1.rollout.sampling import Decoded, Sampling, sample_token
+from vr1.rollout.sampling import Choose, Decoded, Sampling, sample_token
 from vr1.rollout.weights import RolloutWeights
 from vr1.types import Prefix
 
@@ -84,11 +85,8 @@ def _decode(
     graphs: StepGraphs | None,
 ) -> Decoded:
     group, limit = sampling.group_size, sampling.max_new_tokens
-    plain = GroupCache if graphs is None else StaticGroupCache
-    cache = (kernel_cache(uniform.device) if kernels else plain)(prefix, group)
-    choose = sample_token_by_kernel if isinstance(cache, CpuKernelCache) else sample_token
+    cache, decoder, choose = _prepare(policy, prefix, sampling, dequantize, kernels, graphs is not None)
     rows = SampledRows(policy, prefix, sampling, uniform, choose)
-    decoder = make_decoder(policy, cache, len(uniform), dequantize, int(prefix.next_position.max()) + limit)
 
     def step() -> Tensor:
         logits = decoder(rows.sampled, rows.position)
@@ -121,3 +119,29 @@ def _decode(
             run = runner(count)
         run()
     return rows.result()
+
+
+def _prepare(
+    policy: Policy, prefix: Prefix, sampling: Sampling, dequantize: bool, kernels: bool, static: bool
+) -> tuple[GroupCache, Decoder, Choose]:
+    """Where a rollout's keys and values are stored, what computes a step, and what samples its tokens.
+
+    Args:
+        policy: the policy.
+        prefix: its prefill of the prompts.
+        sampling: group size and length limit.
+        dequantize: multiply with dequantized copies of 4-bit weights.
+        kernels: use vr1's kernels, as far as there are some for this model.
+        static: tensors keep their addresses from token to token.
+    """
+    end = int(prefix.next_position.max()) + sampling.max_new_tokens
+    plain = StaticGroupCache if static else GroupCache
+    kind = kernel_cache(prefix.state.device) if kernels else plain
+    if issubclass(kind, CpuKernelCache):
+        if (network := network_of(policy, dequantize)) is not None:
+            cpu_cache = kind(prefix, sampling.group_size)
+            return cpu_cache, CpuDecoder(policy, network, cpu_cache, end), sample_token_by_kernel
+        kind = plain
+    cache = kind(prefix, sampling.group_size)
+    rows = len(prefix.mask) * sampling.group_size
+    return cache, make_decoder(policy, cache, rows, dequantize, end), sample_token

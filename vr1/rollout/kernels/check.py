@@ -3,15 +3,17 @@
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import linear, rms_norm, silu
 
+from vr1.cpu_kernels.decoding import LayerWeights, Network, Norm, Product
 from vr1.cpu_kernels.library import compiler
 from vr1.policy.attention import Scores
 from vr1.policy.products import autocast_dtype, without_autocast
-from vr1.rollout.cache import GroupCache, LayerKernels, StaticGroupCache
+from vr1.rollout.cache import GroupCache, StaticGroupCache
 from vr1.rollout.kernels.cache import KernelGroupCache
 from vr1.rollout.kernels.cpu import CpuKernelCache
 from vr1.types import Prefix
@@ -101,8 +103,6 @@ def _written_for(device: torch.device, width: int, dtype: torch.dtype) -> bool:
 def compare(heads: int, kv_heads: int, width: int, dtype: torch.dtype, device: torch.device) -> float:
     """The largest relative difference between the kernels and torch's operators, on random numbers.
 
-    Attention of single completions, and of groups that take whole blocks of queries; then a norm and a gate.
-
     Args:
         heads: H.
         kv_heads: K.
@@ -115,38 +115,85 @@ def compare(heads: int, kv_heads: int, width: int, dtype: torch.dtype, device: t
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
+    # Single completions, and groups that take whole blocks of queries.
     groups = (1, -(-64 * kv_heads // heads))
-    compared = [_compare_attention(random, group, heads, kv_heads, width) for group in groups]
-    differences, kernels = [difference for difference, _ in compared], compared[0][1]
-    states, weight, gate, up = (random(4, 3, 300)[:, 0] for _ in range(4))
-    states = states.contiguous()
-    expected = torch.nn.functional.rms_norm(states.float(), (300,), weight[0].float(), 1e-6)
-    differences.append(_difference(expected, kernels.rms_norm(states, weight[0], 1e-6)))
-    differences.append(_difference(silu(gate.float()) * up.float(), kernels.gated(gate, up)))
-    return max(differences)
+    if kernel_cache(device) is CpuKernelCache:
+        return max(_compare_steps(random, group, heads, kv_heads, width) for group in groups)
+    differences = [_compare_attention(random, group, heads, kv_heads, width) for group in groups]
+    return max(*differences, *_compare_layers(random))
 
 
-def _compare_attention(
-    random: Callable[..., Tensor], group: int, heads: int, kv_heads: int, width: int
-) -> tuple[float, LayerKernels]:
-    """Two prompts, one of them padded, of which a row ends after two tokens; with the kernels of the layer's rest."""
-    prompts, length = 2, 70
-    keys, values = (random(prompts, kv_heads, length, width) for _ in range(2))
-    mask = torch.ones(prompts, length, dtype=torch.bool, device=keys.device)
+def _prompts(random: Callable[..., Tensor], kv_heads: int, width: int) -> Prefix:
+    """Two prompts, of which one is padded."""
+    keys, values = (random(2, kv_heads, 70, width) for _ in range(2))
+    mask = torch.ones(2, 70, dtype=torch.bool, device=keys.device)
     mask[1, :7] = False
-    prefix = Prefix(keys=[keys], values=[values], state=random(prompts, width), mask=mask, next_position=mask.sum(1))
-    caches = StaticGroupCache(prefix, group), kernel_cache(keys.device)(prefix, group)
-    scores, rows, differences = Scores(width**-0.5), prompts * group, []
+    return Prefix(keys=[keys], values=[values], state=random(2, width), mask=mask, next_position=mask.sum(1))
+
+
+def _compare_attention(random: Callable[..., Tensor], group: int, heads: int, kv_heads: int, width: int) -> float:
+    """Attention of two prompts' completions, of which one ends after two tokens."""
+    prefix = _prompts(random, kv_heads, width)
+    caches = StaticGroupCache(prefix, group), KernelGroupCache(prefix, group)
+    scores, rows, differences = Scores(width**-0.5), 2 * group, []
     for token in range(4):
         if token == 2:
             rows -= 1
             for cache in caches:
-                cache.select(torch.arange(rows, device=keys.device))
+                cache.select(torch.arange(rows, device=prefix.mask.device))
         new, cosine, sine = (random(rows, count, width) for count in (heads + 2 * kv_heads, 1, 1))
         results = [cache.rotate_and_attend(0, new.clone(), cosine, sine, scores) for cache in caches]
         differences.append(_difference(*results))
-    assert caches[1].layer_kernels is not None
-    return max(differences), caches[1].layer_kernels
+    return max(differences)
+
+
+def _compare_layers(random: Callable[..., Tensor]) -> list[float]:
+    """A norm and a gate."""
+    from vr1.rollout.kernels import layers
+
+    states, weight, gate, up = (random(4, 3, 300)[:, 0] for _ in range(4))
+    states = states.contiguous()
+    normed = rms_norm(states.float(), (300,), weight[0].float(), 1e-6)
+    return [
+        _difference(normed, layers.rms_norm(states, weight[0], 1e-6)),
+        _difference(silu(gate.float()) * up.float(), layers.gated(gate, up)),
+    ]
+
+
+def _compare_steps(random: Callable[..., Tensor], group: int, heads: int, kv_heads: int, width: int) -> float:
+    """Steps of a layer and a head on a CPU, for two prompts' completions, of which one ends after two tokens."""
+    hidden, feed_forward, vocabulary, total = 40, 24, 20, heads + 2 * kv_heads
+    sizes = {
+        "qkv": (total * width, hidden),
+        "output": (hidden, heads * width),
+        "gate": (feed_forward, hidden),
+        "up": (feed_forward, hidden),
+        "down": (hidden, feed_forward),
+        "head": (vocabulary, hidden),
+    }
+    weights = {name: random(*size) / size[1] ** 0.5 for name, size in sizes.items()}
+    bias, norms, epsilon = random(total * width), [random(hidden) for _ in range(3)], 1e-6
+    parts: dict[str, Any] = {name: Product(weight) for name, weight in weights.items()}
+    parts |= {"qkv": Product(weights["qkv"], bias)}
+    head, norm, scaling = parts.pop("head"), [Norm(weight, epsilon) for weight in norms], width**-0.5
+    layer = LayerWeights(attention_norm=norm[0], mlp_norm=norm[1], **parts, scaling=scaling)
+    network = Network([layer], norm[2], head, heads, kv_heads, width)
+
+    prefix = _prompts(random, kv_heads, width)
+    plain, own, rows, differences = GroupCache(prefix, group), CpuKernelCache(prefix, group), 2 * group, []
+    for token in range(4):
+        if token == 2:
+            rows -= 1
+            for cache in (plain, own):
+                cache.select(torch.arange(rows))
+        states, cosine, sine = random(rows, hidden), random(rows, 1, width), random(rows, 1, width)
+        found = network.step(states, *own.add_token(cosine, sine))
+        qkv = linear(rms_norm(states, (hidden,), norms[0], epsilon), weights["qkv"], bias).view(rows, total, width)
+        states = states + linear(plain.rotate_and_attend(0, qkv, cosine, sine, Scores(scaling)), weights["output"])
+        normed = rms_norm(states, (hidden,), norms[1], epsilon)
+        states = states + linear(silu(linear(normed, weights["gate"])) * linear(normed, weights["up"]), weights["down"])
+        differences.append(_difference(linear(rms_norm(states, (hidden,), norms[2], epsilon), weights["head"]), found))
+    return max(differences)
 
 
 def _difference(expected: Tensor, found: Tensor) -> float:

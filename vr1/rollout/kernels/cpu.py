@@ -1,42 +1,50 @@
-"""What a rollout on a CPU computes by `vr1.cpu_kernels`: the attention of its cache, and the choice of tokens.
+"""What a rollout on a CPU computes by `vr1.cpu_kernels`: the step of a decoder, its cache, and the choice of tokens.
 
 Shape letters: B prompts, P prompt tokens, W slots of a prompt, R rows, K key and value heads, E head width, T capacity
 for own tokens, V vocabulary.
 """
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers.activations import SiLUActivation
 from typing_extensions import override
 
 from vr1.cpu_kernels import decoding
-from vr1.policy.attention import Scores
+from vr1.policy.free_memory import SHARE, free_bytes
+from vr1.policy.norms import RMS_NORMS
+from vr1.policy.policy import Policy
 from vr1.rollout.cache import GroupCache, cache_capacity
+from vr1.rollout.decoder import Decoder
+from vr1.rollout.linear import merge_linear
+from vr1.rollout.rotation import Rotation
 from vr1.rollout.sampling import Sampling, sample_token
 from vr1.types import Prefix
 
-__all__ = ["CpuKernelCache", "sample_token_by_kernel"]
+__all__ = ["CpuDecoder", "CpuKernelCache", "network_of", "sample_token_by_kernel"]
 
 
 class CpuKernelCache(GroupCache):
-    """A `GroupCache` in float32 for `vr1.rollout.decoder.LayerDecoder`, with the arguments of any other.
+    """A `GroupCache` in float32 for `CpuDecoder`, with the arguments of any other.
 
-    Keys are stored with the tokens last, so that a vector of the processor has one number of several keys.
+    Keys are stored in blocks of tokens, with the tokens last, so that a vector of the processor has one number of
+    several keys.
     """
-
-    layer_kernels = decoding
 
     def __init__(self, prefix: Prefix, group: int) -> None:
         super().__init__(prefix, group)
-        length = prefix.mask.shape[1]
-        self.prompt_keys[:] = [
-            pad(part, (0, decoding.padded(length) - length)).contiguous() for part in self.prompt_keys
-        ]
+        self.prompt_keys[:] = map(decoding.in_blocks, self.prompt_keys)
         self.prompt_values[:] = [part.contiguous() for part in self.prompt_values]
         self._first_token = (~prefix.mask).sum(1)
-        # Of each layer: keys [B * K * W, E, T] and values [B * K * W, T, E].
-        self._own_keys: list[Tensor] = []
-        self._own_values: list[Tensor] = []
+        sequences, width = self._prompts * self.kv_heads * self._slots, prefix.keys[0].shape[3]
+        capacity = cache_capacity(1)
+        # Of each layer: keys [B * K * W, T / block, E, block] and values [B * K * W, T, E].
+        blocks = capacity // decoding.BLOCK
+        self._own_keys = [part.new_zeros(sequences, blocks, width, decoding.BLOCK) for part in self.prompt_keys]
+        self._own_values = [part.new_zeros(sequences, capacity, width) for part in self.prompt_keys]
         self._note_rows()
 
     def _note_rows(self) -> None:
@@ -44,32 +52,31 @@ class CpuKernelCache(GroupCache):
         self._row_of_slot = torch.full((self._prompts * self._slots,), -1)
         self._row_of_slot[self._slot_of_row] = torch.arange(len(self._slot_of_row))
 
-    @override
-    def rotate_and_attend(
-        self, layer: int, heads: Tensor, cosine: Tensor, signed_sine: Tensor, scores: Scores
-    ) -> Tensor:
-        if layer == 0:
-            self._length += 1
-        capacity = cache_capacity(self._length)
-        if layer == len(self._own_keys):
-            sequences, width = self._prompts * self.kv_heads * self._slots, heads.shape[2]
-            self._own_keys.append(heads.new_zeros(sequences, width, capacity))
-            self._own_values.append(heads.new_zeros(sequences, capacity, width))
-        elif capacity > (present := self._own_keys[layer].shape[2]):
-            self._own_keys[layer] = pad(self._own_keys[layer], (0, capacity - present))
-            self._own_values[layer] = pad(self._own_values[layer], (0, 0, 0, capacity - present))
-        return decoding.attend(
-            heads.contiguous(),
-            cosine.contiguous(),
-            signed_sine.contiguous(),
-            self.prompt_keys[layer],
-            self.prompt_values[layer],
-            self._first_token,
-            self._row_of_slot,
-            self._own_keys[layer],
-            self._own_values[layer],
-            self._length - 1,
-            scores.scaling,
+    def add_token(self, cosine: Tensor, signed_sine: Tensor) -> tuple[list[decoding.StoredTokens], decoding.Rows]:
+        """Make room for one more token in every row; returns keys and values of each layer, and where the token is.
+
+        Args:
+            cosine: ``[R, 1, E]`` of its rotary position.
+            signed_sine: ``[R, 1, E]``, its first half negated.
+        """
+        self._length += 1
+        more = cache_capacity(self._length) - self._own_values[0].shape[1]
+        if more > 0:
+            # One layer after another, so that only one has its old and its new memory.
+            for layer in range(len(self._own_keys)):
+                self._own_keys[layer] = pad(self._own_keys[layer], (0, 0, 0, 0, 0, more // decoding.BLOCK))
+                self._own_values[layer] = pad(self._own_values[layer], (0, 0, 0, more))
+        parts = zip(self.prompt_keys, self.prompt_values, self._own_keys, self._own_values, strict=True)
+        stored = [
+            decoding.StoredTokens(prompt_keys=keys, prompt_values=values, own_keys=own_keys, own_values=own_values)
+            for keys, values, own_keys, own_values in parts
+        ]
+        return stored, decoding.Rows(
+            first_token=self._first_token,
+            row_of_slot=self._row_of_slot,
+            slot=self._length - 1,
+            cosine=cosine.contiguous(),
+            sine=signed_sine.contiguous(),
         )
 
     @override
@@ -86,6 +93,91 @@ class CpuKernelCache(GroupCache):
                 moved[after[0], :, after[1]] = stay
                 kind[layer] = moved.flatten(0, 2)
         self._note_rows()
+
+
+class CpuDecoder(Decoder):
+    """A decoder whose step is one call of C.
+
+    Args:
+        policy: the policy.
+        network: its language model, by `network_of`.
+        cache: keys and values; grows by one token with every call.
+        end: as for `vr1.rollout.decoder.make_decoder`.
+    """
+
+    def __init__(self, policy: Policy, network: decoding.Network, cache: CpuKernelCache, end: int | None) -> None:
+        self._embed, self._rotation = policy.base.get_input_embeddings(), Rotation(policy, end)
+        self._network, self._cache = network, cache
+
+    def __call__(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits ``[R, V]``; see `Decoder`."""
+        states = self._embed(tokens)
+        return self._network.step(states.contiguous(), *self._cache.add_token(*self._rotation(states, positions)))
+
+
+def network_of(policy: Policy, dequantize: bool = False) -> decoding.Network | None:
+    """A copy of a policy's language model for `CpuDecoder`.
+
+    It takes the memory of the weights once more, which for trained weights is that of their gradients: these do not
+    exist during a rollout.
+
+    Args:
+        policy: with layers that `vr1.rollout.decoder.runs_layers` knows.
+        dequantize: copy 4-bit weights too.
+
+    Returns:
+        None for a model that computes anything that C does not, or if there is no room for the copy.
+    """
+    text, attention = policy.base.model.language_model, policy.base.model.language_model.layers[0].self_attn
+    weights = sum(part.weight.numel() for part in text.layers.modules() if isinstance(part, nn.Linear))
+    if 4 * weights > SHARE * free_bytes(torch.device("cpu")):
+        return None
+    layers = [_layer(layer, dequantize) for layer in text.layers]
+    norm, head = _norm(text.norm), _product([policy.base.lm_head], False)
+    if norm is None or head is None or None in layers:
+        return None
+    width, config = attention.head_dim, policy.base.config.get_text_config()
+    return decoding.Network(
+        cast("Sequence[decoding.LayerWeights]", layers),
+        norm,
+        head,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        width,
+    )
+
+
+def _layer(layer: Any, dequantize: bool) -> decoding.LayerWeights | None:
+    attention, mlp = layer.self_attn, layer.mlp
+    if not isinstance(mlp.act_fn, nn.SiLU | SiLUActivation):
+        return None
+    layers = {
+        "qkv": [attention.q_proj, attention.k_proj, attention.v_proj],
+        "output": [attention.o_proj],
+        "gate": [mlp.gate_proj],
+        "up": [mlp.up_proj],
+        "down": [mlp.down_proj],
+    }
+    norms = {"attention_norm": layer.input_layernorm, "mlp_norm": layer.post_attention_layernorm}
+    # Qwen3 normalizes queries and keys; the other supported layers do not.
+    if hasattr(attention, "q_norm"):
+        norms |= {"query_norm": attention.q_norm, "key_norm": attention.k_norm}
+    parts: dict[str, Any] = {name: _product(own, dequantize) for name, own in layers.items()}
+    parts |= {name: _norm(own) for name, own in norms.items()}
+    if None in parts.values():
+        return None
+    return decoding.LayerWeights(**parts, scaling=attention.scaling)
+
+
+def _product(layers: Sequence[nn.Module], dequantize: bool) -> decoding.Product | None:
+    merged = merge_linear(layers, dequantize)
+    return None if merged is None else decoding.Product(*merged)
+
+
+def _norm(norm: Any) -> decoding.Norm | None:
+    if type(norm).__name__ not in RMS_NORMS or norm.weight.dtype != torch.float32:
+        return None
+    return decoding.Norm(norm.weight.detach(), norm.variance_epsilon)
 
 
 def sample_token_by_kernel(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
