@@ -12,7 +12,7 @@ from tests.rollout.test_graphs import assert_same, encoder_of, loaded
 from vr1.cpu_kernels import decoding
 from vr1.cpu_kernels.library import compiler, load_library
 from vr1.policy import Lora
-from vr1.rollout import Sampling, generate
+from vr1.rollout import Sampling, generate, shared
 from vr1.rollout.kernels import Kernels, check, cpu
 from vr1.rollout.kernels.cpu import CpuKernelCache, network_of
 
@@ -112,6 +112,16 @@ def test_models_that_compute_anything_else_are_run_by_torch(source, prompts, enc
     expected = generate(policy, prompts, sampling, tokenizer)
     assert_same(generate(policy, prompts, sampling, tokenizer, kernels=Kernels()), expected)
     assert used == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("most", [3, 4])
+def test_many_rows_are_left_to_torch(source, prompts, encoder, used, monkeypatch, most):
+    monkeypatch.setattr(shared, "MAX_ROWS", most * len(prompts))
+    policy, sampling = source.load().eval(), Sampling(group_size=4, max_new_tokens=5)
+    expected = generate(policy, prompts, sampling, encoder.processor.tokenizer)
+    assert_same(generate(policy, prompts, sampling, encoder.processor.tokenizer, kernels=Kernels()), expected)
+    assert len(used) == (most == 4)
 
 
 @needs_compiler

@@ -10,7 +10,7 @@
 enum {
     OUTPUTS = 16,
     /* Inputs whose products are summed by themselves, so that rounding does not grow with the inputs. */
-    SUMMED = 256,
+    SUMMED = 128,
     /* Vectors of rows that are multiplied at a time, and sums that fit in the processor's registers. */
     ROW_VECTORS = 2,
     REGISTERS = LANES == 16 ? 16 : 8,
@@ -27,43 +27,45 @@ struct product {
 
 static inline int64_t blocks_of(int64_t outputs) { return (outputs + OUTPUTS - 1) / OUTPUTS; }
 
-/* Some outputs of some vectors of rows; these numbers are constants, so that the sums stay in registers. */
+/* Adds the products of inputs `start` to `end` for some outputs of some vectors of rows; these numbers are constants, so
+   that the sums stay in registers. */
 static inline __attribute__((always_inline)) void multiply_part(const int vectors, const int outputs,
-                                                                const float *weight, const float *x, int64_t inputs,
-                                                                int64_t stride, float *tile) {
-    for (int64_t start = 0; start < inputs; start += SUMMED) {
-        const int64_t end = least(start + SUMMED, inputs);
-        vec sums[REGISTERS] = {0};
-        for (int64_t i = start; i < end; i++) {
-            vec rows[ROW_VECTORS];
-            for (int v = 0; v < vectors; v++) rows[v] = load(x + i * stride + v * LANES);
-            __builtin_prefetch(weight + (i + AHEAD) * OUTPUTS);
-            for (int o = 0; o < outputs; o++)
-                for (int v = 0; v < vectors; v++) sums[o * vectors + v] += rows[v] * weight[i * OUTPUTS + o];
-        }
+                                                                const float *weight, const float *x, int64_t start,
+                                                                int64_t end, int64_t stride, float *tile) {
+    vec sums[REGISTERS] = {0};
+    for (int64_t i = start; i < end; i++) {
+        vec rows[ROW_VECTORS];
+        for (int v = 0; v < vectors; v++) rows[v] = load(x + i * stride + v * LANES);
+        __builtin_prefetch(weight + (i + AHEAD) * OUTPUTS);
         for (int o = 0; o < outputs; o++)
-            for (int v = 0; v < vectors; v++) {
-                float *to = tile + o * TILE_ROWS + v * LANES;
-                store(to, load(to) + sums[o * vectors + v]);
-            }
+            for (int v = 0; v < vectors; v++) sums[o * vectors + v] += rows[v] * weight[i * OUTPUTS + o];
     }
+    for (int o = 0; o < outputs; o++)
+        for (int v = 0; v < vectors; v++) {
+            float *to = tile + o * TILE_ROWS + v * LANES;
+            store(to, load(to) + sums[o * vectors + v]);
+        }
 }
 
 /* The outputs of one block for up to TILE_ROWS rows: tile [OUTPUTS, TILE_ROWS]. */
-static __attribute__((noinline)) void multiply(const struct product *product, int64_t block, const float *x, int64_t stride, int64_t vectors,
-                     float *tile) {
-    const float *weight = product->weight + block * product->inputs * OUTPUTS;
+static __attribute__((noinline)) void multiply(const struct product *product, int64_t block, const float *x,
+                                               int64_t stride, int64_t vectors, float *tile) {
+    const int64_t inputs = product->inputs;
+    const float *weight = product->weight + block * inputs * OUTPUTS;
     for (int o = 0; o < OUTPUTS; o++) {
         const float start = product->bias ? product->bias[block * OUTPUTS + o] : 0;
         for (int v = 0; v < ROW_VECTORS; v++) store(tile + o * TILE_ROWS + v * LANES, (vec){0} + start);
     }
-    if (vectors == 1)
-        for (int o = 0; o < OUTPUTS; o += REGISTERS)
-            multiply_part(1, REGISTERS, weight + o, x, product->inputs, stride, tile + o * TILE_ROWS);
-    else
-        for (int o = 0; o < OUTPUTS; o += REGISTERS / ROW_VECTORS)
-            multiply_part(ROW_VECTORS, REGISTERS / ROW_VECTORS, weight + o, x, product->inputs, stride,
-                          tile + o * TILE_ROWS);
+    for (int64_t start = 0; start < inputs; start += SUMMED) {
+        const int64_t end = least(start + SUMMED, inputs);
+        if (vectors == 1)
+            for (int o = 0; o < OUTPUTS; o += REGISTERS)
+                multiply_part(1, REGISTERS, weight + o, x, start, end, stride, tile + o * TILE_ROWS);
+        else
+            for (int o = 0; o < OUTPUTS; o += REGISTERS / ROW_VECTORS)
+                multiply_part(ROW_VECTORS, REGISTERS / ROW_VECTORS, weight + o, x, start, end, stride,
+                              tile + o * TILE_ROWS);
+    }
 }
 
 /* A statement for each block of a product's outputs and each `vectors` vectors of rows from `row` on, which has the

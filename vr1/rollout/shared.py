@@ -12,7 +12,7 @@ from vr1.rollout.cache import GroupCache, StaticGroupCache
 from vr1.rollout.decoder import Decoder, make_decoder, runs_layers
 from vr1.rollout.graphs import GraphError, StepGraphs, StepState
 from vr1.rollout.kernels import Kernels, kernel_cache
-from vr1.rollout.kernels.cpu import CpuDecoder, CpuKernelCache, network_of, sample_token_by_kernel
+from vr1.rollout.kernels.cpu import MAX_ROWS, CpuDecoder, CpuKernelCache, network_of, sample_token_by_kernel
 from vr1.rollout.rows import SampledRows
 from vr1.rollout.sampling import Choose, Decoded, Sampling, sample_token
 from vr1.rollout.weights import RolloutWeights
@@ -134,14 +134,14 @@ def _prepare(
         kernels: use vr1's kernels, as far as there are some for this model.
         static: tensors keep their addresses from token to token.
     """
+    rows = len(prefix.mask) * sampling.group_size
     end = int(prefix.next_position.max()) + sampling.max_new_tokens
     plain = StaticGroupCache if static else GroupCache
     kind = kernel_cache(prefix.state.device) if kernels else plain
     if issubclass(kind, CpuKernelCache):
-        if (network := network_of(policy, dequantize)) is not None:
+        if rows <= MAX_ROWS and (network := network_of(policy, dequantize)) is not None:
             cpu_cache = kind(prefix, sampling.group_size)
             return cpu_cache, CpuDecoder(policy, network, cpu_cache, end), sample_token_by_kernel
         kind = plain
     cache = kind(prefix, sampling.group_size)
-    rows = len(prefix.mask) * sampling.group_size
     return cache, make_decoder(policy, cache, rows, dequantize, end), sample_token

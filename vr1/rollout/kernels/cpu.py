@@ -24,7 +24,10 @@ from vr1.rollout.rotation import Rotation
 from vr1.rollout.sampling import Sampling, sample_token
 from vr1.types import Prefix
 
-__all__ = ["CpuDecoder", "CpuKernelCache", "network_of", "sample_token_by_kernel"]
+__all__ = ["MAX_ROWS", "CpuDecoder", "CpuKernelCache", "network_of", "sample_token_by_kernel"]
+
+# With more rows, torch's products and operators are as fast.
+MAX_ROWS = 256
 
 
 class CpuKernelCache(GroupCache):
