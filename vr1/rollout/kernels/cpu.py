@@ -5,7 +5,7 @@ for own tokens, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,21 +132,20 @@ def network_of(policy: Policy, dequantize: bool = False) -> decoding.Network | N
         None for a model that computes anything that C does not, or if there is no room for the copy.
     """
     text, attention = policy.base.model.language_model, policy.base.model.language_model.layers[0].self_attn
-    weights = sum(part.weight.numel() for part in text.layers.modules() if isinstance(part, nn.Linear))
-    if 4 * weights > SHARE * free_bytes(torch.device("cpu")):
+    copied = [part for part in (*text.layers.modules(), policy.base.lm_head) if isinstance(part, nn.Linear)]
+    if sum(4 * part.in_features * part.out_features for part in copied) > SHARE * free_bytes(torch.device("cpu")):
         return None
-    layers = [_layer(layer, dequantize) for layer in text.layers]
     norm, head = _norm(text.norm), _product([policy.base.lm_head], False)
-    if norm is None or head is None or None in layers:
+    if norm is None or head is None:
         return None
-    width, config = attention.head_dim, policy.base.config.get_text_config()
+    layers: list[decoding.LayerWeights] = []
+    for layer in text.layers:
+        if (own := _layer(layer, dequantize)) is None:
+            return None
+        layers.append(own)
+    config = policy.base.config.get_text_config()
     return decoding.Network(
-        cast("Sequence[decoding.LayerWeights]", layers),
-        norm,
-        head,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        width,
+        layers, norm, head, config.num_attention_heads, config.num_key_value_heads, attention.head_dim
     )
 
 
