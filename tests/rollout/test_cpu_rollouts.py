@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from tests.policy.tiny_models import source_of
-from tests.rollout.caches import noted_caches
+from tests.rollout.caches import LEAVING, noted_caches
 from tests.rollout.test_graphs import assert_same, encoder_of, loaded
 from vr1.cpu_kernels import decoding
 from vr1.cpu_kernels.library import compiler, load_library
 from vr1.policy import Lora
 from vr1.rollout import Sampling, generate, shared
+from vr1.rollout.cache import GroupCache
+from vr1.rollout.decoder import make_decoder
 from vr1.rollout.kernels import Kernels, check, cpu
-from vr1.rollout.kernels.cpu import CpuKernelCache, network_of
+from vr1.rollout.kernels.cpu import CpuDecoder, CpuKernelCache, network_of
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -60,6 +62,26 @@ def test_rollouts_while_rows_leave_and_the_cache_grows(family, records, used, ch
     if settings.temperature:
         assert cache.selected
     assert int(expected.mask.sum(-1).max()) > 64
+
+
+@needs_compiler
+@pytest.mark.parametrize("leaving", [*LEAVING, {}], ids=str)
+@torch.no_grad()
+def test_a_decoder_by_kernels_equals_one_by_torch(source, encoder, records, leaving):
+    policy = source.load().eval()
+    prefix = policy.prefill(encoder((records * 4)[:4]))
+    caches, rows = (GroupCache(prefix, 3), CpuKernelCache(prefix, 3)), torch.arange(12)
+    decoders = make_decoder(policy, caches[0], 12), CpuDecoder(policy, network_of(policy), caches[1], None)
+    drawn = torch.Generator().manual_seed(0)
+    for token in range(20):
+        tokens = torch.randint(100, (len(rows),), generator=drawn)
+        positions = prefix.next_position.repeat_interleave(3)[rows] + token
+        torch.testing.assert_close(*(decode(tokens, positions) for decode in decoders), atol=1e-4, rtol=1e-4)
+        if token in leaving:
+            rows = rows[leaving[token]]
+            for cache, decode in zip(caches, decoders, strict=True):
+                cache.select(torch.tensor(leaving[token]))
+                decode.set_rows(len(rows))
 
 
 def changed_step(change):

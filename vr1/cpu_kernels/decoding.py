@@ -209,10 +209,12 @@ class Network:
             rows: which prompt each row continues.
         """
         first = stored[0]
-        _check(states, rows, stored)
         network = self._network
         prompts = len(rows.first_token)
         slots = len(rows.row_of_slot) // prompts
+        _check(states, rows, stored)
+        assert len(first.prompt_values) == prompts * network.K
+        assert len(first.own_values) == prompts * slots * network.K
         for layer, tokens in zip(self._layers, stored, strict=True):
             layer.prompt_keys, layer.prompt_values = tokens.prompt_keys.data_ptr(), tokens.prompt_values.data_ptr()
             layer.own_keys, layer.own_values = tokens.own_keys.data_ptr(), tokens.own_values.data_ptr()
