@@ -7,8 +7,7 @@ Each shape is trained for two steps in a process of its own, so that the second 
 of the first. What is measured are the bytes that torch's allocator has given to tensors, at their peak, and the weights
 that the allocator does not know, since they are mapped from their file or loaded by other threads. That is exact, and
 the same in every run. The copy of the weights that decoding has on a CPU alone is left out: the plan is about GPUs.
-What the plan adds for AdamW on a GPU, which updates
-all tensors at once there, is left out.
+What the plan adds for AdamW on a GPU, which updates all tensors at once there, is left out too.
 Completions never end before their limit, and images are shown at the largest size: what the plan is about. With
 "unequal prompts" their lengths differ by several tokens; without, they differ as those of three names do.
 """

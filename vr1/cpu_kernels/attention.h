@@ -7,8 +7,8 @@
 enum { BLOCK = 16, BLOCK_VECTORS = BLOCK / LANES, TILE = 8 / BLOCK_VECTORS };
 
 /* Scores of `count` queries with a block of keys, [E, BLOCK]. */
-static inline __attribute__((always_inline)) void score_tile(const int count, const float *query, const float *keys,
-                                                             int64_t E, float *scores, int64_t score_stride) {
+IN_EACH_CALL void score_tile(const int count, const float *query, const float *keys, int64_t E, float *scores,
+                             int64_t score_stride) {
     vec sums[TILE][BLOCK_VECTORS] = {0};
     for (int64_t e = 0; e < E; e++)
         for (int v = 0; v < BLOCK_VECTORS; v++) {
@@ -20,9 +20,8 @@ static inline __attribute__((always_inline)) void score_tile(const int count, co
 }
 
 /* Adds the weighted values of `tokens` tokens to BLOCK entries of the results of `count` queries. */
-static inline __attribute__((always_inline)) void value_tile(const int count, const float *weights,
-                                                             int64_t weight_stride, const float *values, int64_t E,
-                                                             int64_t tokens, float *result) {
+IN_EACH_CALL void value_tile(const int count, const float *weights, int64_t weight_stride, const float *values,
+                             int64_t E, int64_t tokens, float *result) {
     vec sums[TILE][BLOCK_VECTORS];
     for (int q = 0; q < count; q++)
         for (int v = 0; v < BLOCK_VECTORS; v++) sums[q][v] = load(result + q * E + v * LANES);
@@ -49,20 +48,20 @@ static inline __attribute__((always_inline)) void value_tile(const int count, co
 
 static inline int64_t padded(int64_t tokens) { return (tokens + BLOCK - 1) / BLOCK * BLOCK; }
 
-/* Scores of `queries` queries with keys `first` to `last`, of keys stored as [blocks, E, BLOCK]: what is read lies side by
-   side. Scores of up to BLOCK - 1 more keys before and behind are computed too. */
-static __attribute__((noinline)) void score(const float *query, int64_t queries, const float *keys, int64_t first,
-                                            int64_t last, int64_t E, float *scores, int64_t score_stride) {
+/* Scores of `queries` queries with keys `first` to `last`, of keys stored as [blocks, E, BLOCK]: what is read lies side
+   by side. Scores of up to BLOCK - 1 more keys before and behind are computed too. */
+ONCE void score(const float *query, int64_t queries, const float *keys, int64_t first, int64_t last, int64_t E,
+                float *scores, int64_t score_stride) {
     for (int64_t key = first / BLOCK * BLOCK; key < last; key += BLOCK)
-        FOR_EACH_TILE_OF_QUERIES(queries, score_tile(N, query + q * E, keys + key * E, E, scores + q * score_stride + key,
-                                                     score_stride))
+        FOR_EACH_TILE_OF_QUERIES(queries, score_tile(N, query + q * E, keys + key * E, E,
+                                                     scores + q * score_stride + key, score_stride))
 }
 
-static __attribute__((noinline)) void add_values(const float *weights, int64_t weight_stride, int64_t queries, const float *values, int64_t tokens,
-                       int64_t E, float *result) {
+ONCE void add_values(const float *weights, int64_t weight_stride, int64_t queries, const float *values, int64_t tokens,
+                     int64_t E, float *result) {
     for (int64_t e = 0; e < E; e += BLOCK)
-        FOR_EACH_TILE_OF_QUERIES(queries, value_tile(N, weights + q * weight_stride, weight_stride, values + e, E, tokens,
-                                                     result + q * E + e))
+        FOR_EACH_TILE_OF_QUERIES(queries, value_tile(N, weights + q * weight_stride, weight_stride, values + e, E,
+                                                     tokens, result + q * E + e))
 }
 
 static float largest(const float *scores, int64_t first, int64_t last, float found) {

@@ -26,7 +26,7 @@ struct norm {
 
 struct layer {
     struct norm attention_norm, query_norm, key_norm, mlp_norm;
-    struct product qkv, output; /* [(H + 2 * K) * E, D], [D, H * E] */
+    struct product qkv, output;    /* [(H + 2 * K) * E, D], [D, H * E] */
     struct product gate, up, down; /* [F, D], [F, D], [D, F] */
     double scaling;
     const float *prompt_keys, *prompt_values; /* [B * K, P / BLOCK rounded up, E, BLOCK], [B * K, P, E] */
@@ -54,11 +54,8 @@ static int64_t attention_size(const struct network *n, const struct rows *r, int
     return n->E + slots * (n->H / n->K) * (2 * n->E + padded(r->P) + r->T + 1);
 }
 
-static int64_t feed_forward_width(const struct network *n) {
-    int64_t width = 0;
-    for (int64_t i = 0; i < n->count; i++) width = width < n->layers[i].gate.outputs ? n->layers[i].gate.outputs : width;
-    return blocks_of(width) * OUTPUTS;
-}
+/* F, rounded up; the layers are of one shape. */
+static int64_t feed_forward_width(const struct network *n) { return blocks_of(n->layers[0].gate.outputs) * OUTPUTS; }
 
 /* How many floats `step` needs beside its arguments. */
 int64_t scratch_size(const struct network *n, const struct rows *r, int64_t slots, int64_t threads) {
@@ -68,7 +65,7 @@ int64_t scratch_size(const struct network *n, const struct rows *r, int64_t slot
 }
 
 /* y = x * weight / sqrt(mean(x^2) + epsilon) of columns: [D, stride]. */
-static __attribute__((noinline)) void normalize_columns(const float *x, const struct norm *norm, float *y, int64_t D, int64_t stride) {
+ONCE void normalize_columns(const float *x, const struct norm *norm, float *y, int64_t D, int64_t stride) {
     for (int64_t row = 0; row < stride; row += LANES) {
         vec squares[4] = {0}, scale;
         for (int64_t d = 0; d < D; d++) {
@@ -97,9 +94,8 @@ static void rotated(const float *x, const struct norm *norm, const struct rows *
 
    heads     [R, H + 2 * K, E]; queries, keys and values, not rotated
    attended  [H * E, stride] */
-static __attribute__((noinline)) void attend(const struct network *n, const struct layer *layer, const struct rows *r, const float *heads,
-                   int64_t pair, int64_t first_slot, int64_t end_slot, float *scratch, float *attended,
-                   int64_t stride) {
+ONCE void attend(const struct network *n, const struct layer *layer, const struct rows *r, const float *heads,
+                 int64_t pair, int64_t first_slot, int64_t end_slot, float *scratch, float *attended, int64_t stride) {
     const int64_t H = n->H, K = n->K, E = n->E, G = H / K, W = r->W, T = r->T, tokens = r->slot + 1;
     const int64_t prompt = pair / K, kv_head = pair % K, first = r->first_token[prompt];
     const int64_t P_padded = padded(r->P), score_stride = P_padded + T, most = (end_slot - first_slot) * G;
@@ -143,19 +139,10 @@ static __attribute__((noinline)) void attend(const struct network *n, const stru
     }
 }
 
-static __attribute__((noinline)) void add_tile(const float *tile, int64_t block, int64_t row, int64_t vectors, float *to,
-                            int64_t stride) {
-    for (int o = 0; o < OUTPUTS; o++)
-        for (int v = 0; v < vectors; v++) {
-            float *place = to + (block * OUTPUTS + o) * stride + row + v * LANES;
-            store(place, load(place) + load(tile + o * TILE_ROWS + v * LANES));
-        }
-}
-
 /* Logits [R, V] of states [R, D], which are the embeddings of the new tokens; stores their keys and values.
 
-   `slots` slots of a prompt are a task of the attention. Each thread normalizes all rows for itself: for a few rows that
-   takes less time than waiting for what others have computed. Results do not depend on the number of threads. */
+   `slots` slots of a prompt are a task of the attention. Each thread normalizes all rows for itself: for a few rows
+   that takes less time than waiting for what others have computed. Results do not depend on the number of threads. */
 void step(const struct network *n, const struct rows *r, const float *states, float *logits, float *scratch,
           int64_t slots, int64_t threads) {
     const int64_t stride = in_vectors(r->R), D = n->D, D_padded = blocks_of(D) * OUTPUTS;
@@ -199,8 +186,8 @@ void step(const struct network *n, const struct rows *r, const float *states, fl
     }
 }
 
-/* Packs a weight [outputs, inputs], as products.h describes; outputs beyond the last are 0. As many inputs as fill a line
-   of the cache are copied at a time. */
+/* Packs a weight [outputs, inputs], as products.h describes; outputs beyond the last are 0. As many inputs as fill a
+   line of the cache are copied at a time. */
 void pack(const float *weight, float *packed, int64_t outputs, int64_t inputs, int64_t threads) {
     enum { LINE = 16 };
 #pragma omp parallel for num_threads((int)threads) schedule(static) if (threads > 1)

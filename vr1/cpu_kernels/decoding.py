@@ -192,6 +192,7 @@ class Network:
     def __init__(
         self, layers: Sequence[LayerWeights], norm: Norm, head: Product, heads: int, kv_heads: int, width: int
     ) -> None:
+        assert len({(layer.qkv.inputs, layer.qkv.outputs, layer.gate.outputs) for layer in layers}) == 1
         # The structures hold addresses alone.
         self._kept = layers, norm, head
         self._layers = (_CLayer * len(layers))(*(_layer(layer) for layer in layers))

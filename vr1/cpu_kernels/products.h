@@ -27,11 +27,10 @@ struct product {
 
 static inline int64_t blocks_of(int64_t outputs) { return (outputs + OUTPUTS - 1) / OUTPUTS; }
 
-/* Adds the products of inputs `start` to `end` for some outputs of some vectors of rows; these numbers are constants, so
-   that the sums stay in registers. */
-static inline __attribute__((always_inline)) void multiply_part(const int vectors, const int outputs,
-                                                                const float *weight, const float *x, int64_t start,
-                                                                int64_t end, int64_t stride, float *tile) {
+/* Adds the products of inputs `start` to `end` for some outputs of some vectors of rows; these numbers are constants,
+   so that the sums stay in registers. */
+IN_EACH_CALL void multiply_part(const int vectors, const int outputs, const float *weight, const float *x,
+                                int64_t start, int64_t end, int64_t stride, float *tile) {
     vec sums[REGISTERS] = {0};
     for (int64_t i = start; i < end; i++) {
         vec rows[ROW_VECTORS];
@@ -48,8 +47,8 @@ static inline __attribute__((always_inline)) void multiply_part(const int vector
 }
 
 /* The outputs of one block for up to TILE_ROWS rows: tile [OUTPUTS, TILE_ROWS]. */
-static __attribute__((noinline)) void multiply(const struct product *product, int64_t block, const float *x,
-                                               int64_t stride, int64_t vectors, float *tile) {
+ONCE void multiply(const struct product *product, int64_t block, const float *x, int64_t stride, int64_t vectors,
+                   float *tile) {
     const int64_t inputs = product->inputs;
     const float *weight = product->weight + block * inputs * OUTPUTS;
     for (int o = 0; o < OUTPUTS; o++) {
@@ -80,10 +79,19 @@ static __attribute__((noinline)) void multiply(const struct product *product, in
             __VA_ARGS__;                                                                                               \
         }
 
-/* Stores a tile with one row after another: `to` [rows, width], of which the tile's rows begin at `row`. */
-static __attribute__((noinline)) void store_rows(const float *tile, const struct product *product, int64_t block, int64_t row,
-                              int64_t rows, float *to) {
+/* Stores a tile with one row after another: `to` [rows, outputs], of which the tile's rows begin at `row`. */
+ONCE void store_rows(const float *tile, const struct product *product, int64_t block, int64_t row, int64_t rows,
+                     float *to) {
     const int64_t first = block * OUTPUTS, count = least(OUTPUTS, product->outputs - first);
     for (int64_t r = row; r < least(row + TILE_ROWS, rows); r++)
         for (int64_t o = 0; o < count; o++) to[r * product->outputs + first + o] = tile[o * TILE_ROWS + r - row];
+}
+
+/* Adds a tile to `to` [outputs, stride]. */
+ONCE void add_tile(const float *tile, int64_t block, int64_t row, int64_t vectors, float *to, int64_t stride) {
+    for (int o = 0; o < OUTPUTS; o++)
+        for (int v = 0; v < vectors; v++) {
+            float *place = to + (block * OUTPUTS + o) * stride + row + v * LANES;
+            store(place, load(place) + load(tile + o * TILE_ROWS + v * LANES));
+        }
 }

@@ -14,6 +14,11 @@ enum { LANES = 16 };
 enum { LANES = 8 };
 #endif
 
+/* A function that is compiled into each call, whose constants then are its own; and one that is compiled once, which
+   takes the compiler less time. */
+#define IN_EACH_CALL static inline __attribute__((always_inline))
+#define ONCE static __attribute__((noinline))
+
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 

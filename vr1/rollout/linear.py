@@ -2,8 +2,8 @@
 
 A layer with adapters takes peft a dozen operators, most of them casts; a decoder calls seven such layers a block for
 each token. Here the adapters of layers that share an input are stacked (``A``) and laid out block-diagonally (``B``),
-scaled and cast once, so that a call is two or three products. They are never added to the weights: the first updates of
-an adapter are smaller than what bfloat16 can hold beside a weight.
+scaled and cast once, so that a call is two or three products. They are not added to the weights: the first updates of
+an adapter are smaller than what bfloat16 can hold beside a weight. Only copies in float32 have them (`merge_linear`).
 
 Private operators of torch, tried with 2.11 and 2.15: ``torch.ops.mkl``, which torch's own compiler uses for frozen
 weights.
