@@ -80,7 +80,7 @@ FAULTS = [
         "vr1/policy/policy.py",
         "tests/policy/test_recomputation.py",
         ("not (self.training and torch.is_grad_enabled())", "not self.training"),
-        ("max(1, int(mask.sum()))", "mask.numel()"),
+        ("max(1, int(mask[..., 1:].sum()))", "mask.numel()"),
         ("(int(prompts.mask.sum()) if prefix is None else 0)", "int(prompts.mask.sum())"),
         ("if not self.has_fixed_vision:\n                raise", "if not self.shares_prompt:\n                raise"),
     ),
@@ -293,9 +293,17 @@ FAULTS = [
         "vr1/policy/policy.py",
         _UPDATES,
         ("prefix.next_position[prompt] + place)", "prefix.next_position[prompt] + place + 1)"),
-        ("torch.where((place == 0)[:, None], prefix.state[prompt], states.roll(1, dims=0))", "states.roll(1, dims=0)"),
-        ("states.roll(1, dims=0))", "states)"),
+        (
+            "torch.where((place == 0)[:, None], prefix.state[prompt], states.index_select(0, before))",
+            "states.index_select(0, before)",
+        ),
+        ("roll(1, dims=-1)[counted]", "view(read.shape)[counted]"),
         ("state=states[:, -1],", "state=states[:, 0],"),
+    ),
+    *_faults(
+        "vr1/policy/policy.py",
+        "tests/policy/test_patches.py",
+        ("F.pad(mask[..., 1:], (0, 1))", "mask"),
     ),
     *_faults(
         "vr1/policy/reference.py",

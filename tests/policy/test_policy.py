@@ -83,6 +83,22 @@ def test_log_probs_and_gradients_equal_those_of_full_forwards(
             assert relative_difference(policy.get_parameter(name).grad, parameter.grad) < 1e-4, name
 
 
+@pytest.mark.parametrize("lengths", [[1, 1, 1, 1], [0, 1, 0, 1], [0, 2, 0, 1]], ids=str)
+def test_completions_of_at_most_one_token_are_predicted_by_the_prompt(source, prompts, ragged_completions, lengths):
+    policy, (tokens, mask) = source.load(), ragged_completions
+    plain = copy.deepcopy(policy)
+    mask = (torch.arange(mask.shape[-1]) < torch.tensor(lengths)[:, None]).expand_as(mask)
+    weights = torch.randn(mask.shape) * mask
+    ours, _ = policy.log_probs(prompts, tokens, mask)
+    reference = plain_log_probs(plain, prompts, tokens, mask)
+    (ours * weights).sum().backward()
+    (reference * weights).sum().backward()
+    assert relative_difference(ours, reference) < 1e-4
+    for name, parameter in plain.named_parameters():
+        if parameter.grad is not None:
+            assert relative_difference(policy.get_parameter(name).grad, parameter.grad) < 1e-4, name
+
+
 def test_no_token_counts(source, prompts, ragged_completions):
     policy = source.load()
     tokens, mask = ragged_completions

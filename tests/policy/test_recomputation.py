@@ -297,7 +297,8 @@ def test_tokens_of_a_forward(four_layers, prompts, ragged_completions, monkeypat
     policy.log_probs(prompts, tokens, torch.zeros_like(mask))
     policy.log_probs(prompts, tokens, mask, prefix=policy.prefill(prompts))
     lengths = [9, 1, 4, 7, 2, 2, 9, 3, 5, 8, 6, 1]
-    assert seen == [sum(lengths) + of_prompts, 1 + of_prompts, sum(lengths)]
+    read = sum(length - 1 for length in lengths)
+    assert seen == [read + of_prompts, 1 + of_prompts, read]
 
 
 def test_a_training_says_what_it_chose(tmp_path, tiny_model, capsys, caplog):

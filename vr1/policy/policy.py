@@ -5,7 +5,7 @@ L tokens of a row, A axes of the rotary positions, D hidden size, F width of an 
 value heads, E head width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vr1.errors import UserError
 from vr1.policy.architectures import architecture_of
 from vr1.policy.attention import CompletionAttention, PromptAttention, Sharing
+from vr1.policy.dropout import drops_values
 from vr1.policy.logprobs import token_log_probs, unshared_log_probs
 from vr1.policy.patches import apply_patches, transformer_blocks
 from vr1.policy.recomputation import Recomputation, room_for_activations
@@ -283,7 +284,7 @@ class Policy(nn.Module):
         """A context in which layers recompute their activations as far as a forward requires (`log_probs`)."""
         if self.recomputation is None or not (self.training and torch.is_grad_enabled()):
             return nullcontext()
-        tokens = max(1, int(mask.sum())) + (int(prompts.mask.sum()) if prefix is None else 0)
+        tokens = max(1, int(mask[..., 1:].sum())) + (int(prompts.mask.sum()) if prefix is None else 0)
         return self.recomputation.choose(room_for_activations(self.base, tokens, mask.device), tokens)
 
     def _shared_log_probs(
@@ -297,47 +298,22 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`log_probs` of a policy that shares prompts."""
         prefix = self.prefill(prompts) if prefix is None else prefix
-        present = mask if bool(mask.any()) else _one_token(mask)
-        prompt, _, place = present.nonzero(as_tuple=True)
+        counted = mask if bool(mask.any()) else _one_token(mask)
+        read = _tokens_read(counted)
+        prompt, _, place = read.nonzero(as_tuple=True)
         positions = self.text_positions((prefix.next_position[prompt] + place)[None])
-        inputs = self.inputs(tokens[present][None])
-        states = self.hidden_states(inputs, positions, CompletionAttention(prefix, present))[0]
+        inputs = self.inputs(tokens[read][None])
+        states = self.hidden_states(inputs, positions, CompletionAttention(prefix, read))[0]
         # The prompt's last token predicts the first of a completion; each other token is predicted by the one before.
-        predicting = torch.where((place == 0)[:, None], prefix.state[prompt], states.roll(1, dims=0))
+        prompt, _, place = counted.nonzero(as_tuple=True)
+        before = (read.flatten().cumsum(0) - 1).view(read.shape).roll(1, dims=-1)[counted].clamp(min=0)
+        predicting = torch.where((place == 0)[:, None], prefix.state[prompt], states.index_select(0, before))
         fixed_head = not any(weight.requires_grad for weight in self.base.lm_head.parameters())
         values, entropy = token_log_probs(
-            self.logits, predicting, tokens[present], temperature, entropy_gradient, fixed_head
+            self.logits, predicting, tokens[counted], temperature, entropy_gradient, fixed_head
         )
         empty = torch.zeros(mask.shape, device=mask.device)
         return empty.masked_scatter(mask, values), empty.masked_scatter(mask, entropy)
-
-
-def drops_values(network: nn.Module, settings: Mapping[str, Any]) -> bool:
-    """Whether a network sets some of its values to 0 at random in training mode.
-
-    Some parts have dropout layers; others, such as attention, read a probability from their config.
-
-    Args:
-        network: with its adapters, if any.
-        settings: its config of transformers, with those of its parts in it.
-
-    Example:
-        >>> drops_values(nn.Dropout(0.0), {}), drops_values(nn.Dropout(0.1), {})
-        (False, True)
-        >>> drops_values(nn.Linear(2, 2), {"text_config": {"attention_dropout": 0.1}})
-        True
-    """
-    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in network.modules()) or _has_dropout(settings)
-
-
-def _has_dropout(settings: Mapping[str, Any]) -> bool:
-    """Whether a setting named after dropout is a number above 0, in a config or in those of its parts."""
-    return any(
-        _has_dropout(value)
-        if isinstance(value, Mapping)
-        else "drop" in str(name) and isinstance(value, int | float) and value > 0
-        for name, value in settings.items()
-    )
 
 
 def join_prefixes(parts: Sequence[Prefix], rows: Sequence[Tensor]) -> Prefix:
@@ -390,6 +366,23 @@ def _group_by_length(lengths: Tensor, max_ratio: float = _MAX_LENGTH_RATIO) -> l
             shortest = length
         groups[-1].append(row)
     return [torch.tensor(sorted(group), device=lengths.device) for group in groups]
+
+
+def _tokens_read(mask: Tensor) -> Tensor:
+    """Of the tokens that count, those that a forward reads: the last of a completion predicts none of them.
+
+    Args:
+        mask: ``[B, G, C]`` bool, at least one true.
+
+    Returns:
+        ``[B, G, C]`` bool, at least one true.
+
+    Example:
+        >>> _tokens_read(torch.tensor([[[True, True, True], [True, False, False]]])).int().tolist()
+        [[[1, 1, 0], [0, 0, 0]]]
+    """
+    read = F.pad(mask[..., 1:], (0, 1))
+    return read if bool(read.any()) else _one_token(read)
 
 
 def _one_token(mask: Tensor) -> Tensor:
