@@ -11,14 +11,6 @@ from vr1.cpu_kernels import decoding
 from vr1.rollout.sampling import Sampling, sample_token
 
 
-@pytest.fixture(params=[1, 3], ids=lambda count: f"{count} threads")
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def drawn(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 

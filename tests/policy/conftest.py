@@ -1,12 +1,12 @@
-"""With and without the C functions of `vr1.cpu_kernels.training`."""
+"""With and without the C functions of `vr1.cpu_kernels`."""
 
 import pytest
 
-from vr1.cpu_kernels import library, training
+from vr1.cpu_kernels import completions, library, training
 
 
 def forget_libraries():
-    for function in (library.load_library, training._functions):
+    for function in (library.load_library, training._functions, completions._functions):
         function.cache_clear()
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from vr1.cpu_kernels import completions
 from vr1.policy.attention import CompletionAttention, PromptAttention, Scores
 from vr1.policy.policy import join_prefixes
 from vr1.types import Prefix
 
-HEADS, SHARED, WIDTH, SCALE = 6, 2, 8, 0.3
+HEADS, SHARED, WIDTH, SCALE = 6, 2, 16, 0.3
 # Plain, and as in Gemma 2: capped, and with windows that end within the prompt.
 SCORES = [Scores(SCALE), Scores(SCALE, cap=0.7), Scores(SCALE, window=3), Scores(SCALE, cap=0.7, window=2)]
 PROMPTS = torch.tensor([[False, True, True, True], [True, True, True, True], [False, False, True, True]])
@@ -64,9 +65,22 @@ def test_a_prompt_sees_what_comes_before(padded, scores):
     assert attention.keys[0] is key, "a recomputed layer replaced keys that are in use"
 
 
-@each_scores
+@pytest.fixture
+def attended_in_c(monkeypatch):
+    """The scaling of each attention that C has computed."""
+    calls, attend = [], completions.attend
+
+    def noted(inputs, row, scaling):
+        calls.append(scaling)
+        return attend(inputs, row, scaling)
+
+    monkeypatch.setattr(completions, "attend", noted)
+    return calls
+
+
+@pytest.mark.parametrize("scores", [*SCORES, Scores(SCALE, window=13), Scores(SCALE, window=12)], ids=str)
 @pytest.mark.parametrize("padded", [False, True])
-def test_each_completion_sees_its_prompt_and_itself_only(ragged_completions, padded, scores):
+def test_each_completion_sees_its_prompt_and_itself_only(ragged_completions, padded, scores, either, attended_in_c):
     _, mask = ragged_completions
     batch = len(mask)
     prompt_mask = PROMPTS if padded else torch.ones_like(PROMPTS)
@@ -75,6 +89,9 @@ def test_each_completion_sees_its_prompt_and_itself_only(ragged_completions, pad
     query, key, value = drawn(1, int(mask.sum()), generator)
     attention = CompletionAttention(prefix_of(prompt_key, prompt_value, prompt_mask), mask)
     ours = attention(0, query, key, value, scores)[0]
+    # The longest prompt and completion have 13 tokens.
+    is_plain = scores.cap is None and scores.window in (None, 13)
+    assert attended_in_c == ([SCALE] if is_plain and either == "C" else [])
 
     # Who sees whom, token by token, over all prompts and completions in one row.
     row, which, place = mask.nonzero(as_tuple=True)
@@ -103,7 +120,7 @@ def test_each_completion_sees_its_prompt_and_itself_only(ragged_completions, pad
 
 @pytest.mark.parametrize("cap", [None, 0.7])
 @pytest.mark.parametrize("of_prompts", [True, False], ids=["prompts", "completions"])
-def test_dropout_sets_weights_to_zero_and_scales_the_others(cap, of_prompts):
+def test_dropout_sets_weights_to_zero_and_scales_the_others(cap, of_prompts, either):
     """Values that name their token show the weights of the attention."""
     torch.manual_seed(0)
     query, key, _ = (part.detach() for part in drawn(1, WIDTH // 2, torch.Generator().manual_seed(1)))

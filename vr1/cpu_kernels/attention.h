@@ -11,27 +11,27 @@ IN_EACH_CALL void score_tile(const int count, const float *query, const float *k
                              int64_t score_stride) {
     vec sums[TILE][BLOCK_VECTORS] = {0};
     for (int64_t e = 0; e < E; e++)
-        for (int v = 0; v < BLOCK_VECTORS; v++) {
+        UNROLLED for (int v = 0; v < BLOCK_VECTORS; v++) {
             const vec key = load(keys + e * BLOCK + v * LANES);
-            for (int q = 0; q < count; q++) sums[q][v] += key * query[q * E + e];
+            UNROLLED for (int q = 0; q < count; q++) sums[q][v] += key * query[q * E + e];
         }
-    for (int q = 0; q < count; q++)
-        for (int v = 0; v < BLOCK_VECTORS; v++) store(scores + q * score_stride + v * LANES, sums[q][v]);
+    UNROLLED for (int q = 0; q < count; q++)
+        UNROLLED for (int v = 0; v < BLOCK_VECTORS; v++) store(scores + q * score_stride + v * LANES, sums[q][v]);
 }
 
 /* Adds the weighted values of `tokens` tokens to BLOCK entries of the results of `count` queries. */
 IN_EACH_CALL void value_tile(const int count, const float *weights, int64_t weight_stride, const float *values,
                              int64_t E, int64_t tokens, float *result) {
     vec sums[TILE][BLOCK_VECTORS];
-    for (int q = 0; q < count; q++)
-        for (int v = 0; v < BLOCK_VECTORS; v++) sums[q][v] = load(result + q * E + v * LANES);
+    UNROLLED for (int q = 0; q < count; q++)
+        UNROLLED for (int v = 0; v < BLOCK_VECTORS; v++) sums[q][v] = load(result + q * E + v * LANES);
     for (int64_t token = 0; token < tokens; token++)
-        for (int v = 0; v < BLOCK_VECTORS; v++) {
+        UNROLLED for (int v = 0; v < BLOCK_VECTORS; v++) {
             const vec value = load(values + token * E + v * LANES);
-            for (int q = 0; q < count; q++) sums[q][v] += value * weights[q * weight_stride + token];
+            UNROLLED for (int q = 0; q < count; q++) sums[q][v] += value * weights[q * weight_stride + token];
         }
-    for (int q = 0; q < count; q++)
-        for (int v = 0; v < BLOCK_VECTORS; v++) store(result + q * E + v * LANES, sums[q][v]);
+    UNROLLED for (int q = 0; q < count; q++)
+        UNROLLED for (int v = 0; v < BLOCK_VECTORS; v++) store(result + q * E + v * LANES, sums[q][v]);
 }
 
 /* A call for each tile of up to TILE queries `q` to `q + N`. The number N is a constant, so that a tile's sums stay in

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vr1.cpu_kernels.library import load_library
+from vr1.cpu_kernels.library import load_functions
 
 __all__ = ["BLOCK", "LayerWeights", "Network", "Norm", "Product", "Rows", "StoredTokens", "in_blocks", "sample"]
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-_ARGUMENTS = {
+_ARGUMENTS: dict[str, list[Any]] = {
     "pack": [_POINTER] * 2 + [_SIZE] * 3,
     "scratch_size": [_POINTER] * 2 + [_SIZE] * 2,
     "step": [_POINTER] * 5 + [_SIZE] * 2,
@@ -70,11 +70,7 @@ class _CRows(ctypes.Structure):
 
 @cache
 def _functions() -> ctypes.CDLL:
-    library = load_library("decoding.c")
-    for name, arguments in _ARGUMENTS.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, _SIZE if name == "scratch_size" else None
-    return library
+    return load_functions("decoding.c", _ARGUMENTS, sizes=["scratch_size"])
 
 
 def in_blocks(keys: Tensor) -> Tensor:

@@ -11,14 +11,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["LibraryError", "NoCompilerError", "compiler", "load_library"]
+__all__ = ["LibraryError", "NoCompilerError", "compiler", "load_functions", "load_functions_or_none", "load_library"]
 
-_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-Wno-unknown-pragmas")
+_FLAGS = ("-O2", "-std=gnu11", "-fPIC", "-Wno-unknown-pragmas")
 # The first of these that a compiler accepts is best for the processor.
 _PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 _SECONDS = 60
@@ -71,6 +74,42 @@ def load_library(source: str) -> ctypes.CDLL:
             return ctypes.CDLL(str(built))
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LibraryError(f"{source}: {error}") from error
+
+
+def load_functions(source: str, arguments: Mapping[str, Sequence[Any]], sizes: Collection[str] = ()) -> ctypes.CDLL:
+    """A library as of `load_library` whose functions know the types of their arguments.
+
+    Args:
+        source: name of the file.
+        arguments: of each function, types of ctypes.
+        sizes: functions that return an int64; the others return nothing.
+
+    Raises:
+        NoCompilerError: as there.
+        LibraryError: as there.
+    """
+    library = load_library(source)
+    for name, types in arguments.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, ctypes.c_int64 if name in sizes else None
+    return library
+
+
+def load_functions_or_none(
+    source: str, arguments: Mapping[str, Sequence[Any]], sizes: Collection[str] = ()
+) -> ctypes.CDLL | None:
+    """As `load_functions`, for functions that torch's operators can replace; warns where the source does not compile.
+
+    Returns:
+        None without a compiler, or with one that fails.
+    """
+    try:
+        return load_functions(source, arguments, sizes)
+    except NoCompilerError:
+        return None
+    except LibraryError as error:
+        warnings.warn(f"training uses torch's operators, which take longer: {error}", stacklevel=3)
+        return None
 
 
 def _compile(command: list[str], source: Path, built: Path) -> None:

@@ -34,13 +34,13 @@ IN_EACH_CALL void multiply_part(const int vectors, const int outputs, const floa
     vec sums[REGISTERS] = {0};
     for (int64_t i = start; i < end; i++) {
         vec rows[ROW_VECTORS];
-        for (int v = 0; v < vectors; v++) rows[v] = load(x + i * stride + v * LANES);
+        UNROLLED for (int v = 0; v < vectors; v++) rows[v] = load(x + i * stride + v * LANES);
         __builtin_prefetch(weight + (i + AHEAD) * OUTPUTS);
-        for (int o = 0; o < outputs; o++)
-            for (int v = 0; v < vectors; v++) sums[o * vectors + v] += rows[v] * weight[i * OUTPUTS + o];
+        UNROLLED for (int o = 0; o < outputs; o++)
+            UNROLLED for (int v = 0; v < vectors; v++) sums[o * vectors + v] += rows[v] * weight[i * OUTPUTS + o];
     }
-    for (int o = 0; o < outputs; o++)
-        for (int v = 0; v < vectors; v++) {
+    UNROLLED for (int o = 0; o < outputs; o++)
+        UNROLLED for (int v = 0; v < vectors; v++) {
             float *to = tile + o * TILE_ROWS + v * LANES;
             store(to, load(to) + sums[o * vectors + v]);
         }

@@ -4,13 +4,13 @@ Shape letters: R rows, D width, H heads, E head width, T tokens, V vocabulary.
 """
 
 import ctypes
-import warnings
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vr1.cpu_kernels.library import LibraryError, NoCompilerError, load_library
+from vr1.cpu_kernels.library import load_functions_or_none
 
 __all__ = [
     "entropy",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
-_ARGUMENTS = {
+_ARGUMENTS: dict[str, list[Any]] = {
     "gated": [_POINTER] * 3 + [_SIZE] * 2,
     "gated_backward": [_POINTER] * 5 + [_SIZE] * 2,
     "rms_norm": [_POINTER] * 4 + [_SIZE] * 2 + [_NUMBER, _SIZE],
@@ -41,17 +41,7 @@ _ROWS = 32
 
 @cache
 def _functions() -> ctypes.CDLL | None:
-    try:
-        library = load_library("training.c")
-    except NoCompilerError:
-        return None
-    except LibraryError as error:
-        warnings.warn(f"training uses torch's operators, which take longer: {error}", stacklevel=2)
-        return None
-    for name, arguments in _ARGUMENTS.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
-    return library
+    return load_functions_or_none("training.c", _ARGUMENTS)
 
 
 def is_fused(*tensors: Tensor) -> bool:

@@ -17,7 +17,10 @@ enum { LANES = 8 };
 /* A function that is compiled into each call, whose constants then are its own; and one that is compiled once, which
    takes the compiler less time. */
 #define IN_EACH_CALL static inline __attribute__((always_inline))
-#define ONCE static __attribute__((noinline))
+#define ONCE static __attribute__((noinline, noclone))
+
+/* Before a loop of a constant count, whose values then stay in registers. */
+#define UNROLLED _Pragma("GCC unroll 16")
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -80,14 +83,11 @@ static inline vec power_of_two(ivec n) {
     return power;
 }
 
-/* e^x to about 1e-7 of itself; 0 for x below -87, infinite where e^x is too large, no number where x is none.
-   2^n * e^r with |r| <= ln(2) / 2, e^r by its series. */
-static inline vec exponential(vec x) {
-    const ivec none = x < -87.0f;
-    x = smaller((vec){0} + 89.0f, larger((vec){0} - 87.0f, x));
+/* e^x = 2^n * e^r with |r| <= ln(2) / 2: returns e^r by its series. */
+static inline vec reduced_exponential(vec x, vec *n) {
     /* Adding and subtracting 1.5 * 2^23 rounds to an integer. */
-    vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    *n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    vec r = x - *n * 0.693359375f + *n * 2.12194440e-4f;
     vec series = (vec){0} + 1.0f / 5040;
     series = series * r + 1.0f / 720;
     series = series * r + 1.0f / 120;
@@ -95,10 +95,23 @@ static inline vec exponential(vec x) {
     series = series * r + 1.0f / 6;
     series = series * r + 0.5f;
     series = series * r + 1.0f;
-    series = series * r + 1.0f;
+    return series * r + 1.0f;
+}
+
+/* e^x to about 1e-7 of itself; 0 for x below -87, infinite where e^x is too large, no number where x is none. */
+static inline vec exponential(vec x) {
+    const ivec none = x < -87.0f;
+    vec n, series = reduced_exponential(smaller((vec){0} + 89.0f, larger((vec){0} - 87.0f, x)), &n);
     /* 2^n in two factors, since 2^128 is none of the numbers. */
     ivec whole = __builtin_convertvector(n, ivec), half = whole >> 1;
     return chosen(none, (vec){0}, series * power_of_two(half) * power_of_two(whole - half));
+}
+
+/* The same for x up to 0, or little more. */
+static inline vec exponential_below_1(vec x) {
+    const ivec none = x < -87.0f;
+    vec n, series = reduced_exponential(larger((vec){0} - 87.0f, x), &n);
+    return chosen(none, (vec){0}, series * power_of_two(__builtin_convertvector(n, ivec)));
 }
 
 static inline vec silu(vec x) { return x / (1.0f + exponential(-x)); }

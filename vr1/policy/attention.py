@@ -4,6 +4,8 @@ transformers lets a model's attention be replaced by a registered function; `att
 which travels with each call as ``sharing``: `PromptAttention` for prompts, `CompletionAttention` for completions after
 their prompts, `vr1.rollout.cache.GroupCache` for single new tokens. Without it, `attend` is plain attention.
 
+On a CPU, plain attention of completions is a function in C each way (`vr1.cpu_kernels.completions`).
+
 Gemma 2 caps its scores (``cap * tanh(score / cap)``), and every other of its layers sees a window: the last W tokens.
 Torch's fused attention does not cap, so `capped_attention` computes the scores themselves.
 
@@ -17,8 +19,10 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from vr1.cpu_kernels import completions
 from vr1.policy.products import multiply_into_float32
 from vr1.types import Prefix
 
@@ -216,8 +220,8 @@ class PromptAttention:
 class CompletionAttention:
     """Attention of completions laid end to end in one row: each sees its prompt and itself.
 
-    A mask over the whole row would compute ``(P + G C)^2`` scores, of which ``G C (P + C)`` are used. So attention
-    gives each completion a row of its own, with the prompt's keys before its own keys.
+    A mask over the whole row would compute ``(P + G C)^2`` scores, of which ``G C (P + C)`` are used. So torch's
+    attention gets a row for each completion, with the prompt's keys before its own keys.
 
     Args:
         prefix: the prompts.
@@ -237,9 +241,20 @@ class CompletionAttention:
         # One mask for all completions of a prompt, and for all prompts if they have the same length.
         self._prompt_mask = prefix.mask[:1] if bool(prefix.mask.all()) else prefix.mask.repeat_interleave(group, dim=0)
         self._visible: dict[int | None, Tensor] = {}
+        self._mask = mask
+        self._row: completions.Completions | None = None
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention of one layer with one row; see `Sharing`."""
+        inputs = completions.Inputs(query, self._prefix.keys[layer], self._prefix.values[layer], key, value)
+        is_plain = scores.cap is None and not scores.dropout and self._window(scores) is None
+        if is_plain and completions.can_attend(inputs):
+            self._row = self._row or completions.Completions.of(self._prefix.mask, self._mask)
+            result: Tensor = _InC.apply(self._row, scores.scaling, *inputs)
+            return result
+        return self._by_torch(layer, query, key, value, scores)
+
+    def _by_torch(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         batch, group, longest = self._shape
         heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[3]
         keys, values = (
@@ -248,7 +263,7 @@ class CompletionAttention:
         )
         # Query heads that share a key head become more queries to it, so that keys and values need no copies.
         queries = self._padded(query).reshape(batch * group, kv_heads, -1, width)
-        visible = self._visible_in(scores.window).repeat(1, 1, heads // kv_heads, 1)
+        visible = self._visible_in(self._window(scores)).repeat(1, 1, heads // kv_heads, 1)
         if scores.cap is not None:
             result = capped_attention(queries, keys, values, visible, scores.scaling, scores.cap, scores.dropout)
         else:
@@ -258,11 +273,14 @@ class CompletionAttention:
         result = result.reshape(batch * group, heads, longest, width).transpose(1, 2).reshape(-1, heads, width)
         return result.index_select(0, self._to_row)[None]
 
+    def _window(self, scores: Scores) -> int | None:
+        """The window, if a token ever lies outside."""
+        seen = self._shape[2] + self._prompt_mask.shape[1]
+        return None if scores.window is None or scores.window >= seen else scores.window
+
     def _visible_in(self, window: int | None) -> Tensor:
         """``[B * G or 1, 1, C, P + C]`` bool; prompts are padded on the left, so distances count through them."""
         longest, width = self._shape[2], self._prompt_mask.shape[1]
-        if window is not None and window >= width + longest:
-            window = None
         if window not in self._visible:
             visible = causal_mask(longest, width + longest, window, self._prompt_mask.device)
             present = F.pad(self._prompt_mask, (0, longest), value=True)
@@ -274,6 +292,24 @@ class CompletionAttention:
         batch, group, longest = self._shape
         flat = part[0].transpose(0, 1).index_select(0, self._to_padded)
         return flat.reshape(batch * group, longest, *flat.shape[1:]).transpose(1, 2)
+
+
+class _InC(torch.autograd.Function):
+    """`vr1.cpu_kernels.completions.attend`, with the inputs one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, row: completions.Completions, scaling: float, *inputs: Tensor) -> Tensor:
+        output, totals = completions.attend(completions.Inputs(*inputs), row, scaling)
+        ctx.save_for_backward(totals, *inputs)
+        ctx.row, ctx.scaling = row, scaling
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        totals, *inputs = ctx.saved_tensors
+        found = completions.attend_backward(gradients[0], completions.Inputs(*inputs), totals, ctx.row, ctx.scaling)
+        return None, None, *found
 
 
 def _expand_heads(part: Tensor, query: Tensor) -> Tensor:
