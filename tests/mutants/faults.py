@@ -925,7 +925,6 @@ FAULTS = [
         ("key = b->first / G + 1; key < b->last", "key = b->first / G + 2; key < b->last"),
         ("(b->first + i) / G < key; i++", "(b->first + i) / G <= key; i++"),
         ("hide(s, &b, weights, -INFINITY);", ""),
-        ("if (b->count < QUERIES) memset(lanes", "if (b->count < 0) memset(lanes"),
         ("factors[v] = 1.0f / sum;", "factors[v] = sum;"),
         ("highest[lane] + logf(sum[lane])", "highest[lane]"),
         ("(load(product) - mean)", "load(product)"),
@@ -934,7 +933,6 @@ FAULTS = [
         ("memset(of_prompt_keys, 0, (size_t)(2 * size)", "memset(of_prompt_keys, 0, (size_t)(0 * size)"),
         ("b.count, s->E, of_prompt_values + skipped", "QUERIES, s->E, of_prompt_values + skipped"),
         ("if (s->prompt[sequence] != prompt) continue;", ""),
-        ("5 * queries_size(s) + 2 * scores_size(s) :", "4 * queries_size(s) + 2 * scores_size(s) :"),
     ),
     *_faults(
         "vr1/cpu_kernels/completions.py",
@@ -973,8 +971,19 @@ FAULTS = [
     *_faults(
         "vr1/cpu_kernels/vectors.h",
         (_C_DECODING, "tests/policy/test_gates.py", "tests/policy/test_logprobs.py"),
-        ("return chosen(none, (vec){0}, series", "return chosen(none, (vec){0} + 1.0f, series"),
+        (
+            "return chosen(none, (vec){0}, series * power_of_two(half)",
+            "return chosen(none, (vec){0} + 1.0f, series * power_of_two(half)",
+        ),
         ("smaller((vec){0} + 89.0f, larger((vec){0} - 87.0f, x))", "larger((vec){0} - 87.0f, x)"),
+    ),
+    *_faults(
+        "vr1/cpu_kernels/vectors.h",
+        "tests/cpu_kernels/test_completions.py",
+        (
+            "return chosen(none, (vec){0}, series * power_of_two(__builtin",
+            "return chosen(none, (vec){0} + 1.0f, series * power_of_two(__builtin",
+        ),
     ),
     *_faults(
         "vr1/cpu_kernels/library.py",

@@ -115,11 +115,10 @@ static inline int64_t row_of(const struct shape *s, const struct block *b, const
     return (b->kv_head * G + query % G) * part->head + (b->start + query / G) * part->token;
 }
 
-/* Queries of a block, times a factor, as lanes [E, QUERIES]; 0 in those that the block has not. And as rows
-   [QUERIES, E], unless `rows` is NULL. */
+/* Queries of a block, times a factor, as lanes [E, QUERIES], and as rows [QUERIES, E] unless `rows` is NULL. A block of
+   fewer queries leaves anything in the other lanes, and nothing reads what is computed of them. */
 static void read_queries(const struct shape *s, const struct block *b, const struct part *part, float factor,
                          float *lanes, float *rows) {
-    if (b->count < QUERIES) memset(lanes, 0, (size_t)(s->E * QUERIES) * sizeof(float));
     for (int64_t i = 0; i < b->count; i++) {
         const float *from = part->data + row_of(s, b, part, i);
         for (int64_t e = 0; e < s->E; e++) lanes[e * QUERIES + i] = from[e] * factor;
