@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from vr1 import __version__
-from vr1.commands.allocator import use_huge_pages
 
 # Commands without a trainer: the module whose `main` it is, and a line for `--help`.
 COMMANDS = {
@@ -52,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         known = ", ".join([*TRAINER_COMMANDS, *COMMANDS])
         print(f"vr1: error: {fault}; give one of {known} (`vr1 --help` describes them)", file=sys.stderr)
         return 2
-    # Before the import of torch.
-    use_huge_pages()
     # What a command needs takes seconds to import, so no command imports that of another.
     status: int | None
     if command in COMMANDS:

@@ -1,14 +1,10 @@
-"""How torch's allocators get memory: huge pages on a CPU, segments that grow on a GPU."""
+"""Segments of GPU memory that grow, for trainings whose tensors have another size in every step."""
 
 import os
 from collections.abc import Mapping, MutableMapping
-from pathlib import Path
 from typing import Any
 
-__all__ = ["use_expandable_segments", "use_huge_pages"]
-
-_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-_KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+__all__ = ["use_expandable_segments"]
 
 # The second is the name before torch 2.9, which torch still reads.
 _NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -43,35 +39,3 @@ def use_expandable_segments(
         return False
     environment[_NAMES[0]] = "expandable_segments:True"
     return True
-
-
-def use_huge_pages(environment: MutableMapping[str, str] = os.environ, kernel: Path = _KERNEL) -> bool:
-    """Let torch put tensors of 2 MiB and more on huge pages of the host, unless the user has chosen otherwise.
-
-    A step on a CPU allocates and frees its activations again and again, and the kernel clears each page at its first
-    use: with pages of 4 KiB that took 3 % of a step. torch reads the setting when it is imported, so this is called
-    before; processes that the trainer starts inherit it.
-
-    Args:
-        environment: of this process; changed in place.
-        kernel: what Linux says of huge pages: ``always [madvise] never``. torch would warn of a kernel without them.
-
-    Returns:
-        Whether it was set.
-
-    Example:
-        >>> environment = {"THP_MEM_ALLOC_ENABLE": "0"}
-        >>> use_huge_pages(environment), environment
-        (False, {'THP_MEM_ALLOC_ENABLE': '0'})
-
-    Source: torch, c10/core/impl/alloc_cpu.cpp; https://docs.kernel.org/admin-guide/mm/transhuge.html
-    """
-    if _HUGE_PAGES in environment:
-        return False
-    try:
-        offered = "[never]" not in kernel.read_text()
-    except OSError:
-        return False
-    if offered:
-        environment[_HUGE_PAGES] = "1"
-    return offered
