@@ -15,6 +15,31 @@ def drawn(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def rows_of(uniform, temperature=1.0, forbidden=(), ends=(-1,)):
+    """Rows without any token yet, for uniform numbers ``[R, C]``."""
+    count = len(uniform)
+    return decoding.Sampled(
+        forbidden=torch.tensor(forbidden, dtype=torch.long),
+        ends=torch.tensor(ends),
+        uniform=uniform,
+        count=torch.zeros(1, dtype=torch.long),
+        tokens=torch.full(uniform.shape, 77),
+        lengths=torch.zeros(count, dtype=torch.long),
+        log_probs=torch.full(uniform.shape, 7.0, dtype=torch.float32),
+        latest=torch.zeros(count, dtype=torch.long),
+        position=torch.arange(count),
+        running=torch.ones(count, dtype=torch.bool),
+        temperature=temperature,
+    )
+
+
+def sampled(logits, uniform, temperature=1.0):
+    """A token for each row of logits ``[R, V]`` by numbers ``[R]``, and its log-prob."""
+    rows = rows_of(uniform[:, None].contiguous(), temperature)
+    decoding.sample(rows, logits.clone())
+    return rows.tokens[:, 0], rows.log_probs[:, 0]
+
+
 EPSILON = 1e-6
 
 
@@ -276,7 +301,7 @@ def test_results_have_the_precision_of_the_inputs_whatever_the_default():
 
     def results():
         logits = model.network().step(states, *inputs.pop())
-        return [logits, *decoding.sample(logits, uniform, 1.0)]
+        return [logits, *sampled(logits, uniform)]
 
     expected = results()
     torch.set_default_dtype(torch.bfloat16)
@@ -309,7 +334,7 @@ def test_tokens_are_those_of_torch(threads, size, temperature):
     logits[:, size // 2] = 0
     uniform = torch.rand(300, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = sample_token(logits, Sampling(temperature=temperature), uniform)
-    found = decoding.sample(logits, uniform, temperature)
+    found = sampled(logits, uniform, temperature)
     # Where a number is within rounding of the boundary of two tokens, either is right.
     assert (found[0] != expected[0]).sum() <= (1 if size > 1000 else 0)
     same = found[0] == expected[0]
@@ -322,8 +347,8 @@ def test_tokens_at_the_ends_of_the_distribution():
     logits[2, 400] = -200
     logits[3, 100] = -200
     first, last = torch.zeros(4).double(), torch.full((4,), 1 - 2**-53).double()
-    assert decoding.sample(logits, first, 1.0)[0].tolist() == [100, 100, 100, 400]
-    tokens, log_probs = decoding.sample(logits, last, 1.0)
+    assert sampled(logits, first)[0].tolist() == [100, 100, 100, 400]
+    tokens, log_probs = sampled(logits, last)
     assert tokens.tolist() == [400, 400, 100, 400]
     torch.testing.assert_close(log_probs.exp(), torch.tensor([0.5, 0.5, 1, 1]))
 
@@ -331,7 +356,7 @@ def test_tokens_at_the_ends_of_the_distribution():
 def test_logits_without_a_distribution():
     logits = drawn(5, 20)
     logits[1, 5], logits[2, 17], logits[3], logits[4, 3] = torch.nan, torch.nan, -torch.inf, torch.inf
-    tokens, log_probs = decoding.sample(logits, torch.full((5,), 0.5).double(), 1.0)
+    tokens, log_probs = sampled(logits, torch.full((5,), 0.5).double())
     assert tokens[1:].tolist() == [0, 0, 0, 0]
     assert log_probs.isnan().tolist() == [False, True, True, True, True]
 
@@ -339,6 +364,43 @@ def test_logits_without_a_distribution():
 def test_frequencies_are_the_probabilities():
     logits = drawn(1, 300) * 2
     uniform = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    tokens, _ = decoding.sample(logits.expand(100_000, -1).contiguous(), uniform, 0.7)
+    tokens, _ = sampled(logits.expand(100_000, -1), uniform, 0.7)
     counts = torch.bincount(tokens, minlength=300) / 100_000
     assert (counts - torch.softmax(logits[0].double() / 0.7, 0)).abs().max() < 2e-5
+
+
+def test_rows_go_on_until_they_end(threads):
+    """Row 0 ends at once, row 1 with its second token; a forbidden token has all the weight of another row."""
+    logits = torch.full((3, 3, 300), -torch.inf)
+    for step, tokens in enumerate([(20, 5, 6), (8, 21, 9), (4, 4, 4)]):
+        for row, token in enumerate(tokens):
+            logits[step, row, token] = 1.5
+    logits[1, 2, 11], logits[1, 2, 12], logits[2, 1, 9] = 1.5, 50.0, 1.5
+    rows = rows_of(torch.full((3, 3), 0.7).double(), forbidden=(12, 13), ends=(20, 21))
+    states = []
+    for own in logits:
+        decoding.sample(rows, own.contiguous())
+        states.append((rows.latest.tolist(), rows.running.tolist(), rows.lengths.tolist(), rows.position.tolist()))
+    assert states == [
+        ([20, 5, 6], [False, True, True], [1, 1, 1], [1, 2, 3]),
+        ([8, 21, 11], [False, False, True], [1, 2, 2], [2, 3, 4]),
+        ([4, 9, 4], [False, False, True], [1, 2, 3], [3, 4, 5]),
+    ]
+    assert rows.tokens.tolist() == [[20, 20, 20], [5, 21, 20], [6, 11, 4]]
+    torch.testing.assert_close(rows.log_probs.exp(), torch.tensor([[1.0, 1, 1], [1, 1, 1], [1, 0.5, 1]]))
+    assert rows.count.tolist() == [3]
+
+
+@pytest.mark.parametrize("fault", ["layout", "precision", "numbers", "shape"])
+def test_rows_that_it_would_read_in_a_wrong_place_are_refused(fault):
+    rows, logits = rows_of(torch.zeros(4, 2).double()), drawn(4, 20)
+    if fault == "layout":
+        rows = replace(rows, tokens=rows.tokens.T.contiguous().T)
+    elif fault == "precision":
+        logits = logits.double()
+    elif fault == "numbers":
+        rows = replace(rows, latest=rows.latest.int())
+    else:
+        rows = replace(rows, uniform=torch.zeros(4, 3).double())
+    with pytest.raises(AssertionError):
+        decoding.sample(rows, logits)

@@ -220,40 +220,68 @@ static double weigh(const float *x, int64_t size, float level, float factor, flo
     return sum_of(sums);
 }
 
-/* For each row the first token whose cumulative probability is above a uniform number, and its log-probability; 0 and
-   NaN for a row with a NaN, with an infinite logit, or without any finite one. First the block of tokens is found in
-   which the sum is reached, then the token.
-
-   logits   [R, V], divided by the temperature here
-   uniform  [R] in [0, 1)
-   weights  [R, V] and sums [R, V / SAMPLED rounded up], for intermediate values */
-void sample(const float *logits, const double *uniform, float *weights, double *sums, int64_t *token, float *log_prob,
-            int64_t R, int64_t V, double temperature, int64_t threads) {
+/* Draws the first token whose cumulative probability is above a uniform number, and its log-probability; 0 and NaN for
+   logits with a NaN, with an infinite one, or without any finite one. First the block of tokens is found in which the
+   sum is reached, then the token. `weight` [V] and `sum` [V / SAMPLED rounded up] are for intermediate values. */
+static int64_t draw(const float *logits, double uniform, int64_t V, double temperature, float *weight, double *sum,
+                    float *log_prob) {
     const int64_t blocks = (V + SAMPLED - 1) / SAMPLED;
-#pragma omp parallel for num_threads((int)threads) if (threads > 1)
-    for (int64_t row = 0; row < R; row++) {
-        const float *x = logits + row * V, level = largest(x, 0, V, -INFINITY);
-        float *weight = weights + row * V;
-        double *sum = sums + row * blocks, total = 0;
-        for (int64_t block = 0; block < blocks; block++) {
-            const int64_t first = block * SAMPLED;
-            sum[block] = weigh(x + first, least(SAMPLED, V - first), level, (float)(1 / temperature), weight + first);
-            total += sum[block];
-        }
-        double left = uniform[row] * total;
-        int64_t block = 0;
-        while (block < blocks - 1 && sum[block] <= left) left -= sum[block++];
-        /* Sums of another order, and differences, may end a little off: the last token that has any probability. With a
-           total that is NaN, none is found. */
-        int64_t found = -1;
-        double reached = 0;
-        for (int64_t i = block * SAMPLED; i < least(V, (block + 1) * SAMPLED) && reached <= left; i++) {
-            reached += weight[i];
-            if (weight[i] > 0) found = i;
-        }
-        for (int64_t i = block * SAMPLED - 1; found < 0 && i >= 0; i--)
-            if (weight[i] > 0) found = i;
-        token[row] = found < 0 ? 0 : found;
-        log_prob[row] = (float)log(weight[token[row]] / total);
+    const float level = largest(logits, 0, V, -INFINITY);
+    double total = 0;
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t first = block * SAMPLED;
+        sum[block] = weigh(logits + first, least(SAMPLED, V - first), level, (float)(1 / temperature), weight + first);
+        total += sum[block];
     }
+    double left = uniform * total;
+    int64_t block = 0;
+    while (block < blocks - 1 && sum[block] <= left) left -= sum[block++];
+    /* Sums of another order, and differences, may end a little off: the last token that has any probability. With a
+       total that is NaN, none is found. */
+    int64_t found = -1;
+    double reached = 0;
+    for (int64_t i = block * SAMPLED; i < least(V, (block + 1) * SAMPLED) && reached <= left; i++) {
+        reached += weight[i];
+        if (weight[i] > 0) found = i;
+    }
+    for (int64_t i = block * SAMPLED - 1; found < 0 && i >= 0; i--)
+        if (weight[i] > 0) found = i;
+    const int64_t token = found < 0 ? 0 : found;
+    *log_prob = (float)log(weight[token] / total);
+    return token;
+}
+
+/* What has been sampled of R rows, of C tokens at most. */
+struct sampled {
+    int64_t R, C, forbidden_count, end_count;
+    const int64_t *forbidden, *ends; /* tokens that are never sampled, and those that end a row */
+    const double *uniform;           /* [R, C] in [0, 1) */
+    int64_t *count;                  /* [1], tokens of each row so far */
+    int64_t *tokens, *lengths;       /* [R, C], [R] */
+    float *log_probs;                /* [R, C] */
+    int64_t *latest, *position;      /* [R] */
+    uint8_t *running;                /* [R] */
+    double temperature;
+};
+
+/* Samples the next token of each row by its logits [R, V], which are changed; `weights` [R, V] and `sums`
+   [R, V / SAMPLED rounded up] are for intermediate values. A row that has ended gets the first of `ends`. */
+void sample(const struct sampled *s, float *logits, int64_t V, float *weights, double *sums, int64_t threads) {
+    const int64_t blocks = (V + SAMPLED - 1) / SAMPLED, C = s->C, count = *s->count;
+#pragma omp parallel for num_threads((int)threads) if (threads > 1)
+    for (int64_t row = 0; row < s->R; row++) {
+        float *own = logits + row * V, log_prob;
+        for (int64_t i = 0; i < s->forbidden_count; i++) own[s->forbidden[i]] = -INFINITY;
+        const int64_t token = draw(own, s->uniform[row * C + count], V, s->temperature, weights + row * V,
+                                   sums + row * blocks, &log_prob);
+        const int is_running = s->running[row];
+        s->tokens[row * C + count] = is_running ? token : s->ends[0];
+        s->log_probs[row * C + count] = is_running ? log_prob : 0;
+        s->lengths[row] += is_running;
+        for (int64_t i = 0; i < s->end_count; i++)
+            if (token == s->ends[i]) s->running[row] = 0;
+        s->latest[row] = token;
+        s->position[row]++;
+    }
+    ++*s->count;
 }

@@ -16,14 +16,25 @@ from torch.nn.functional import pad
 
 from vr1.cpu_kernels.library import load_functions
 
-__all__ = ["BLOCK", "LayerWeights", "Network", "Norm", "Product", "Rows", "StoredTokens", "in_blocks", "sample"]
+__all__ = [
+    "BLOCK",
+    "LayerWeights",
+    "Network",
+    "Norm",
+    "Product",
+    "Rows",
+    "Sampled",
+    "StoredTokens",
+    "in_blocks",
+    "sample",
+]
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 _ARGUMENTS: dict[str, list[Any]] = {
     "pack": [_POINTER] * 2 + [_SIZE] * 3,
     "scratch_size": [_POINTER] * 2 + [_SIZE] * 2,
     "step": [_POINTER] * 5 + [_SIZE] * 2,
-    "sample": [_POINTER] * 6 + [_SIZE] * 2 + [_NUMBER, _SIZE],
+    "sample": [_POINTER] * 2 + [_SIZE] + [_POINTER] * 2 + [_SIZE],
 }
 # As in attention.h: keys are read in blocks of so many.
 BLOCK = 16
@@ -65,6 +76,15 @@ class _CRows(ctypes.Structure):
     _fields_ = [
         *((name, _SIZE) for name in ("R", "B", "P", "W", "T", "slot")),
         *((name, _POINTER) for name in ("first_token", "row_of_slot", "cosine", "sine")),
+    ]
+
+
+class _CSampled(ctypes.Structure):
+    _fields_ = [
+        *((name, _SIZE) for name in ("R", "C", "forbidden_count", "end_count")),
+        *((name, _POINTER) for name in ("forbidden", "ends", "uniform", "count", "tokens", "lengths", "log_probs")),
+        *((name, _POINTER) for name in ("latest", "position", "running")),
+        ("temperature", _NUMBER),
     ]
 
 
@@ -259,32 +279,72 @@ def _layer(layer: LayerWeights) -> _CLayer:
     return _CLayer(*map(_norm, norms), *map(_product, products), layer.scaling)
 
 
-def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """One token per row by inverting the cumulative distribution, as `vr1.rollout.sampling.sample_token` does.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampled:
+    """What has been sampled of R rows, of C tokens at most; all contiguous.
 
     Args:
-        logits: ``[R, V]`` float32 contiguous; -inf for a token that is never sampled.
-        uniform: ``[R]`` float64 contiguous, in [0, 1).
+        forbidden: int64, tokens that are never sampled.
+        ends: int64, tokens that end a row, at least one.
+        uniform: ``[R, C]`` float64, uniform random numbers in [0, 1).
+        count: ``[1]`` int64, tokens of each row so far.
+        tokens: ``[R, C]`` int64.
+        lengths: ``[R]`` int64.
+        log_probs: ``[R, C]`` float32.
+        latest: ``[R]`` int64, the latest token of each row.
+        position: ``[R]`` int64, its rotary position.
+        running: ``[R]`` bool, whether the row goes on after it.
         temperature: above 0.
+    """
 
-    Returns:
-        Tokens ``[R]`` int64 and their log-probabilities ``[R]`` float32; 0 and NaN where a logit is NaN or
-        infinite, or all are -inf.
+    forbidden: Tensor
+    ends: Tensor
+    uniform: Tensor
+    count: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    log_probs: Tensor
+    latest: Tensor
+    position: Tensor
+    running: Tensor
+    temperature: float
+
+
+def sample(sampled: Sampled, logits: Tensor) -> None:
+    """Sample the next token of each row by inverting the cumulative distribution.
+
+    Args:
+        sampled: changed in place, all but the first three. A row that had ended before gets the first of ``ends``, with
+            a log-prob of 0. A row in which a logit is NaN or infinite, or all are -inf, gets token 0 and NaN.
+        logits: ``[R, V]`` float32 contiguous; changed in place.
 
     Example:
-        >>> tokens, log_probs = sample(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([0.7]).double(), 1.0)
-        >>> tokens, log_probs.exp()
-        (tensor([1]), tensor([0.5000]))
+        >>> zeros = torch.zeros(1, dtype=torch.long)
+        >>> rows = Sampled(
+        ...     forbidden=torch.tensor([2]), ends=torch.tensor([1]), uniform=torch.tensor([[0.7]]).double(),
+        ...     count=zeros.clone(), tokens=zeros.clone()[None], lengths=zeros.clone(), log_probs=torch.zeros(1, 1),
+        ...     latest=zeros.clone(), position=zeros.clone(), running=torch.tensor([True]), temperature=1.0,
+        ... )
+        >>> sample(rows, torch.zeros(1, 3))
+        >>> rows.tokens, rows.log_probs.exp(), rows.running
+        (tensor([[1]]), tensor([[0.5000]]), tensor([False]))
     """
-    rows, size = logits.shape
-    weights, tokens, log_probs = (
-        torch.empty_like(logits),
-        logits.new_empty(rows, dtype=torch.long),
-        logits.new_empty(rows),
-    )
-    sums = logits.new_empty(rows, -(-size // _SAMPLED), dtype=torch.double)
-    _functions().sample(
-        logits.data_ptr(), uniform.data_ptr(), weights.data_ptr(), sums.data_ptr(), tokens.data_ptr(),
-        log_probs.data_ptr(), rows, size, temperature, torch.get_num_threads(),
+    (rows, size), (_, limit) = logits.shape, sampled.tokens.shape
+    numbers = (sampled.forbidden, sampled.ends, sampled.count, sampled.tokens, sampled.lengths)
+    assert all(part.dtype == torch.int64 for part in (*numbers, sampled.latest, sampled.position))
+    assert sampled.running.dtype == torch.bool
+    assert sampled.log_probs.dtype == logits.dtype == torch.float32
+    assert sampled.uniform.dtype == torch.float64
+    read = (*numbers, sampled.uniform, sampled.log_probs, logits, sampled.latest, sampled.position, sampled.running)
+    assert all(part.is_contiguous() for part in read)
+    assert sampled.uniform.shape == sampled.log_probs.shape == sampled.tokens.shape == (rows, limit)
+    weights, sums = torch.empty_like(logits), logits.new_empty(rows, -(-size // _SAMPLED), dtype=torch.double)
+    given = _CSampled(
+        rows, limit, len(sampled.forbidden), len(sampled.ends), sampled.forbidden.data_ptr(), sampled.ends.data_ptr(),
+        sampled.uniform.data_ptr(), sampled.count.data_ptr(), sampled.tokens.data_ptr(), sampled.lengths.data_ptr(),
+        sampled.log_probs.data_ptr(), sampled.latest.data_ptr(), sampled.position.data_ptr(),
+        sampled.running.data_ptr(), sampled.temperature,
     )  # fmt: skip
-    return tokens, log_probs
+    _functions().sample(
+        ctypes.byref(given), logits.data_ptr(), size, weights.data_ptr(), sums.data_ptr(), torch.get_num_threads()
+    )

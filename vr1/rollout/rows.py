@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vr1.policy.policy import Policy
-from vr1.rollout.sampling import Choose, Decoded, Sampling, sample_token
+from vr1.rollout.sampling import Decoded, Sampling, sample_token
 from vr1.types import Prefix
 
 __all__ = ["SampledRows"]
@@ -24,7 +24,6 @@ class SampledRows:
         prefix: its prefill of the B prompts.
         sampling: group size, temperature, top-p and length limit.
         uniform: ``[B * G, C]`` uniform random numbers in [0, 1).
-        choose: samples a token per row, as `sample_token` does.
 
     Attributes:
         sampled: ``[R]`` int64, the latest token of each row.
@@ -32,18 +31,16 @@ class SampledRows:
         running: ``[R]`` bool, whether the row goes on after it.
     """
 
-    def __init__(
-        self, policy: Policy, prefix: Prefix, sampling: Sampling, uniform: Tensor, choose: Choose = sample_token
-    ) -> None:
+    def __init__(self, policy: Policy, prefix: Prefix, sampling: Sampling, uniform: Tensor) -> None:
         total, limit = uniform.shape
         device = prefix.state.device
-        self._sampling, self._uniform, self._choose = sampling, uniform, choose
+        self._sampling, self._uniform = sampling, uniform.double().contiguous()
         self._forbidden = torch.tensor(policy.forbidden_tokens, device=device)
         self._ends = torch.tensor(policy.eos_tokens, device=device)
         # [1] int64: tokens of each row so far.
         self._count = torch.zeros(1, dtype=torch.long, device=device)
         self._tokens = torch.full((total, limit), policy.eos_tokens[0], device=device)
-        self._log_probs = torch.zeros(total, limit, device=device)
+        self._log_probs = torch.zeros(total, limit, dtype=torch.float32, device=device)
         self._lengths = torch.zeros(total, dtype=torch.long, device=device)
         self.sampled = torch.zeros(total, dtype=torch.long, device=device)
         self.position = prefix.next_position.repeat_interleave(sampling.group_size) - 1
@@ -69,7 +66,7 @@ class SampledRows:
             logits: ``[R, V]`` float32; changed in place.
         """
         logits.index_fill_(1, self._forbidden, -torch.inf)
-        sampled, log_probs = self._choose(logits, self._sampling, self._uniform.index_select(1, self._count)[:, 0])
+        sampled, log_probs = sample_token(logits, self._sampling, self._uniform.index_select(1, self._count)[:, 0])
         self._tokens.index_copy_(1, self._count, torch.where(self.running, sampled, self._ends[0])[:, None])
         self._log_probs.index_copy_(1, self._count, log_probs.masked_fill(~self.running, 0.0)[:, None])
         self._lengths.add_(self.running)

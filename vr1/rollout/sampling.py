@@ -3,7 +3,6 @@
 Shape letters: R rows, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -59,10 +58,6 @@ class Decoded(NamedTuple):
     lengths: Tensor
     finished: Tensor
     log_probs: Tensor
-
-
-# Logits [R, V], settings and uniform numbers [R] -> tokens [R] and their log-probabilities [R], as of `sample_token`.
-Choose = Callable[[Tensor, Sampling, Tensor], tuple[Tensor, Tensor]]
 
 
 def sampling_bytes(rows: int, vocabulary: int, sampling: Sampling) -> float:

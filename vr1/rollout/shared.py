@@ -12,9 +12,9 @@ from vr1.rollout.cache import GroupCache, StaticGroupCache
 from vr1.rollout.decoder import Decoder, make_decoder, runs_layers
 from vr1.rollout.graphs import GraphError, StepGraphs, StepState
 from vr1.rollout.kernels import Kernels, kernel_cache
-from vr1.rollout.kernels.cpu import MAX_ROWS, CpuDecoder, CpuKernelCache, network_of, sample_token_by_kernel
+from vr1.rollout.kernels.cpu import MAX_ROWS, CpuDecoder, CpuKernelCache, CpuRows, network_of
 from vr1.rollout.rows import SampledRows
-from vr1.rollout.sampling import Choose, Decoded, Sampling, sample_token
+from vr1.rollout.sampling import Decoded, Sampling
 from vr1.rollout.weights import RolloutWeights
 from vr1.types import Prefix
 
@@ -85,8 +85,8 @@ def _decode(
     graphs: StepGraphs | None,
 ) -> Decoded:
     group, limit = sampling.group_size, sampling.max_new_tokens
-    cache, decoder, choose = _prepare(policy, prefix, sampling, dequantize, kernels, graphs is not None)
-    rows = SampledRows(policy, prefix, sampling, uniform, choose)
+    cache, decoder, kind = _prepare(policy, prefix, sampling, dequantize, kernels, graphs is not None)
+    rows = kind(policy, prefix, sampling, uniform)
 
     def step() -> Tensor:
         logits = decoder(rows.sampled, rows.position)
@@ -123,7 +123,7 @@ def _decode(
 
 def _prepare(
     policy: Policy, prefix: Prefix, sampling: Sampling, dequantize: bool, kernels: bool, static: bool
-) -> tuple[GroupCache, Decoder, Choose]:
+) -> tuple[GroupCache, Decoder, type[SampledRows]]:
     """Where a rollout's keys and values are stored, what computes a step, and what samples its tokens.
 
     Args:
@@ -141,7 +141,7 @@ def _prepare(
     if issubclass(kind, CpuKernelCache):
         if rows <= MAX_ROWS and (network := network_of(policy, dequantize)) is not None:
             cpu_cache = kind(prefix, sampling.group_size)
-            return cpu_cache, CpuDecoder(policy, network, cpu_cache, end), sample_token_by_kernel
+            return cpu_cache, CpuDecoder(policy, network, cpu_cache, end), CpuRows
         kind = plain
     cache = kind(prefix, sampling.group_size)
-    return cache, make_decoder(policy, cache, rows, dequantize, end), sample_token
+    return cache, make_decoder(policy, cache, rows, dequantize, end), SampledRows

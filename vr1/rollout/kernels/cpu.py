@@ -1,4 +1,4 @@
-"""What a rollout on a CPU computes by `vr1.cpu_kernels`: the step of a decoder, its cache, and the choice of tokens.
+"""What a rollout on a CPU computes by `vr1.cpu_kernels`: the step of a decoder, its cache, and the next tokens.
 
 Shape letters: B prompts, P prompt tokens, W slots of a prompt, R rows, K key and value heads, E head width, T capacity
 for own tokens, V vocabulary.
@@ -21,10 +21,10 @@ from vr1.rollout.cache import GroupCache, cache_capacity
 from vr1.rollout.decoder import Decoder
 from vr1.rollout.linear import merge_linear
 from vr1.rollout.rotation import Rotation
-from vr1.rollout.sampling import Sampling, sample_token
+from vr1.rollout.rows import SampledRows
 from vr1.types import Prefix
 
-__all__ = ["MAX_ROWS", "CpuDecoder", "CpuKernelCache", "network_of", "sample_token_by_kernel"]
+__all__ = ["MAX_ROWS", "CpuDecoder", "CpuKernelCache", "CpuRows", "network_of"]
 
 # With more rows, torch's products and operators are as fast.
 MAX_ROWS = 256
@@ -182,14 +182,27 @@ def _norm(norm: Any) -> decoding.Norm | None:
     return decoding.Norm(norm.weight.detach(), norm.variance_epsilon)
 
 
-def sample_token_by_kernel(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """As `vr1.rollout.sampling.sample_token`, which it calls where the largest logits have to be found.
+class CpuRows(SampledRows):
+    """Rows whose next token is sampled by one call of C, except where the largest logits have to be found."""
 
-    Args:
-        logits: ``[R, V]`` float32.
-        sampling: temperature and top-p.
-        uniform: ``[R]`` uniform random numbers in [0, 1).
-    """
-    if sampling.temperature == 0 or sampling.top_p < 1:
-        return sample_token(logits, sampling, uniform)
-    return decoding.sample(logits.contiguous(), uniform.double().contiguous(), sampling.temperature)
+    @override
+    def sample(self, logits: Tensor) -> None:
+        if self._sampling.temperature == 0 or self._sampling.top_p < 1:
+            super().sample(logits)
+            return
+        decoding.sample(
+            decoding.Sampled(
+                forbidden=self._forbidden,
+                ends=self._ends,
+                uniform=self._uniform,
+                count=self._count,
+                tokens=self._tokens,
+                lengths=self._lengths,
+                log_probs=self._log_probs,
+                latest=self.sampled,
+                position=self.position,
+                running=self.running,
+                temperature=self._sampling.temperature,
+            ),
+            logits,
+        )
