@@ -6,13 +6,14 @@
 Each shape is trained for two steps in a process of its own, so that the second meets the optimizer states and gradients
 of the first. What is measured are the bytes that torch's allocator has given to tensors, at their peak, and the weights
 that the allocator does not know, since they are mapped from their file or loaded by other threads. That is exact, and
-the same in every run. The copy of the weights that decoding has on a CPU alone is left out: the plan is about GPUs.
-What the plan adds for AdamW on a GPU, which updates all tensors at once there, is left out too.
+the same in every run. C is switched off, since the plan is about GPUs: decoding by it has a copy of the weights, and
+its attention stores less. What the plan adds for AdamW on a GPU, which updates all tensors at once there, is left out.
 Completions never end before their limit, and images are shown at the largest size: what the plan is about. With
 "unequal prompts" their lengths differ by several tokens; without, they differ as those of three names do.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -96,12 +97,12 @@ def measure(name: str) -> dict[str, float]:
     import torch
 
     from vr1.commands.plan.predict import predict
-    from vr1.rollout import linear, shared
+    from vr1.rollout import linear
 
+    os.environ["CC"] = "off"
     # Attention on a CPU allocates a buffer for each thread.
     torch.set_num_threads(1)
     linear._MAX_REORDERED_ROWS = 0
-    shared.network_of = lambda *_: None
     with tempfile.TemporaryDirectory() as folder:
         needs = _needs(name, Path(folder))
         fewest = 2 if "unequal" in name else needs.categories

@@ -922,8 +922,8 @@ FAULTS = [
         ("for (; i < last; i++) found =", "for (; i + 1 < last; i++) found ="),
     ),
     *_faults(
-        "vr1/cpu_kernels/completions.c",
-        "tests/cpu_kernels/test_completions.py",
+        "vr1/cpu_kernels/completion_attention.c",
+        "tests/cpu_kernels/test_completion_attention.py",
         ("b.last = (b.first + b.count - 1) / G + 1;", "b.last = (b.first + b.count - 1) / G;"),
         ("b.skipped = s->first_token[b.prompt];", "b.skipped = 0;"),
         ("prompt->token, 1, lanes, s->E, products, 0)", "prompt->token, 1, lanes, s->E - 1, products, 0)"),
@@ -941,8 +941,8 @@ FAULTS = [
         ("if (s->prompt[sequence] != prompt) continue;", ""),
     ),
     *_faults(
-        "vr1/cpu_kernels/completions.py",
-        "tests/cpu_kernels/test_completions.py",
+        "vr1/cpu_kernels/completion_attention.py",
+        "tests/cpu_kernels/test_completion_attention.py",
         ("inputs.query.shape[-1] % _VECTOR == 0", "True"),
         ("type(part) is Tensor and part.is_cpu", "part.is_cpu"),
         ("tensor if tensor.stride(-1) == 1 else tensor.contiguous()", "tensor"),
@@ -958,7 +958,7 @@ FAULTS = [
         ("and self._window(scores) is None", ""),
         ("scores.window >= seen", "scores.window > seen"),
         ("scores.window >= seen", "scores.window >= seen - 1"),
-        ("if is_plain and completions.can_attend(inputs):", "if False:"),
+        ("if is_plain and completion_attention.can_attend(inputs):", "if False:"),
     ),
     *_faults(
         "vr1/cpu_kernels/training.c",
@@ -985,7 +985,7 @@ FAULTS = [
     ),
     *_faults(
         "vr1/cpu_kernels/vectors.h",
-        "tests/cpu_kernels/test_completions.py",
+        "tests/cpu_kernels/test_completion_attention.py",
         (
             "return chosen(none, (vec){0}, series * power_of_two(__builtin",
             "return chosen(none, (vec){0} + 1.0f, series * power_of_two(__builtin",

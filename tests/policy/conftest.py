@@ -2,11 +2,11 @@
 
 import pytest
 
-from vr1.cpu_kernels import completions, library, training
+from vr1.cpu_kernels import completion_attention, library, training
 
 
 def forget_libraries():
-    for function in (library.load_library, training._functions, completions._functions):
+    for function in (library.load_library, training._functions, completion_attention._functions):
         function.cache_clear()
 
 

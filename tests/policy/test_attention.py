@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from vr1.cpu_kernels import completions
+from vr1.cpu_kernels import completion_attention
 from vr1.policy.attention import CompletionAttention, PromptAttention, Scores
 from vr1.policy.policy import join_prefixes
 from vr1.types import Prefix
@@ -68,13 +68,13 @@ def test_a_prompt_sees_what_comes_before(padded, scores):
 @pytest.fixture
 def attended_in_c(monkeypatch):
     """The scaling of each attention that C has computed."""
-    calls, attend = [], completions.attend
+    calls, attend = [], completion_attention.attend
 
     def noted(inputs, row, scaling):
         calls.append(scaling)
         return attend(inputs, row, scaling)
 
-    monkeypatch.setattr(completions, "attend", noted)
+    monkeypatch.setattr(completion_attention, "attend", noted)
     return calls
 
 

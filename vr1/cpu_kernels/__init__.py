@@ -1,4 +1,5 @@
 """Kernels for CPUs, written in C and compiled where there is a compiler (`library`).
 
-`decoding` is what a decoding step computes beside its matrix products, `training` what the pass of a training does.
+`decoding` computes a token of a rollout, `completion_attention` the attention of the training pass, and `training` what
+else that pass computes beside its matrix products.
 """

@@ -4,7 +4,7 @@ transformers lets a model's attention be replaced by a registered function; `att
 which travels with each call as ``sharing``: `PromptAttention` for prompts, `CompletionAttention` for completions after
 their prompts, `vr1.rollout.cache.GroupCache` for single new tokens. Without it, `attend` is plain attention.
 
-On a CPU, plain attention of completions is a function in C each way (`vr1.cpu_kernels.completions`).
+On a CPU, plain attention of completions is a function in C each way (`vr1.cpu_kernels.completion_attention`).
 
 Gemma 2 caps its scores (``cap * tanh(score / cap)``), and every other of its layers sees a window: the last W tokens.
 Torch's fused attention does not cap, so `capped_attention` computes the scores themselves.
@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from vr1.cpu_kernels import completions
+from vr1.cpu_kernels import completion_attention
+from vr1.cpu_kernels.completion_attention import Completions, Inputs
 from vr1.policy.products import multiply_into_float32
 from vr1.types import Prefix
 
@@ -242,14 +243,14 @@ class CompletionAttention:
         self._prompt_mask = prefix.mask[:1] if bool(prefix.mask.all()) else prefix.mask.repeat_interleave(group, dim=0)
         self._visible: dict[int | None, Tensor] = {}
         self._mask = mask
-        self._row: completions.Completions | None = None
+        self._row: Completions | None = None
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Attention of one layer with one row; see `Sharing`."""
-        inputs = completions.Inputs(query, self._prefix.keys[layer], self._prefix.values[layer], key, value)
+        inputs = Inputs(query, self._prefix.keys[layer], self._prefix.values[layer], key, value)
         is_plain = scores.cap is None and not scores.dropout and self._window(scores) is None
-        if is_plain and completions.can_attend(inputs):
-            self._row = self._row or completions.Completions.of(self._prefix.mask, self._mask)
+        if is_plain and completion_attention.can_attend(inputs):
+            self._row = self._row or Completions.of(self._prefix.mask, self._mask)
             result: Tensor = _InC.apply(self._row, scores.scaling, *inputs)
             return result
         return self._by_torch(layer, query, key, value, scores)
@@ -295,11 +296,11 @@ class CompletionAttention:
 
 
 class _InC(torch.autograd.Function):
-    """`vr1.cpu_kernels.completions.attend`, with the inputs one by one."""
+    """`vr1.cpu_kernels.completion_attention.attend`, with the inputs one by one."""
 
     @staticmethod
-    def forward(ctx: Any, row: completions.Completions, scaling: float, *inputs: Tensor) -> Tensor:
-        output, totals = completions.attend(completions.Inputs(*inputs), row, scaling)
+    def forward(ctx: Any, row: Completions, scaling: float, *inputs: Tensor) -> Tensor:
+        output, totals = completion_attention.attend(Inputs(*inputs), row, scaling)
         ctx.save_for_backward(totals, *inputs)
         ctx.row, ctx.scaling = row, scaling
         return output
@@ -308,7 +309,7 @@ class _InC(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         totals, *inputs = ctx.saved_tensors
-        found = completions.attend_backward(gradients[0], completions.Inputs(*inputs), totals, ctx.row, ctx.scaling)
+        found = completion_attention.attend_backward(gradients[0], Inputs(*inputs), totals, ctx.row, ctx.scaling)
         return None, None, *found
 
 

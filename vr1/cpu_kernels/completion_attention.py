@@ -1,4 +1,4 @@
-"""The functions of ``completions.c``, for float32 tensors on a CPU, where `can_attend` says that they can be used.
+"""The functions of ``completion_attention.c``: for float32 tensors on a CPU, where `can_attend` allows them.
 
 Shape letters: B prompts, P prompt tokens, S completions, T their tokens in a row, H query heads, K key and value heads,
 E head width.
@@ -47,7 +47,7 @@ _ARGUMENTS = {
 
 @cache
 def _functions() -> ctypes.CDLL | None:
-    return load_functions_or_none("completions.c", _ARGUMENTS, sizes=["scratch_size"])
+    return load_functions_or_none("completion_attention.c", _ARGUMENTS, sizes=["scratch_size"])
 
 
 class Inputs(NamedTuple):

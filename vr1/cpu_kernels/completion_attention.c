@@ -2,7 +2,7 @@
 
    Torch's attention needs a padded row for each completion, with a copy of its prompt's keys and values, and computes
    the scores that the mask hides too. Here nothing is copied or padded. Queries are the lanes of vectors, so that a
-   softmax is one operation for each key. Shapes are those that completions.py names:
+   softmax is one operation for each key. Shapes are those that completion_attention.py names:
 
    B prompts, P prompt tokens, S completions, T their tokens in a row, H query heads, K key and value heads, G = H / K
    queries to one key head, E head width. */

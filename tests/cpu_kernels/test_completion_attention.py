@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vr1.cpu_kernels import completions
-from vr1.cpu_kernels.completions import Completions, Inputs, attend, attend_backward, can_attend
+from vr1.cpu_kernels import completion_attention
+from vr1.cpu_kernels.completion_attention import Completions, Inputs, attend, attend_backward, can_attend
 
 
 class Case:
@@ -163,7 +163,7 @@ def test_what_these_functions_cannot_compute(monkeypatch):
         assert not can_attend(inputs._replace(values=other))
     assert not can_attend(inputs._replace(prompt_keys=inputs.prompt_keys.as_subclass(Kind)))
     assert not can_attend(Case([[2]], [3], width=24).inputs)
-    monkeypatch.setattr(completions, "_functions", lambda: None)
+    monkeypatch.setattr(completion_attention, "_functions", lambda: None)
     assert not can_attend(inputs)
 
 
