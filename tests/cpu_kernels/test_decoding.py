@@ -391,6 +391,14 @@ def test_rows_go_on_until_they_end(threads):
     assert rows.count.tolist() == [3]
 
 
+def test_forbidden_tokens_outside_the_vocabulary_change_nothing():
+    logits = torch.zeros(2, 3, 20)
+    rows = rows_of(torch.full((3, 1), 0.99).double(), forbidden=(-1, 20, 10**9))
+    decoding.sample(rows, logits[0])
+    assert not logits.any()
+    assert rows.tokens.tolist() == [[19]] * 3
+
+
 @pytest.mark.parametrize("fault", ["layout", "precision", "numbers", "shape"])
 def test_rows_that_it_would_read_in_a_wrong_place_are_refused(fault):
     rows, logits = rows_of(torch.zeros(4, 2).double()), drawn(4, 20)

@@ -271,7 +271,8 @@ void sample(const struct sampled *s, float *logits, int64_t V, float *weights, d
 #pragma omp parallel for num_threads((int)threads) if (threads > 1)
     for (int64_t row = 0; row < s->R; row++) {
         float *own = logits + row * V, log_prob;
-        for (int64_t i = 0; i < s->forbidden_count; i++) own[s->forbidden[i]] = -INFINITY;
+        for (int64_t i = 0; i < s->forbidden_count; i++)
+            if (s->forbidden[i] >= 0 && s->forbidden[i] < V) own[s->forbidden[i]] = -INFINITY;
         const int64_t token = draw(own, s->uniform[row * C + count], V, s->temperature, weights + row * V,
                                    sums + row * blocks, &log_prob);
         const int is_running = s->running[row];

@@ -35,7 +35,7 @@ class SampledRows:
         total, limit = uniform.shape
         device = prefix.state.device
         self._sampling, self._uniform = sampling, uniform.double().contiguous()
-        self._forbidden = torch.tensor(policy.forbidden_tokens, device=device)
+        self._forbidden = torch.tensor(policy.forbidden_tokens, dtype=torch.long, device=device)
         self._ends = torch.tensor(policy.eos_tokens, device=device)
         # [1] int64: tokens of each row so far.
         self._count = torch.zeros(1, dtype=torch.long, device=device)
