@@ -192,8 +192,8 @@ FAULTS = (
     ),
     Fault(
         "vr1/policy/attention.py",
-        "self._visible_in(scores.window).repeat(1, 1, heads // kv_heads, 1)",
-        "self._visible_in(scores.window).repeat_interleave(heads // kv_heads, dim=2)",
+        "self._visible_in(self._window(scores)).repeat(1, 1, heads // kv_heads, 1)",
+        "self._visible_in(self._window(scores)).repeat_interleave(heads // kv_heads, dim=2)",
         ("tests/policy/test_attention.py", "tests/policy/test_policy.py"),
     ),
     Fault(
