@@ -930,7 +930,7 @@ FAULTS = [
         ("b->last, sums, 1);", "b->last, sums, 0);"),
         ("key = b->first / G + 1; key < b->last", "key = b->first / G + 2; key < b->last"),
         ("(b->first + i) / G < key; i++", "(b->first + i) / G <= key; i++"),
-        ("hide(s, &b, weights, -INFINITY);", ""),
+        ("hide(s, &b, weights);", ""),
         ("factors[v] = 1.0f / sum;", "factors[v] = sum;"),
         ("highest[lane] + logf(sum[lane])", "highest[lane]"),
         ("(load(product) - mean)", "load(product)"),

@@ -1,5 +1,5 @@
 """Kernels for CPUs, written in C and compiled where there is a compiler (`library`).
 
-`decoding` computes a token of a rollout, `completion_attention` the attention of the training pass, and `training` what
-else that pass computes beside its matrix products.
+`decoding` computes a token of a rollout. Of the training pass, `completion_attention` computes the attention of
+completions, and `training` gates, norms, rotary positions and log-probs.
 """

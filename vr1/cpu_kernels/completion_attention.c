@@ -157,36 +157,43 @@ static void combine(const struct shape *s, const struct block *b, const struct p
 }
 
 /* Hides own keys from queries of tokens before them. */
-static void hide(const struct shape *s, const struct block *b, float *scores, float hidden) {
+static void hide(const struct shape *s, const struct block *b, float *scores) {
     const int64_t G = s->H / s->K;
     for (int64_t key = b->first / G + 1; key < b->last; key++)
         for (int64_t i = 0; i < b->count && (b->first + i) / G < key; i++)
-            scores[(b->seen + key) * QUERIES + i] = hidden;
+            scores[(b->seen + key) * QUERIES + i] = -INFINITY;
 }
 
 static int64_t queries_size(const struct shape *s) { return s->E * QUERIES; }
 static int64_t scores_size(const struct shape *s) { return (s->P + s->longest) * QUERIES; }
 
-/* How many floats `forward`, or `backward`, needs beside its arguments. */
-int64_t scratch_size(const struct shape *s, int64_t backward, int64_t threads) {
-    return threads * (backward ? 5 * queries_size(s) + 2 * scores_size(s) : 2 * queries_size(s) + scores_size(s));
+/* How many floats a thread of `forward`, or of `backward`, needs beside its arguments; and all threads. */
+static int64_t thread_size(const struct shape *s, int64_t backward) {
+    return backward ? 5 * queries_size(s) + 2 * scores_size(s) : 2 * queries_size(s) + scores_size(s);
 }
+int64_t scratch_size(const struct shape *s, int64_t backward, int64_t threads) {
+    return threads * thread_size(s, backward);
+}
+
+/* Strides of [T, H], a number for each query. */
+static struct part of_queries(const struct shape *s) { return (struct part){.head = 1, .token = s->H}; }
 
 /* output [1, H, T, E], and the logarithms [T, H] of the sums of the exponentials of scores. */
 void forward(const struct shape *s, const struct inputs *in, const struct part *output, float *totals, float *scratch,
              int64_t threads) {
     const int64_t of_completion = blocks_of(s, s->longest), tasks = s->S * s->K * of_completion;
+    const struct part numbers = of_queries(s);
 #pragma omp parallel for num_threads((int)threads) schedule(dynamic) if (threads > 1)
     for (int64_t task = 0; task < tasks; task++) {
         const int64_t number = task % of_completion, pair = task / of_completion;
         const struct block b = block_of(s, pair / s->K, pair % s->K, number);
         if (b.count <= 0) continue;
-        const int64_t keys = b.seen + b.last, G = s->H / s->K;
-        float *query = scratch + omp_get_thread_num() * (2 * queries_size(s) + scores_size(s));
+        const int64_t keys = b.seen + b.last;
+        float *query = scratch + omp_get_thread_num() * thread_size(s, 0);
         float *sums = query + queries_size(s), *scores = sums + queries_size(s);
         read_queries(s, &b, &in->query, (float)s->scaling, query, NULL);
         multiply(s, &b, &in->prompt_keys, &in->keys, query, scores);
-        hide(s, &b, scores, -INFINITY);
+        hide(s, &b, scores);
         float of_block[QUERIES];
         vec factors[QUERY_VECTORS];
         for (int v = 0; v < QUERY_VECTORS; v++) {
@@ -209,8 +216,7 @@ void forward(const struct shape *s, const struct inputs *in, const struct part *
                 store(sum, load(sum) * factors[v]);
             }
         write_queries(s, &b, output, sums);
-        for (int64_t i = 0; i < b.count; i++)
-            totals[(b.start + (b.first + i) / G) * s->H + b.kv_head * G + (b.first + i) % G] = of_block[i];
+        for (int64_t i = 0; i < b.count; i++) totals[row_of(s, &b, &numbers, i)] = of_block[i];
     }
 }
 
@@ -219,10 +225,11 @@ void forward(const struct shape *s, const struct inputs *in, const struct part *
    do not depend on the number of threads. In `gradients`, prompt_keys and prompt_values are contiguous. */
 void backward(const struct shape *s, const struct inputs *in, const float *totals, const struct part *of_output,
               const struct inputs *gradients, float *of_completions, float *scratch, int64_t threads) {
-    const int64_t size = s->P * s->E, G = s->H / s->K, pairs = s->S * s->K;
+    const int64_t size = s->P * s->E, pairs = s->S * s->K;
+    const struct part numbers = of_queries(s);
 #pragma omp parallel num_threads((int)threads) if (threads > 1)
     {
-        float *query = scratch + omp_get_thread_num() * (5 * queries_size(s) + 2 * scores_size(s));
+        float *query = scratch + omp_get_thread_num() * thread_size(s, 1);
         float *query_rows = query + queries_size(s), *given = query_rows + queries_size(s);
         float *given_rows = given + queries_size(s), *sums = given_rows + queries_size(s);
         float *weights = sums + queries_size(s), *products = weights + scores_size(s);
@@ -244,11 +251,10 @@ void backward(const struct shape *s, const struct inputs *in, const float *total
                 read_queries(s, &b, &in->query, (float)s->scaling, query, query_rows);
                 read_queries(s, &b, of_output, 1, given, given_rows);
                 multiply(s, &b, &in->prompt_keys, &in->keys, query, weights);
-                hide(s, &b, weights, -INFINITY);
+                hide(s, &b, weights);
                 multiply(s, &b, &in->prompt_values, &in->values, given, products);
                 float of_block[QUERIES] = {0};
-                for (int64_t i = 0; i < b.count; i++)
-                    of_block[i] = totals[(b.start + (b.first + i) / G) * s->H + kv_head * G + (b.first + i) % G];
+                for (int64_t i = 0; i < b.count; i++) of_block[i] = totals[row_of(s, &b, &numbers, i)];
                 for (int v = 0; v < QUERY_VECTORS; v++) {
                     const vec total = load(of_block + v * LANES);
                     vec mean = {0};

@@ -251,7 +251,7 @@ class CompletionAttention:
         is_plain = scores.cap is None and not scores.dropout and self._window(scores) is None
         if is_plain and completion_attention.can_attend(inputs):
             self._row = self._row or Completions.of(self._prefix.mask, self._mask)
-            result: Tensor = _InC.apply(self._row, scores.scaling, *inputs)
+            result: Tensor = _AttentionInC.apply(self._row, scores.scaling, *inputs)
             return result
         return self._by_torch(layer, query, key, value, scores)
 
@@ -295,7 +295,7 @@ class CompletionAttention:
         return flat.reshape(batch * group, longest, *flat.shape[1:]).transpose(1, 2)
 
 
-class _InC(torch.autograd.Function):
+class _AttentionInC(torch.autograd.Function):
     """`vr1.cpu_kernels.completion_attention.attend`, with the inputs one by one."""
 
     @staticmethod
